@@ -1,1 +1,63 @@
-fn main() {}
+//! Validates the composed kernels with naga, so that a mistake in a shader fails the build with naga's own message.
+#![expect(dead_code, unreachable_pub, reason = "the modules of the library, of which a build script uses a part")]
+
+#[path = "src/compose.rs"]
+mod compose;
+#[path = "src/key.rs"]
+mod key;
+#[path = "src/table.rs"]
+mod table;
+#[path = "src/unroll.rs"]
+mod unroll;
+
+use key::{Access, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
+
+fn main() {
+    println!("cargo::rerun-if-changed=.");
+    for key in keys() {
+        let source = compose::compose(&key);
+        if let Err(message) = validate(&source) {
+            println!("cargo::error={key}");
+            for line in message.lines() {
+                println!("cargo::error={line}");
+            }
+        }
+    }
+}
+
+/// Each fragment at least once with each kernel; the full menu is validated by the package's tests.
+fn keys() -> Vec<Key> {
+    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2 });
+    let designs = [
+        (Kernel::TileUniversal, Shape::Tile(table::TILE_GPU)),
+        (Kernel::TileUniversal, Shape::Tile(table::TILE_CPU)),
+        (Kernel::TileSubgroup, Shape::Tile(table::TILE_GPU)),
+        (Kernel::Broadcast, lanes),
+    ];
+    let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: true, lse: true };
+    let mut keys = Vec::new();
+    for (kernel, shape) in designs {
+        let head_class = if kernel == Kernel::Broadcast { 32 } else { 0 };
+        for (storage, access) in [
+            (Storage::F32, Access::Vec4),
+            (Storage::F32, Access::Any),
+            (Storage::F16, Access::Vec4),
+            (Storage::F16, Access::Any),
+            (Storage::Bf16, Access::Vec4),
+            (Storage::Bf16, Access::Any),
+        ] {
+            for options in [ScoreOptions::default(), all] {
+                keys.push(Key { kernel, shape, q: storage, kv: storage, access, head_class, value_class: 32, options });
+            }
+        }
+    }
+    keys
+}
+
+fn validate(source: &str) -> Result<(), String> {
+    let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
+    naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::all())
+        .validate(&module)
+        .map_err(|e| e.emit_to_string(source))?;
+    Ok(())
+}

@@ -1,1 +1,16 @@
-//! Being written.
+//! The WGSL kernels of [wattn](https://docs.rs/wattn), and how they are composed.
+//!
+//! Kernels are plain WGSL files beside this crate's manifest, one idea each. [`compose`] turns a typed [`Key`] into the source of
+//! one pipeline: a header of constants, then the files that the [`table`] lists for it, with counted loops unrolled as text. An
+//! option that a key does not use leaves no token in the source. The package's build script validates the composed kernels with
+//! naga and fails with naga's message.
+
+mod compose;
+mod key;
+mod params;
+pub mod table;
+mod unroll;
+
+pub use compose::{Binding, bindings, compose};
+pub use key::{Access, Kernel, Key, LaneShape, ScoreOptions, Shape, Stage, Storage, TileShape};
+pub use params::{Params, ScoreView, Sequence, View};

@@ -1,0 +1,30 @@
+// Keys and values straight from storage: for drivers where workgroup memory is no faster than a cache.
+var<private> k_base: u32;   // of the sequence's first key
+var<private> v_base: u32;
+var<private> key_end: u32;
+var<private> k_tile: u32;   // the tile's first key
+
+const STAGE_CHUNKS: u32 = 0xffffffffu >> 1u;   // the whole head dim at once
+
+fn begin_keys(s: Sequence, kv_head: u32, end: u32) {
+    k_base = aux.params.k.offset + s.batch * aux.params.k.batch + kv_head * aux.params.k.head + s.k_start * aux.params.k.seq;
+    v_base = aux.params.v.offset + s.batch * aux.params.v.batch + kv_head * aux.params.v.head + s.k_start * aux.params.v.seq;
+    key_end = end;
+}
+
+fn stage_k(thread: u32, j0: u32, c0: u32) {
+    workgroupBarrier();   // the last tile's weights have been read
+    k_tile = j0;
+}
+
+fn k_at(key: u32, chunk: u32) -> vec4<f32> {
+    return load_k(k_base + min(k_tile + key, key_end - 1u) * aux.params.k.seq, chunk);
+}
+
+fn stage_v(thread: u32, j0: u32, chunk0: u32) {
+    workgroupBarrier();   // all weights have been written
+}
+
+fn v_at(j0: u32, key: u32, column: u32, chunk: u32) -> vec4<f32> {
+    return select(vec4<f32>(), load_v(v_base + (j0 + key) * aux.params.v.seq, chunk), key_seen(key));
+}

@@ -1,0 +1,116 @@
+// What one dispatch is told: sizes, strides, ranges and per-head numbers, all in the one buffer `aux` (words of u32).
+// Strides count the storage units of their tensor (see the element fragments), offsets wrap: a binding may start past element 0.
+
+// Where a tensor [batch, heads, seq, dim] lies in its binding.
+struct View {
+    offset: u32,
+    batch: u32,
+    head: u32,
+    seq: u32,
+    dim: u32,
+}
+
+// Where a tensor [batch, heads, queries, keys] lies in its binding.
+struct ScoreView {
+    offset: u32,
+    batch: u32,
+    head: u32,
+    query: u32,
+    key: u32,
+}
+
+struct Params {
+    first: u32,          // linear index of this dispatch's first workgroup
+    last: u32,           // one past its last workgroup
+    entries: u32,        // work list entries: (record, query tile) pairs
+    head_first: u32,     // first query head of this dispatch
+    heads: u32,          // query heads of this dispatch
+    head_block: u32,     // heads that run side by side; divides heads
+    group: u32,          // query heads per key/value head
+    splits: u32,         // workgroups that share one query tile, each with its own part of the value dim
+
+    head_dim: u32,
+    value_dim: u32,
+    head_chunks: u32,    // head dim in vec4, rounded up
+    value_chunks: u32,   // value dim in vec4, rounded up
+
+    q: View,
+    k: View,
+    v: View,
+    out: View,
+    lse: View,             // dim is unused
+    bias: ScoreView,
+    mask: ScoreView,       // in words of 32 keys; key is unused
+
+    score_scale: f32,    // turns q.k into the unit the kernel's weights are taken in
+    softcap: f32,        // the cap in that unit
+
+    records: u32,        // word offsets of the sections of aux.words
+    slopes: u32,
+    sinks: u32,
+    list: u32,
+}
+
+struct Aux {
+    params: Params,
+    words: array<u32>,
+}
+
+@group(0) @binding(7) var<storage, read> aux: Aux;
+
+// One sequence: where it lies and which keys its queries may see. Query i sees keys [lo(i), hi(i)).
+struct Sequence {
+    batch: u32,
+    q_start: u32,
+    queries: u32,
+    k_start: u32,
+    keys: u32,
+    lo_shift: i32,   // lo(i) = max(0, i + lo_shift)
+    hi_shift: i32,   // hi(i) = clamp(i + hi_shift, 0, keys)
+    diagonal: i32,   // keys - queries: where query 0's own position lies among the keys
+}
+
+fn sequence_at(record: u32) -> Sequence {
+    let w = aux.params.records + record * 8u;
+    return Sequence(
+        aux.words[w], aux.words[w + 1u], aux.words[w + 2u], aux.words[w + 3u], aux.words[w + 4u],
+        bitcast<i32>(aux.words[w + 5u]), bitcast<i32>(aux.words[w + 6u]), bitcast<i32>(aux.words[w + 7u]),
+    );
+}
+
+fn first_key(s: Sequence, i: u32) -> u32 {
+    return u32(max(i32(i) + s.lo_shift, 0));
+}
+
+fn end_key(s: Sequence, i: u32) -> u32 {
+    return u32(clamp(i32(i) + s.hi_shift, 0, i32(s.keys)));
+}
+
+// One workgroup's work: a tile of queries of one head of one sequence, and a part of the value dim.
+struct Item {
+    live: bool,
+    record: u32,
+    tile: u32,
+    head: u32,    // query head
+    split: u32,
+}
+
+// The list runs from the heaviest tile to the lightest; `head_block` heads walk it side by side.
+fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
+    let p = aux.params.first + workgroup.x + workgroup.y * grid.x;
+    if (p >= aux.params.last) {
+        return Item(false, 0u, 0u, 0u, 0u);
+    }
+    let split = p % aux.params.splits;
+    let q = p / aux.params.splits;
+    let block = q / (aux.params.entries * aux.params.head_block);
+    let within = q % (aux.params.entries * aux.params.head_block);
+    let entry = aux.params.list + 2u * (within / aux.params.head_block);
+    let head = aux.params.head_first + block * aux.params.head_block + within % aux.params.head_block;
+    return Item(true, aux.words[entry], aux.words[entry + 1u], head, split);
+}
+
+// The identity of max over finite numbers: where a running maximum starts. It never stands for a masked score.
+fn lowest() -> f32 {
+    return bitcast<f32>(0xff7fffffu);
+}

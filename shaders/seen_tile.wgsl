@@ -1,0 +1,20 @@
+// Which keys some row of the tile sees, where a bias or a mask may hide any: one bit a key.
+var<workgroup> sh_seen: array<atomic<u32>, (TILE_K + 31u) / 32u>;
+
+fn clear_seen(thread: u32) {
+    workgroupBarrier();   // the last tile's bits have been read
+    if (thread < (TILE_K + 31u) / 32u) {
+        atomicStore(&sh_seen[thread], 0u);
+    }
+    workgroupBarrier();   // none is marked yet
+}
+
+fn mark_seen(key: u32, seen: bool) {
+    if (seen) {
+        atomicOr(&sh_seen[key / 32u], 1u << (key & 31u));
+    }
+}
+
+fn key_seen(key: u32) -> bool {
+    return ((atomicLoad(&sh_seen[key / 32u]) >> (key & 31u)) & 1u) == 1u;
+}

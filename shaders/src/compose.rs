@@ -1,0 +1,208 @@
+//! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
+
+use crate::key::{Access, Kernel, Key, Shape, Storage};
+use crate::table::kernel_files;
+use crate::unroll::unroll;
+
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        /// The text of one `.wgsl` file of this package.
+        ///
+        /// # Panics
+        /// Where the table names a file that is not in the list: a mistake in this package, found by its build.
+        fn file(name: &str) -> &'static str {
+            match name {
+                $($name => include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $name, ".wgsl")),)*
+                _ => panic!("no shader file `{name}`"),
+            }
+        }
+    };
+}
+
+files!(
+    "params",
+    "load_f32",
+    "load_f32_any",
+    "load_f16",
+    "load_f16_any",
+    "load_bf16",
+    "load_bf16_any",
+    "store_f32",
+    "store_f32_any",
+    "pack_f16",
+    "pack_bf16",
+    "store_packed",
+    "store_packed_any",
+    "weight_log2",
+    "weight_natural",
+    "score_softcap",
+    "score_alibi",
+    "score_bias",
+    "score_mask",
+    "finish",
+    "finish_sinks",
+    "lse",
+    "keys_direct",
+    "keys_staged",
+    "rows_workgroup",
+    "rows_subgroup",
+    "seen_lane",
+    "seen_lane_range",
+    "seen_tile",
+    "seen_tile_range",
+    "flash_forward_tile",
+    "flash_forward_broadcast",
+);
+
+/// One storage buffer of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// The binding number, the same in every kernel.
+    pub slot: u32,
+    /// The operand's name.
+    pub name: &'static str,
+    /// Whether the kernel writes it.
+    pub writes: bool,
+}
+
+/// The bindings of a kernel, at most eight. Operands that the key does not use are left out.
+pub fn bindings(key: &Key) -> impl Iterator<Item = Binding> + use<> {
+    let options = key.options;
+    let all = [
+        (true, "q", false),
+        (true, "k", false),
+        (true, "v", false),
+        (true, "out", true),
+        (options.lse, "lse", true),
+        (options.bias, "bias", false),
+        (options.mask, "mask", false),
+        (true, "aux", false),
+    ];
+    (0..).zip(all).filter_map(|(slot, (used, name, writes))| used.then_some(Binding { slot, name, writes }))
+}
+
+/// The WGSL of a key's kernel, entry point `main`.
+///
+/// # Panics
+/// On a malformed loop directive in a shader file, which this package's build would have refused.
+#[must_use]
+pub fn compose(key: &Key) -> String {
+    let constants = constants(key);
+    let lookup = |name: &str| constants.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
+    let mut wgsl = format!("// {key}\n\n");
+    for (name, value) in &constants {
+        wgsl += &format!("const {name}: u32 = {value}u;\n");
+    }
+    wgsl += &format!("const MASKS_ELEMENTS: bool = {};\n\n", key.options.masks_elements());
+    for part in parts(key) {
+        let text = unroll(&part, &lookup).unwrap_or_else(|message| panic!("{key}: {message}"));
+        wgsl += &text;
+        wgsl.push('\n');
+    }
+    wgsl
+}
+
+/// The numbers of the header: those that shape registers, and the tile.
+fn constants(key: &Key) -> Vec<(&'static str, u32)> {
+    let value_chunks = key.value_class / 4;
+    match key.shape {
+        Shape::Lanes(shape) => vec![
+            ("LANES", shape.lanes),
+            ("ROWS", shape.rows),
+            ("HEAD_CHUNKS", key.head_class / 4),
+            ("VALUE_CHUNKS", value_chunks),
+        ],
+        Shape::Tile(shape) => {
+            let columns = value_chunks.div_ceil(shape.tx);
+            let piece = shape.stage.map_or(columns, |s| s.v_columns.min(columns));
+            let mut all = vec![
+                ("TX", shape.tx),
+                ("TY", shape.ty),
+                ("TX_LOG2", shape.tx.ilog2()),
+                ("THREADS", shape.tx * shape.ty),
+                ("ROWS", shape.rows),
+                ("KEYS", shape.keys),
+                ("VALUE_CHUNKS", value_chunks),
+                ("PIECES", columns.div_ceil(piece)),
+                ("PIECE_COLUMNS", piece),
+            ];
+            all.extend(shape.stage.map(|s| ("K_CHUNKS", s.k_chunks)));
+            all
+        }
+    }
+}
+
+fn parts(key: &Key) -> Vec<String> {
+    let options = key.options;
+    let mut parts = vec![file("params").to_owned()];
+    for (slot, (name, dim, storage)) in
+        [("q", "head_dim", key.q), ("k", "head_dim", key.kv), ("v", "value_dim", key.kv)].into_iter().enumerate()
+    {
+        let suffix = if key.access == Access::Any { "_any" } else { "" };
+        let text = file(&format!("load_{storage}{suffix}"));
+        parts.push(text.replace("$t", name).replace("$b", &slot.to_string()).replace("$n", dim));
+    }
+    match (key.q, key.access) {
+        (Storage::F32, Access::Vec4) => parts.push(file("store_f32").to_owned()),
+        (Storage::F32, Access::Any) => parts.push(file("store_f32_any").to_owned()),
+        (packed, access) => {
+            parts.push(file(&format!("pack_{packed}")).to_owned());
+            parts.push(file(if access == Access::Any { "store_packed_any" } else { "store_packed" }).to_owned());
+        }
+    }
+    parts.push(file(if options.bias { "weight_natural" } else { "weight_log2" }).to_owned());
+    for (on, name) in
+        [(options.softcap, "softcap"), (options.alibi, "alibi"), (options.bias, "bias"), (options.mask, "mask")]
+    {
+        if on {
+            parts.push(file(&format!("score_{name}")).to_owned());
+        }
+    }
+    parts.push(score(key));
+    parts.push(file(if options.sinks { "finish_sinks" } else { "finish" }).to_owned());
+    parts.push(if options.lse { file("lse").to_owned() } else { NO_LSE.to_owned() });
+    if key.kernel == Kernel::Broadcast {
+        parts.push(HAS_CHUNK.to_owned());
+    }
+    parts.extend(kernel_files(key).into_iter().map(|name| file(name).to_owned()));
+    parts
+}
+
+const NO_LSE: &str = "fn store_lse(s: Sequence, head: u32, i: u32, f: Finish) {}\n";
+
+const HAS_CHUNK: &str = "\
+fn has_head_chunk(chunk: u32) -> bool {
+    return chunk < aux.params.head_chunks;
+}
+
+fn has_value_chunk(chunk: u32) -> bool {
+    return chunk < aux.params.value_chunks;
+}
+";
+
+/// The chain from a scaled dot product to a score: softcap, then ALiBi, then bias, then what hides it.
+fn score(key: &Key) -> String {
+    let options = key.options;
+    let mut begin = String::new();
+    let mut body = String::from("    var value = dot;\n    var visible = in_range;\n");
+    if options.softcap {
+        body += "    value = softcapped(value);\n";
+    }
+    if options.alibi {
+        begin += "    begin_alibi(s, head);\n";
+        body += "    value += alibi(i, j);\n";
+    }
+    if options.bias {
+        begin += "    begin_bias(s, head);\n";
+        body += "    let bits = bias_bits(i, j);\n    value += bitcast<f32>(bits);\n    visible = visible && bits != 0xff800000u;\n";
+    }
+    if options.mask {
+        begin += "    begin_mask(s, head);\n";
+        body += "    visible = visible && mask_bit(i, j);\n";
+    }
+    format!(
+        "struct Scored {{\n    value: f32,\n    visible: bool,\n}}\n\n\
+         fn begin_scores(s: Sequence, head: u32) {{\n{begin}}}\n\n\
+         fn score(dot: f32, i: u32, j: u32, in_range: bool) -> Scored {{\n{body}    return Scored(value, visible);\n}}\n"
+    )
+}

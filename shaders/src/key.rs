@@ -1,0 +1,247 @@
+//! The typed key of a compiled kernel: from it follow the header, the bindings, the label and the cache entry.
+
+use std::fmt;
+
+/// A kernel design. The names on the command line and in reports are those of [`Kernel::name`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Kernel {
+    /// A block of queries x keys an invocation, row reductions through workgroup memory: needs nothing beyond WebGPU's defaults.
+    TileUniversal,
+    /// The same tile with row reductions by subgroup shuffles.
+    TileSubgroup,
+    /// Rows in registers, keys broadcast through the subgroup: for drivers that run on a CPU.
+    Broadcast,
+}
+
+impl Kernel {
+    /// All kernels, in the order of their names in tables.
+    pub const ALL: [Self; 3] = [Self::TileUniversal, Self::TileSubgroup, Self::Broadcast];
+
+    /// The fixed name: `tile-universal`, `tile-subgroup`, `broadcast`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TileUniversal => "tile-universal",
+            Self::TileSubgroup => "tile-subgroup",
+            Self::Broadcast => "broadcast",
+        }
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How the numbers of a tensor are stored. Arithmetic is f32 whatever the storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Storage {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// 16-bit IEEE floats, two to a u32.
+    F16,
+    /// bfloat16, two to a u32.
+    Bf16,
+}
+
+impl Storage {
+    /// Bytes of one element.
+    #[must_use]
+    pub fn bytes(self) -> u32 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// `f32`, `f16` or `bf16`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Whether rows are made of whole vec4, which decides how a tensor is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Access {
+    /// Dims, strides and offsets are multiples of four elements, the last dim is contiguous: one load a vec4.
+    #[default]
+    Vec4,
+    /// Any dims and strides (16-bit storage: even ones, last dim contiguous): one load an element or pair.
+    Any,
+}
+
+/// What is fixed when a tile kernel is compiled: how a workgroup's tile is spread over its invocations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TileShape {
+    /// Invocations that share a row, each with its own keys; a power of two.
+    pub tx: u32,
+    /// Groups of rows.
+    pub ty: u32,
+    /// Query rows an invocation; a multiple of four.
+    pub rows: u32,
+    /// Keys an invocation.
+    pub keys: u32,
+    /// Staging of keys and values in workgroup memory; `None` reads them from storage.
+    pub stage: Option<Stage>,
+}
+
+/// How much of keys and values is staged at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Stage {
+    /// Head-dim columns of a slab of keys, in vec4.
+    pub k_chunks: u32,
+    /// Value-dim columns of a slab of values, in vec4 for each of the `tx` invocations of a row.
+    pub v_columns: u32,
+}
+
+/// What is fixed when a broadcast kernel is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneShape {
+    /// The subgroup size, which is the workgroup size and the keys a step.
+    pub lanes: u32,
+    /// Query rows a lane.
+    pub rows: u32,
+}
+
+/// The register and workgroup layout of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Shape {
+    /// Of `tile-universal` and `tile-subgroup`.
+    Tile(TileShape),
+    /// Of `broadcast`.
+    Lanes(LaneShape),
+}
+
+impl Shape {
+    /// Queries a workgroup handles.
+    #[must_use]
+    pub fn tile_queries(self) -> u32 {
+        match self {
+            Self::Tile(t) => t.ty * t.rows,
+            Self::Lanes(l) => l.lanes * l.rows,
+        }
+    }
+
+    /// Keys a step of the main loop handles.
+    #[must_use]
+    pub fn tile_keys(self) -> u32 {
+        match self {
+            Self::Tile(t) => t.tx * t.keys,
+            Self::Lanes(l) => l.lanes,
+        }
+    }
+
+    /// Invocations a workgroup.
+    #[must_use]
+    pub fn invocations(self) -> u32 {
+        match self {
+            Self::Tile(t) => t.tx * t.ty,
+            Self::Lanes(l) => l.lanes,
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tile(t) => {
+                write!(f, "{}x{}of{}x{}", t.ty, t.tx, t.rows, t.keys)?;
+                if t.stage.is_some() { f.write_str("-staged") } else { Ok(()) }
+            }
+            Self::Lanes(l) => write!(f, "{}x{}", l.lanes, l.rows),
+        }
+    }
+}
+
+/// The options of softmax attention that change a kernel's code. Everything else is a run-time value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct ScoreOptions {
+    /// Scores pass through `cap * tanh(x / cap)`.
+    pub softcap: bool,
+    /// Scores are lowered by slope times distance.
+    pub alibi: bool,
+    /// An additive bias is read for each score.
+    pub bias: bool,
+    /// A mask bit is read for each score.
+    pub mask: bool,
+    /// One more logit a head enters the denominator.
+    pub sinks: bool,
+    /// The log-sum-exp of each row is written.
+    pub lse: bool,
+}
+
+impl ScoreOptions {
+    /// The names of the options that are on, in the order they are applied.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (self.softcap, "softcap"),
+            (self.alibi, "alibi"),
+            (self.bias, "bias"),
+            (self.mask, "mask"),
+            (self.sinks, "sinks"),
+            (self.lse, "lse"),
+        ];
+        all.into_iter().filter_map(|(on, name)| on.then_some(name))
+    }
+
+    /// Whether single scores may be masked, so that no tile can skip its mask.
+    #[must_use]
+    pub fn masks_elements(self) -> bool {
+        self.bias || self.mask
+    }
+}
+
+/// What a compiled `flash_forward` pipeline depends on; its [`Display`](fmt::Display) is the pipeline's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The kernel design.
+    pub kernel: Kernel,
+    /// Its layout.
+    pub shape: Shape,
+    /// Storage of q and of the output.
+    pub q: Storage,
+    /// Storage of k and v.
+    pub kv: Storage,
+    /// How rows are loaded and stored.
+    pub access: Access,
+    /// Upper bound of the head dim; 0 where the kernel loops over it.
+    pub head_class: u32,
+    /// Upper bound of the part of the value dim that one workgroup handles.
+    pub value_class: u32,
+    /// The options that change the code.
+    pub options: ScoreOptions,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "flash_forward/{}/{}/{}", self.kernel, self.shape, self.q)?;
+        if self.kv != self.q {
+            write!(f, "-{}", self.kv)?;
+        }
+        if self.head_class > 0 {
+            write!(f, "/d{}", self.head_class)?;
+        }
+        write!(f, "/v{}", self.value_class)?;
+        if self.access == Access::Any {
+            f.write_str("/any")?;
+        }
+        for name in self.options.names() {
+            write!(f, "+{name}")?;
+        }
+        Ok(())
+    }
+}
