@@ -1,1 +1,19 @@
-//! Being written.
+//! The scheduler of [wattn](https://docs.rs/wattn): attention problems and device capabilities in, plans out.
+//!
+//! Pure data without any GPU. An [`Attention`] says what, an [`Extent`] how much, [`Capabilities`] on what; [`Plan::new`] decides
+//! the kernel, its tile, the dispatches and what they cost, or refuses with both numbers. [`sequences`] and [`work_list`] turn the
+//! lengths of a call into what the kernels read.
+
+mod attention;
+mod capabilities;
+mod choose;
+mod error;
+mod plan;
+mod work;
+
+pub use attention::{Attention, Causal, Extent, HeadDim, Heads};
+pub use capabilities::{Capabilities, DeviceKind, Driver};
+pub use error::PlanError;
+pub use plan::{Part, Plan};
+pub use wattn_shaders as shaders;
+pub use work::{Lengths, key_range, sequences, tile_keys, visited_scores, work_list};

@@ -1,0 +1,127 @@
+//! One softmax attention problem with its tensors.
+
+use std::collections::BTreeMap;
+
+use crate::{Causal, Tensor};
+
+/// The order of the axes of q, k, v and out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// `[batch, heads, sequence, dim]`
+    Bhsd,
+    /// `[batch, sequence, heads, dim]`
+    Bshd,
+    /// `[total, heads, dim]`: sequences of different lengths one after the other.
+    Packed,
+}
+
+/// A boolean mask, `[batch or 1, heads or 1, queries, keys]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    /// Extents; those of 1 are repeated.
+    pub shape: [usize; 4],
+    /// `true` where a query may see a key.
+    pub values: Vec<bool>,
+}
+
+/// The extents of a problem. A packed batch has `batch` = 1, and `queries` and `keys` are its totals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Dims {
+    pub batch: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub head_dim: usize,
+    pub value_dim: usize,
+}
+
+/// `out = softmax(mask(softcap(scale q kT) + alibi + bias)) v`, with all that it takes and, in a case from a file, what
+/// must come out. [`wattn_oracle::SoftmaxProblem`] says what each option means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SoftmaxCase {
+    /// Unique in the catalogue.
+    pub name: String,
+    /// Where the expected outputs come from.
+    pub source: Option<String>,
+    /// Of q, k, v and out.
+    pub layout: Layout,
+    /// Factor of `q kT`; `1 / sqrt(head_dim)` if `None`.
+    pub scale: Option<f64>,
+    /// The causal limit.
+    pub causal: Option<Causal>,
+    /// One per batch entry, or per sequence of a packed batch (where all are equal); with [`Causal::TopLeft`] only.
+    pub causal_offsets: Option<Vec<i32>>,
+    /// Keys seen left and right of the aligned one, inclusive; `None` is unbounded.
+    pub window: [Option<u32>; 2],
+    /// The `c` of `c tanh(x / c)`.
+    pub softcap: Option<f64>,
+    /// Queries, in `layout`.
+    pub q: Tensor,
+    /// Keys, in `layout`.
+    pub k: Tensor,
+    /// Values, in `layout`, stored like `k`.
+    pub v: Tensor,
+    /// `[heads]`
+    pub alibi_slopes: Option<Vec<f32>>,
+    /// `[heads]`
+    pub sinks: Option<Vec<f32>>,
+    /// `[batch or 1, heads or 1, queries, keys]`, f32.
+    pub bias: Option<Tensor>,
+    /// Which pairs may see each other.
+    pub mask: Option<Mask>,
+    /// `[batch]`: the keys that exist; values beyond the number of keys mean all of them.
+    pub kv_lens: Option<Vec<u32>>,
+    /// Running totals of the queries and of the keys, `[sequences + 1]` each; present in [`Layout::Packed`] only.
+    pub cu_seqlens: Option<(Vec<u32>, Vec<u32>)>,
+    /// Replaces the tolerance that the storage type and the logits ask for.
+    pub rms_tolerance: Option<f64>,
+    /// Expected outputs: `out` in `layout`, `lse` as [`lse_shape`](Self::lse_shape).
+    pub expect: BTreeMap<String, Tensor>,
+}
+
+impl SoftmaxCase {
+    /// The extents of the problem.
+    pub fn dims(&self) -> Dims {
+        let axes = |tensor: &Tensor| match (self.layout, &tensor.shape[..]) {
+            (Layout::Bhsd, &[batch, heads, len, dim]) => [batch, heads, len, dim],
+            (Layout::Bshd, &[batch, len, heads, dim]) => [batch, heads, len, dim],
+            (Layout::Packed, &[len, heads, dim]) => [1, heads, len, dim],
+            (layout, shape) => panic!("{shape:?} is not {layout:?}"),
+        };
+        let [batch, heads, queries, head_dim] = axes(&self.q);
+        let [_, kv_heads, keys, value_dim] = axes(&self.v);
+        Dims { batch, heads, kv_heads, queries, keys, head_dim, value_dim }
+    }
+
+    /// Batch entries, or sequences of a packed batch.
+    pub fn sequences(&self) -> usize {
+        match &self.cu_seqlens {
+            Some((q, _)) => q.len().saturating_sub(1),
+            None => self.q.shape.first().copied().unwrap_or(0),
+        }
+    }
+
+    /// The extents of `out`, in the case's layout.
+    pub fn out_shape(&self) -> Vec<usize> {
+        let mut shape = self.q.shape.clone();
+        *shape.last_mut().expect("q has a head dim") = self.dims().value_dim;
+        shape
+    }
+
+    /// The extents of `lse`: `[batch, heads, queries]` whatever the layout, `[heads, total]` for a packed batch.
+    pub fn lse_shape(&self) -> Vec<usize> {
+        let Dims { batch, heads, queries, .. } = self.dims();
+        match self.layout {
+            Layout::Packed => vec![heads, queries],
+            Layout::Bhsd | Layout::Bshd => vec![batch, heads, queries],
+        }
+    }
+
+    /// The expected output `name` of a case file, element by element as [`compare`](crate::compare) takes it.
+    pub fn expected(&self, name: &str) -> Option<Vec<(usize, f64)>> {
+        let tensor = self.expect.get(name)?;
+        Some(tensor.values.iter().map(|&x| f64::from(x)).enumerate().collect())
+    }
+}

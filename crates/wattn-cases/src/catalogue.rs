@@ -1,0 +1,24 @@
+//! The named problems on which every kernel is judged. Small, since they also run on software drivers.
+
+mod bench;
+mod dims;
+mod lengths;
+mod options;
+mod ranges;
+mod values;
+
+pub use bench::bench_catalogue;
+
+use crate::{Causal, Recipe};
+
+const BOTTOM_RIGHT: Option<Causal> = Some(Causal::BottomRight);
+const TOP_LEFT: Option<Causal> = Some(Causal::TopLeft);
+
+fn sized(name: &'static str, queries: usize, keys: usize) -> Recipe {
+    Recipe { name, queries, keys, ..Recipe::default() }
+}
+
+/// All problems that are checked for correctness.
+pub fn catalogue() -> Vec<Recipe> {
+    [lengths::recipes(), ranges::recipes(), options::recipes(), values::recipes(), dims::recipes()].concat()
+}

@@ -1,0 +1,124 @@
+//! The golden vectors, which were made without any of this code.
+
+use std::{fs, path::Path};
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use wattn_oracle::{Broadcast, Causal, PackedLengths, SoftmaxProblem};
+
+/// A tensor's extents, and its values as f64, whatever their type.
+fn tensor(file: &SafeTensors<'_>, name: &str) -> Option<(Vec<usize>, Vec<f64>)> {
+    let view = file.tensor(name).ok()?;
+    let words = view.data().chunks_exact(4).map(|word| <[u8; 4]>::try_from(word).unwrap());
+    let values = match view.dtype() {
+        Dtype::F32 => words.map(|word| f32::from_le_bytes(word).into()).collect(),
+        Dtype::I32 => words.map(|word| i32::from_le_bytes(word).into()).collect(),
+        other => panic!("{name} is {other:?}"),
+    };
+    Some((view.shape().to_vec(), values))
+}
+
+/// `[total, heads, dim]` to `[heads, total, dim]`.
+fn heads_first(shape: &[usize], values: &[f64]) -> Vec<f64> {
+    let &[total, heads, dim] = shape else { panic!("{shape:?}") };
+    let mut turned = Vec::with_capacity(values.len());
+    for h in 0..heads {
+        for n in 0..total {
+            turned.extend_from_slice(&values[(n * heads + h) * dim..][..dim]);
+        }
+    }
+    turned
+}
+
+/// `norm(got - want) / norm(want)` over finite elements; infinite ones must be equal.
+fn rms_ratio(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (&g, &w) in got.iter().zip(want) {
+        if w.is_finite() {
+            difference += (g - w) * (g - w);
+            norm += w * w;
+        } else {
+            assert_eq!(g, w);
+        }
+    }
+    assert!(norm > 0.0);
+    (difference / norm).sqrt()
+}
+
+fn check(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let options = &header.metadata().as_ref().unwrap()["wattn"];
+    let options: Value = serde_json::from_str(options).unwrap();
+    let known = ["case", "op", "source", "causal", "window", "softcap", "rms_tolerance"];
+    for key in options.as_object().unwrap().keys() {
+        assert!(known.contains(&key.as_str()), "{key}");
+    }
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+
+    let integers = |name| {
+        let (_, values) = tensor(&file, name)?;
+        Some(values.into_iter().map(|x| x as usize).collect::<Vec<_>>())
+    };
+    let totals = integers("cu_seqlens_q").zip(integers("cu_seqlens_k"));
+    let [q, k, v] = ["q", "k", "v"].map(|name| {
+        let (shape, values) = tensor(&file, name).unwrap();
+        if totals.is_none() {
+            return (shape, values);
+        }
+        (vec![1, shape[1], shape[0], shape[2]], heads_first(&shape, &values))
+    });
+    let bias = tensor(&file, "bias");
+    let slopes = tensor(&file, "alibi_slopes");
+    let sinks = tensor(&file, "sinks");
+    let kv_lens = integers("kv_lens");
+    let window = |side: usize| options["window"][side].as_u64().map(|n| n as usize);
+    let problem = SoftmaxProblem {
+        batch: q.0[0],
+        heads: q.0[1],
+        kv_heads: k.0[1],
+        queries: q.0[2],
+        keys: k.0[2],
+        head_dim: q.0[3],
+        value_dim: v.0[3],
+        q: &q.1,
+        k: &k.1,
+        v: &v.1,
+        causal: options["causal"].as_str().map(|causal| match causal {
+            "top_left" => Causal::TopLeft,
+            "bottom_right" => Causal::BottomRight,
+            other => panic!("{other}"),
+        }),
+        window: (window(0), window(1)),
+        softcap: options["softcap"].as_f64(),
+        alibi_slopes: slopes.as_ref().map(|(_, slopes)| &slopes[..]),
+        bias: bias.as_ref().map(|(shape, values)| Broadcast { values, shape: shape.as_slice().try_into().unwrap() }),
+        sinks: sinks.as_ref().map(|(_, sinks)| &sinks[..]),
+        kv_lens: kv_lens.as_deref(),
+        packed: totals.as_ref().map(|(q, k)| PackedLengths { q, k }),
+        ..SoftmaxProblem::default()
+    };
+    let got = problem.flash_forward();
+
+    let (shape, mut want) = tensor(&file, "expect.out").unwrap();
+    if totals.is_some() {
+        want = heads_first(&shape, &want);
+    }
+    let (_, lse) = tensor(&file, "expect.lse").unwrap();
+    for (output, got, want) in [("out", &got.out, &want), ("lse", &got.lse, &lse)] {
+        let error = rms_ratio(got, want);
+        assert!(error < 1e-6, "{} {output}: {error:e}", path.display());
+    }
+}
+
+#[test]
+fn golden_softmax() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/softmax");
+    let mut files = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        check(&entry.unwrap().path());
+        files += 1;
+    }
+    assert_eq!(files, 21);
+}

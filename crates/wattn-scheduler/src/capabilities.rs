@@ -1,0 +1,77 @@
+//! What a device can do, as far as it decides a plan.
+
+/// What kind of processor runs the kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// A graphics card with memory of its own.
+    Discrete,
+    /// A GPU that shares the host's memory.
+    Integrated,
+    /// A software driver: lanes are vector lanes of a CPU.
+    Cpu,
+    /// Not known.
+    Other,
+}
+
+/// Drivers whose compilers need care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Driver {
+    /// Mesa's llvmpipe (lavapipe), with Mesa's major version.
+    Llvmpipe {
+        /// Mesa's major version; 0 where it is not known.
+        mesa: u32,
+    },
+    /// Any other.
+    Other,
+}
+
+/// A device's capabilities and limits, read once from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Capabilities {
+    /// What kind of processor.
+    pub kind: DeviceKind,
+    /// Which driver.
+    pub driver: Driver,
+    /// The least and the greatest subgroup size, where shaders may use subgroups.
+    pub subgroups: Option<(u32, u32)>,
+    /// Bytes of workgroup memory a workgroup may declare.
+    pub workgroup_bytes: u32,
+    /// Invocations a workgroup may have.
+    pub workgroup_invocations: u32,
+    /// Workgroups of a dispatch along one axis.
+    pub workgroups_per_axis: u32,
+    /// Storage buffers a kernel may bind.
+    pub storage_buffers: u32,
+    /// Bytes of one storage binding.
+    pub binding_bytes: u64,
+    /// What the byte offset of a storage binding must be a multiple of.
+    pub binding_alignment: u32,
+}
+
+impl Capabilities {
+    /// WebGPU's default limits and no optional feature: what every device has.
+    #[must_use]
+    pub fn webgpu_defaults() -> Self {
+        Self {
+            kind: DeviceKind::Other,
+            driver: Driver::Other,
+            subgroups: None,
+            workgroup_bytes: 16_384,
+            workgroup_invocations: 256,
+            workgroups_per_axis: 65_535,
+            storage_buffers: 8,
+            binding_bytes: 128 << 20,
+            binding_alignment: 256,
+        }
+    }
+
+    /// A guess of the f32 rate (FLOP/s) and the bandwidth (bytes/s) that a good kernel reaches, for estimates only.
+    #[must_use]
+    pub fn rates(&self) -> (f64, f64) {
+        match self.kind {
+            DeviceKind::Discrete => (4e12, 300e9),
+            DeviceKind::Integrated | DeviceKind::Other => (4e11, 40e9),
+            DeviceKind::Cpu => (4e10, 5e9),
+        }
+    }
+}

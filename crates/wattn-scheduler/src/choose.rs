@@ -1,0 +1,130 @@
+//! Which kernel and which shape: the first that can serve, in the order that suits the device.
+
+use wattn_shaders::table::{self, TILE_CPU, TILE_GPU};
+use wattn_shaders::{Kernel, Key, LaneShape, Shape, TileShape};
+
+use crate::attention::Attention;
+use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::error::PlanError;
+
+/// The pipeline for a problem, and the reason.
+pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(Key, String), PlanError> {
+    if let Some(kernel) = attention.kernel {
+        let (shape, why) = shape(kernel, attention, device).map_err(|reason| PlanError::Kernel { kernel, reason })?;
+        return Ok((key(kernel, shape, attention), format!("pinned; {why}")));
+    }
+    let order = match device.kind {
+        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileSubgroup, Kernel::TileUniversal],
+        _ => [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
+    };
+    let mut reasons = Vec::new();
+    for kernel in order {
+        match shape(kernel, attention, device) {
+            Ok((shape, why)) => {
+                let passed_over: String = reasons.iter().map(|r| format!("; {r}")).collect();
+                return Ok((key(kernel, shape, attention), format!("{why}{passed_over}")));
+            }
+            Err(reason) => reasons.push(format!("not {kernel}: {reason}")),
+        }
+    }
+    Err(PlanError::NoKernel { reasons: reasons.join("; ") })
+}
+
+fn key(kernel: Kernel, shape: Shape, attention: &Attention) -> Key {
+    let value = attention.head_dim.value().min(table::VALUE_SPLIT);
+    Key {
+        kernel,
+        shape,
+        q: attention.q,
+        kv: attention.kv,
+        access: attention.access,
+        head_class: match kernel {
+            Kernel::Broadcast => table::dim_class(attention.head_dim.qk()).unwrap_or(0),
+            _ => 0,
+        },
+        value_class: table::dim_class(value).unwrap_or(table::VALUE_SPLIT),
+        options: attention.options,
+    }
+}
+
+/// The shape with which `kernel` serves, or why it cannot.
+fn shape(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
+    let found = match kernel {
+        Kernel::Broadcast => lanes(attention, device),
+        Kernel::TileSubgroup | Kernel::TileUniversal => tile(kernel, attention, device),
+        _ => Err("it is not in this version's menu".to_owned()),
+    }?;
+    let invocations = found.0.invocations();
+    if invocations > device.workgroup_invocations {
+        return Err(format!("{invocations} invocations needed, {} available", device.workgroup_invocations));
+    }
+    Ok(found)
+}
+
+fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
+    let lanes = match device.subgroups {
+        None => return Err("the device has no subgroups".to_owned()),
+        Some((min, max)) if min != max => {
+            return Err(format!("subgroups vary from {min} to {max} lanes, a fixed size is needed"));
+        }
+        Some((min, _)) if !table::LANES.contains(&min) => {
+            return Err(format!("subgroups have {min} lanes, the menu has {:?}", table::LANES));
+        }
+        Some((min, _)) => min,
+    };
+    let head_dim = attention.head_dim.qk();
+    let class = table::dim_class(head_dim)
+        .ok_or_else(|| format!("head dim {head_dim} does not fit in registers, at most {} does", table::VALUE_SPLIT))?;
+    let shape = match attention.shape {
+        Some(Shape::Lanes(shape)) if shape.lanes == lanes && table::LANE_ROWS.contains(&shape.rows) => shape,
+        Some(shape) => return Err(format!("shape {shape} is not on its menu for {lanes} lanes")),
+        None => LaneShape { lanes, rows: lane_rows(class.max(attention.head_dim.value()), lanes, device) },
+    };
+    let what = if device.kind == DeviceKind::Cpu { "a CPU driver" } else { "a device" };
+    Ok((Shape::Lanes(shape), format!("{what} with subgroups of {lanes}, {} rows a lane", shape.rows)))
+}
+
+/// More rows a lane reuse each broadcast more often, until the driver's compiler or its registers give out.
+fn lane_rows(dim: u32, lanes: u32, device: &Capabilities) -> u32 {
+    let rows = match dim {
+        0..=32 => 8,
+        33..=64 => 4,
+        _ => 2,
+    };
+    match device.driver {
+        // LLVM takes minutes over many rows from Mesa 23 to 25, and over 16 lanes from 23 on.
+        Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || lanes > 8) => 1,
+        _ => rows,
+    }
+}
+
+fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
+    let candidates: &[TileShape] = match (attention.shape, device.kind) {
+        (Some(Shape::Tile(shape)), _) if table::TILES.contains(&shape) => &[shape],
+        (Some(shape), _) => return Err(format!("shape {shape} is not on its menu")),
+        (None, DeviceKind::Cpu) => &[TILE_CPU, TILE_GPU],
+        (None, _) => &[TILE_GPU],
+    };
+    if kernel == Kernel::TileSubgroup {
+        match device.subgroups {
+            None => return Err("the device has no subgroups".to_owned()),
+            Some((min, _)) if min < TILE_GPU.tx => {
+                return Err(format!("subgroups may have {min} lanes, {} are needed", TILE_GPU.tx));
+            }
+            Some(_) => {}
+        }
+    }
+    let mut least = u32::MAX;
+    for &shape in candidates {
+        let bytes = table::workgroup_bytes(&key(kernel, Shape::Tile(shape), attention));
+        if bytes <= device.workgroup_bytes {
+            let rows = match kernel {
+                Kernel::TileSubgroup => "rows reduced by shuffles",
+                _ => "rows reduced in workgroup memory",
+            };
+            return Ok((Shape::Tile(shape), format!("{rows}, {bytes} bytes fit {}", device.workgroup_bytes)));
+        }
+        least = least.min(bytes);
+    }
+    Err(format!("{least} bytes of workgroup memory needed, {} available", device.workgroup_bytes))
+}

@@ -1,0 +1,315 @@
+//! A plan: which kernel runs, with which tile, over what, and what that costs.
+
+use std::fmt;
+use std::ops::Range;
+
+use wattn_shaders::{Key, table};
+
+use crate::attention::{Attention, Extent};
+use crate::capabilities::Capabilities;
+use crate::choose;
+use crate::error::PlanError;
+use crate::work::{self, Lengths};
+
+/// A stretch of batch entries and key/value heads that one dispatch serves, since a binding cannot hold more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Batch entries; all of them where sequences are packed.
+    pub batch: Range<u32>,
+    /// Key/value heads.
+    pub kv_heads: Range<u32>,
+}
+
+/// How an attention problem runs on a device. All that is decided, is decided here; it prints itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The problem.
+    pub attention: Attention,
+    /// Its extent.
+    pub extent: Extent,
+    /// The pipeline.
+    pub key: Key,
+    /// Why this kernel and this shape.
+    pub reason: String,
+    /// Dispatches, each with bindings of its own.
+    pub parts: Vec<Part>,
+    /// Workgroups that share a tile of queries, each with a part of the value dim.
+    pub splits: u32,
+    /// Query heads whose tiles run side by side.
+    pub head_block: u32,
+    /// Submissions that keep each below about half a second by estimate, for callers who submit in between.
+    pub slices: u32,
+    /// Workgroups in all, at most (exactly, where lengths are full).
+    pub workgroups: u64,
+    /// Workgroup memory, bytes a workgroup.
+    pub workgroup_bytes: u32,
+    /// Workgroup memory that the device allows.
+    pub workgroup_bytes_limit: u32,
+    /// Workgroups along one axis of a dispatch, at most.
+    pub workgroups_per_axis: u32,
+    /// Scratch memory that the caller provides, bytes. None for the forward pass.
+    pub workspace_bytes: u64,
+    /// Scores that are visible, over all heads and with full lengths.
+    pub scores: u64,
+    /// Floating point operations of those scores: `2 (head_dim + value_head_dim)` each.
+    pub flops: u64,
+    /// Bytes that must move at least: every operand once.
+    pub bytes: u64,
+    /// A rough estimate of the time from the device's kind alone, seconds.
+    pub estimated_seconds: f64,
+}
+
+/// What one submission should take at most, seconds: operating systems reset a GPU after about two.
+const SLICE_SECONDS: f64 = 0.5;
+
+/// The longest sequence: positions and their differences fit a signed 32-bit integer with room.
+const MAX_LENGTH: u32 = 1 << 29;
+
+impl Plan {
+    /// Plans `attention` over `extent` on a device.
+    ///
+    /// # Errors
+    /// An impossible shape or option, a device limit, or a pinned kernel that cannot serve.
+    pub fn new(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<Self, PlanError> {
+        check(attention, extent, device)?;
+        let (key, reason) = choose::kernel(attention, device)?;
+        let parts = parts(attention, extent, device)?;
+        let splits = attention.head_dim.value().div_ceil(table::VALUE_SPLIT);
+        let heads = attention.heads;
+
+        let tile = key.shape.tile_queries();
+        // Packed sequences may each leave a part of a tile empty.
+        let tiles = if extent.packed {
+            u64::from(extent.queries / tile) + u64::from(extent.batch)
+        } else {
+            u64::from(extent.batch) * u64::from(extent.queries.div_ceil(tile))
+        };
+        let workgroups = tiles * u64::from(heads.query()) * u64::from(splits);
+        if workgroups >= 1 << 32 {
+            return Err(PlanError::Limit {
+                argument: "extent",
+                needed: workgroups,
+                available: (1 << 32) - 1,
+                unit: "workgroups",
+                advice: "; plan the batch in pieces",
+            });
+        }
+
+        let scores = u64::from(heads.query()) * full_scores(attention, extent);
+        let (qk, value) = (u64::from(attention.head_dim.qk()), u64::from(attention.head_dim.value()));
+        let flops = scores * 2 * (qk + value);
+        let bytes = compulsory_bytes(attention, extent);
+        let (rate, bandwidth) = device.rates();
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let estimated_seconds = (flops as f64 / rate).max(bytes as f64 / bandwidth);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "bounded by the workgroups, below 2^32"
+        )]
+        let slices = (estimated_seconds / SLICE_SECONDS).ceil().clamp(1.0, (workgroups.max(1)) as f64) as u32;
+
+        Ok(Self {
+            attention: *attention,
+            extent,
+            key,
+            reason,
+            parts,
+            splits,
+            head_block: head_block(attention, extent),
+            slices,
+            workgroups,
+            workgroup_bytes: table::workgroup_bytes(&key),
+            workgroup_bytes_limit: device.workgroup_bytes,
+            workgroups_per_axis: device.workgroups_per_axis,
+            workspace_bytes: 0,
+            scores,
+            flops,
+            bytes,
+            estimated_seconds,
+        })
+    }
+
+    /// The grid of a dispatch of `workgroups`, which the kernel numbers row by row: beyond one axis, rows are filled evenly.
+    #[must_use]
+    pub fn grid(&self, workgroups: u32) -> [u32; 2] {
+        let rows = workgroups.div_ceil(self.workgroups_per_axis).max(1);
+        [workgroups.div_ceil(rows), rows]
+    }
+}
+
+fn check(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<(), PlanError> {
+    for (argument, value) in [("queries", extent.queries), ("keys", extent.keys)] {
+        if value > MAX_LENGTH {
+            return Err(PlanError::invalid(argument, value, format!("at most {MAX_LENGTH}")));
+        }
+    }
+    if let Some(scale) = attention.scale.filter(|s| !s.is_finite()) {
+        return Err(PlanError::invalid("scale", scale, "a finite number"));
+    }
+    if let Some(cap) = attention.softcap.filter(|c| !(c.is_finite() && *c > 0.0)) {
+        return Err(PlanError::invalid("softcap", cap, "a finite number above 0"));
+    }
+    let options = attention.options;
+    if extent.packed && (options.bias || options.mask) {
+        return Err(PlanError::invalid(
+            "extent",
+            "packed sequences with a bias or a mask",
+            "packed sequences without either",
+        ));
+    }
+    for (argument, dim, storage) in [
+        ("head_dim", attention.head_dim.qk(), attention.q),
+        ("head_dim", attention.head_dim.qk(), attention.kv),
+        ("value_head_dim", attention.head_dim.value(), attention.kv),
+        ("value_head_dim", attention.head_dim.value(), attention.q),
+    ] {
+        if storage.bytes() == 2 && !dim.is_multiple_of(2) {
+            let allowed = format!("even dims in {storage} (pad with a zero)");
+            return Err(PlanError::invalid(argument, dim, allowed));
+        }
+    }
+    let buffers = 5 + u32::from(options.lse) + u32::from(options.bias) + u32::from(options.mask);
+    if buffers > device.storage_buffers {
+        return Err(PlanError::Limit {
+            argument: "options",
+            needed: buffers.into(),
+            available: device.storage_buffers.into(),
+            unit: "storage buffers",
+            advice: "; ask for a higher max_storage_buffers_per_shader_stage",
+        });
+    }
+    Ok(())
+}
+
+/// Visible scores of one head with full lengths. Packed sequences are counted as if equally long: their bounds come later.
+fn full_scores(attention: &Attention, extent: Extent) -> u64 {
+    let one = |queries, keys| {
+        let extent = Extent::new(1, queries, keys);
+        let full = work::sequences(attention, extent, Lengths::Full, &[]);
+        full.map_or(0, |s| s.iter().map(work::visited_scores).sum::<u64>())
+    };
+    let batch = u64::from(extent.batch);
+    if extent.packed {
+        let count = extent.batch.max(1);
+        batch * one(extent.queries / count, extent.keys / count)
+    } else {
+        batch * one(extent.queries, extent.keys)
+    }
+}
+
+fn compulsory_bytes(attention: &Attention, extent: Extent) -> u64 {
+    let options = attention.options;
+    let [q, k, v, out, lse, bias, mask] = head_bytes(attention, extent);
+    let sequences = if extent.packed { 1 } else { u64::from(extent.batch) };
+    let (heads, kv_heads) = (u64::from(attention.heads.query()), u64::from(attention.heads.key_value()));
+    let scores = if options.bias { bias } else { 0 } + if options.mask { mask } else { 0 };
+    sequences * (heads * (q + out + scores + if options.lse { lse } else { 0 }) + kv_heads * (k + v))
+}
+
+/// Bytes of one (batch entry, head) of q, k, v, out, lse, bias and mask.
+fn head_bytes(attention: &Attention, extent: Extent) -> [u64; 7] {
+    let (queries, keys) = (u64::from(extent.queries), u64::from(extent.keys));
+    let (qk, value) = (u64::from(attention.head_dim.qk()), u64::from(attention.head_dim.value()));
+    let (q, kv) = (u64::from(attention.q.bytes()), u64::from(attention.kv.bytes()));
+    [
+        queries * qk * q,
+        keys * qk * kv,
+        keys * value * kv,
+        queries * value * q,
+        queries * 4,
+        queries * keys * 4,
+        queries * keys.div_ceil(32) * 4,
+    ]
+}
+
+/// As few dispatches as bindings of the device's size allow: whole batches together, else heads of one batch entry.
+fn parts(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<Vec<Part>, PlanError> {
+    let options = attention.options;
+    let group = u64::from(attention.heads.group());
+    let [q, k, v, out, lse, bias, mask] = head_bytes(attention, extent);
+    let used = [
+        (true, "q", q * group),
+        (true, "k", k),
+        (true, "v", v),
+        (true, "out", out * group),
+        (options.lse, "lse", lse * group),
+        (options.bias, "bias", bias * group),
+        (options.mask, "mask", mask * group),
+    ];
+    // A binding starts at an aligned byte, so that it may hold that much more than its part.
+    let room = device.binding_bytes.saturating_sub(u64::from(device.binding_alignment));
+    let (_, argument, largest) = used.into_iter().filter(|u| u.0).max_by_key(|u| u.2).unwrap_or((true, "q", 0));
+    if largest > room {
+        return Err(PlanError::Limit {
+            argument,
+            needed: largest,
+            available: room,
+            unit: "bytes for one key/value head",
+            advice: "; ask for a higher max_storage_buffer_binding_size",
+        });
+    }
+    let kv_heads = attention.heads.key_value();
+    let batch = if extent.packed { 1 } else { extent.batch };
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by a u32")]
+    let fit = |count: u32, bytes: u64| room.checked_div(bytes).map_or(count, |n| n.min(u64::from(count)) as u32).max(1);
+    let heads_at_once = fit(kv_heads, largest);
+    let batches_at_once = if heads_at_once == kv_heads { fit(batch, largest * u64::from(kv_heads)) } else { 1 };
+    let mut parts = Vec::new();
+    for b in (0..batch).step_by(batches_at_once as usize) {
+        for h in (0..kv_heads).step_by(heads_at_once as usize) {
+            parts.push(Part {
+                batch: b..(b + batches_at_once).min(batch),
+                kv_heads: h..(h + heads_at_once).min(kv_heads),
+            });
+        }
+    }
+    Ok(parts)
+}
+
+/// Tiles of one head side by side share its keys in the caches. Where tiles differ in weight all heads start with their heaviest.
+fn head_block(attention: &Attention, extent: Extent) -> u32 {
+    let uneven = attention.causal != crate::attention::Causal::No || extent.packed;
+    if uneven { attention.heads.query() } else { attention.heads.group() }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (heads, dim) = (self.attention.heads, self.attention.head_dim);
+        writeln!(
+            f,
+            "softmax attention: {}, heads {}/{}, head dim {}/{}",
+            self.extent,
+            heads.query(),
+            heads.key_value(),
+            dim.qk(),
+            dim.value()
+        )?;
+        writeln!(f, "  kernel      {} ({})", self.key.kernel, self.reason)?;
+        writeln!(
+            f,
+            "  tile        {} queries x {} keys, {} invocations",
+            self.key.shape.tile_queries(),
+            self.key.shape.tile_keys(),
+            self.key.shape.invocations()
+        )?;
+        writeln!(
+            f,
+            "  dispatch    {} workgroups, {} dispatches, {} slices, {} value splits",
+            self.workgroups,
+            self.parts.len(),
+            self.slices,
+            self.splits
+        )?;
+        writeln!(
+            f,
+            "  memory      {} of {} bytes of workgroup memory, {} bytes of workspace",
+            self.workgroup_bytes, self.workgroup_bytes_limit, self.workspace_bytes
+        )?;
+        #[expect(clippy::cast_precision_loss, reason = "printed with four digits")]
+        let (gflop, mbyte) = (self.flops as f64 / 1e9, self.bytes as f64 / 1e6);
+        writeln!(f, "  work        {} visible scores, {gflop:.3} GFLOP, {mbyte:.3} MB", self.scores)?;
+        writeln!(f, "  estimate    {:.3} ms (from the kind of device alone)", self.estimated_seconds * 1e3)?;
+        write!(f, "  pipeline    {}", self.key)
+    }
+}

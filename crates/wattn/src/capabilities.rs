@@ -1,0 +1,62 @@
+//! What a wgpu device can do, read once; and what to ask an adapter for.
+
+use wattn_scheduler::{Capabilities, DeviceKind, Driver};
+use wgpu::{AdapterInfo, DeviceType, Features, Limits};
+
+/// The features that wattn makes use of and this adapter has. All are optional: ask for them with the device's own.
+#[must_use]
+pub fn wanted_features(adapter: &wgpu::Adapter) -> Features {
+    adapter.features() & Features::SUBGROUP
+}
+
+/// WebGPU's default limits, with those that wattn gains from raised to what this adapter has: sizes of buffers and bindings,
+/// workgroup memory and invocations.
+#[must_use]
+pub fn wanted_limits(adapter: &wgpu::Adapter) -> Limits {
+    let has = adapter.limits();
+    Limits {
+        max_buffer_size: has.max_buffer_size,
+        max_storage_buffer_binding_size: has.max_storage_buffer_binding_size,
+        max_storage_buffers_per_shader_stage: has.max_storage_buffers_per_shader_stage,
+        max_compute_workgroup_storage_size: has.max_compute_workgroup_storage_size,
+        max_compute_invocations_per_workgroup: has.max_compute_invocations_per_workgroup,
+        max_compute_workgroup_size_x: has.max_compute_workgroup_size_x,
+        max_compute_workgroups_per_dimension: has.max_compute_workgroups_per_dimension,
+        min_storage_buffer_offset_alignment: has.min_storage_buffer_offset_alignment,
+        ..Limits::default()
+    }
+    .using_minimum_supported_acceleration_structure_values()
+    .or_worse_values_from(&has)
+}
+
+/// The capabilities of a device with these features and limits.
+pub(crate) fn capabilities(info: &AdapterInfo, features: Features, limits: &Limits) -> Capabilities {
+    let kind = match info.device_type {
+        DeviceType::DiscreteGpu => DeviceKind::Discrete,
+        DeviceType::IntegratedGpu => DeviceKind::Integrated,
+        DeviceType::Cpu => DeviceKind::Cpu,
+        DeviceType::VirtualGpu | DeviceType::Other => DeviceKind::Other,
+    };
+    let subgroups = features.contains(Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size));
+    Capabilities {
+        kind,
+        driver: driver(info),
+        subgroups,
+        workgroup_bytes: limits.max_compute_workgroup_storage_size,
+        workgroup_invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+        workgroups_per_axis: limits.max_compute_workgroups_per_dimension,
+        storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        // Kernels index with 32 bits.
+        binding_bytes: limits.max_storage_buffer_binding_size.min(u64::from(u32::MAX)),
+        binding_alignment: limits.min_storage_buffer_offset_alignment.max(16),
+    }
+}
+
+fn driver(info: &AdapterInfo) -> Driver {
+    if !info.driver.contains("llvmpipe") && !info.name.contains("llvmpipe") {
+        return Driver::Other;
+    }
+    // "Mesa 22.3.6 (LLVM 15.0.6)"
+    let version = info.driver_info.split_whitespace().nth(1).and_then(|v| v.split('.').next());
+    Driver::Llvmpipe { mesa: version.and_then(|v| v.parse().ok()).unwrap_or(0) }
+}

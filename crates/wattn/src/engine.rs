@@ -1,0 +1,197 @@
+//! The engine: a device, its capabilities and the pipelines compiled so far.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use wattn_scheduler::shaders::{Key, bindings, compose};
+use wattn_scheduler::{Attention, Capabilities, Extent, PlanError};
+use wgpu::{
+    BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry, BindingType, BufferBindingType, ComputePipeline,
+    Device, Queue, ShaderStages,
+};
+
+use crate::capabilities::capabilities;
+use crate::error::EncodeError;
+use crate::plan::Plan;
+use crate::ring::Ring;
+
+/// Runs attention on one wgpu device: plans problems, compiles and keeps their pipelines. Cheap to clone; clones share all.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let engine = match wattn::Engine::headless() { Ok(engine) => engine, Err(_) => return Ok(()) };
+/// # let (device, queue) = (engine.device().clone(), engine.queue().clone());
+/// use wattn::{Attention, Engine, Extent, HeadDim, Heads};
+/// let engine = Engine::builder(&device, &queue).build();
+/// let attention = Attention::new(Heads::grouped(9, 3)?, HeadDim::new(64)?).causal();
+/// println!("{}", engine.plan(&attention, Extent::new(1, 128, 1024))?);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) device: Device,
+    pub(crate) queue: Queue,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) ring: Ring,
+    cache: Option<wgpu::PipelineCache>,
+    pipelines: Mutex<HashMap<Key, Arc<Pipeline>>>,
+}
+
+pub(crate) struct Pipeline {
+    pub(crate) pipeline: ComputePipeline,
+    pub(crate) layout: BindGroupLayout,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("capabilities", &self.inner.capabilities).finish_non_exhaustive()
+    }
+}
+
+/// Builds an [`Engine`] on a device that the application owns.
+#[derive(Debug)]
+pub struct EngineBuilder {
+    device: Device,
+    queue: Queue,
+    cache: Option<wgpu::PipelineCache>,
+}
+
+impl EngineBuilder {
+    /// Compiles through this cache (feature `PIPELINE_CACHE`), so that the next start is faster.
+    #[must_use]
+    pub fn pipeline_cache(mut self, cache: wgpu::PipelineCache) -> Self {
+        self.cache = Some(cache);
+        self
+    }
+
+    /// The engine. Nothing is compiled yet.
+    #[must_use]
+    pub fn build(self) -> Engine {
+        let Self { device, queue, cache } = self;
+        let capabilities = capabilities(&device.adapter_info(), device.features(), &device.limits());
+        let ring = Ring::new(capabilities.binding_alignment);
+        Engine { inner: Arc::new(Inner { device, queue, capabilities, ring, cache, pipelines: Mutex::default() }) }
+    }
+}
+
+impl Engine {
+    /// An engine on this device and queue, whose handles it clones. See [`wanted_features`](crate::wanted_features) and
+    /// [`wanted_limits`](crate::wanted_limits) for what to ask for when creating them.
+    #[must_use]
+    pub fn builder(device: &Device, queue: &Queue) -> EngineBuilder {
+        EngineBuilder { device: device.clone(), queue: queue.clone(), cache: None }
+    }
+
+    /// Plans `attention` over `extent`: which kernel, which tile, what it costs. Compiles nothing.
+    ///
+    /// # Errors
+    /// An impossible shape or option, a device limit, or a pinned kernel that cannot serve.
+    pub fn plan(&self, attention: &Attention, extent: Extent) -> Result<Plan, PlanError> {
+        Ok(Plan::new(self.clone(), wattn_scheduler::Plan::new(attention, extent, &self.inner.capabilities)?))
+    }
+
+    /// Compiles the pipelines of these plans ahead of their first use. (Some drivers compile at the first dispatch all the same.)
+    ///
+    /// # Errors
+    /// A kernel that the device refuses.
+    pub fn prepare<'a>(&self, plans: impl IntoIterator<Item = &'a Plan>) -> Result<(), EncodeError> {
+        plans.into_iter().try_for_each(|plan| self.pipeline(&plan.details().key).map(drop))
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    /// The queue.
+    #[must_use]
+    pub fn queue(&self) -> &Queue {
+        &self.inner.queue
+    }
+
+    /// What the device can do, as the scheduler sees it.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.inner.capabilities
+    }
+
+    /// How many pipelines have been compiled.
+    #[must_use]
+    pub fn pipelines(&self) -> usize {
+        self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    pub(crate) fn pipeline(&self, key: &Key) -> Result<Arc<Pipeline>, EncodeError> {
+        let mut pipelines = self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = pipelines.get(key) {
+            return Ok(Arc::clone(found));
+        }
+        let made = Arc::new(self.compile(key)?);
+        pipelines.insert(*key, Arc::clone(&made));
+        Ok(made)
+    }
+
+    fn compile(&self, key: &Key) -> Result<Pipeline, EncodeError> {
+        let device = &self.inner.device;
+        let label = key.to_string();
+        log::debug!("compiling {label}");
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(compose(key).into()),
+        });
+        let entries: Vec<BindGroupLayoutEntry> = bindings(key)
+            .map(|binding| BindGroupLayoutEntry {
+                binding: binding.slot,
+                visibility: ShaderStages::COMPUTE,
+                ty: BindingType::Buffer {
+                    ty: BufferBindingType::Storage { read_only: !binding.writes },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout =
+            device.create_bind_group_layout(&BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&layout)],
+            ..wgpu::PipelineLayoutDescriptor::default()
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                // Kernels write all workgroup memory that they read.
+                zero_initialize_workgroup_memory: false,
+                ..wgpu::PipelineCompilationOptions::default()
+            },
+            cache: self.inner.cache.as_ref(),
+        });
+        let errors = [ready(validation.pop()), ready(internal.pop())];
+        match errors.into_iter().flatten().flatten().next() {
+            Some(error) => Err(EncodeError::Pipeline { label, message: error.to_string() }),
+            None => Ok(Pipeline { pipeline, layout }),
+        }
+    }
+}
+
+/// The value of a future that is ready at once, as error scopes are everywhere but in browsers, where errors surface on the device.
+pub(crate) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}

@@ -1,0 +1,35 @@
+//! An engine of its own, for tools and tests that have no device yet.
+
+use crate::capabilities::{wanted_features, wanted_limits};
+use crate::engine::Engine;
+use crate::error::RunError;
+
+impl Engine {
+    /// An engine on an adapter that wgpu prefers (`WGPU_BACKEND` and `WGPU_ADAPTER_NAME` choose another), with all that wattn wants.
+    ///
+    /// # Errors
+    /// No adapter, or one that gives no device.
+    pub fn headless() -> Result<Self, RunError> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let no_device = |error: &dyn std::fmt::Display| RunError::NoDevice(error.to_string());
+        let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None))
+            .map_err(|error| no_device(&error))?;
+        Self::on_adapter(&adapter)
+    }
+
+    /// An engine on a device of this adapter, with all that wattn wants of it.
+    ///
+    /// # Errors
+    /// An adapter that gives no device.
+    pub fn on_adapter(adapter: &wgpu::Adapter) -> Result<Self, RunError> {
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("wattn"),
+            required_features: wanted_features(adapter),
+            required_limits: wanted_limits(adapter),
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|error| RunError::NoDevice(error.to_string()))?;
+        Ok(Self::builder(&device, &queue).build())
+    }
+}
