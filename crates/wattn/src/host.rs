@@ -352,7 +352,8 @@ fn check(argument: &'static str, given: usize, needed: usize) -> Result<(), RunE
 }
 
 /// Mask bits as the kernels read them: 32 keys a word, least bit first, each row padded to whole words.
-fn mask_words(values: &[bool], keys: usize) -> Vec<u32> {
+#[must_use]
+pub fn mask_words(values: &[bool], keys: usize) -> Vec<u32> {
     let word = |bits: &[bool]| bits.iter().rev().fold(0, |word, &bit| word << 1 | u32::from(bit));
     values.chunks(keys.max(1)).flat_map(|row| row.chunks(32).map(word)).collect()
 }

@@ -14,7 +14,7 @@ mod view;
 pub use capabilities::{wanted_features, wanted_limits};
 pub use engine::{Engine, EngineBuilder};
 pub use error::{EncodeError, PlanError, RunError};
-pub use host::{Blocking, HostLayout, HostOperands, HostOutput, HostScores};
+pub use host::{Blocking, HostLayout, HostOperands, HostOutput, HostScores, mask_words};
 pub use operands::Operands;
 pub use plan::Plan;
 pub use view::View;

@@ -1,0 +1,210 @@
+//! Runs a case on a device. Outputs are filled with NaN before a run and fenced with guard words, inputs are fenced with NaN.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt};
+use wattn::wgpu::{self, Buffer, BufferUsages};
+use wattn::{Attention, Engine, Lengths, Operands, Plan, View, mask_words};
+use wattn_cases::{Comparison, Layout, Reference, Rows, SoftmaxCase, Tensor, compare};
+
+use crate::problem::{attention, extent};
+use crate::variant::Variant;
+
+/// A NaN as f32, as two f16 and as two bf16.
+const POISON: u32 = 0x7fff_7fff;
+/// Bytes of guard words at each end of a buffer.
+const GUARD: usize = 256;
+
+/// A case's tensors on a device.
+#[derive(Debug)]
+pub struct Loaded<'a> {
+    case: &'a SoftmaxCase,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    out: Buffer,
+    lse: Buffer,
+    bias: Option<Buffer>,
+    mask: Option<Buffer>,
+}
+
+/// What a device calculated.
+#[derive(Debug, Clone)]
+pub struct Outputs {
+    /// In the case's layout.
+    pub out: Vec<f32>,
+    /// `[batch, heads, queries]`, packed `[heads, total]`.
+    pub lse: Vec<f32>,
+}
+
+impl<'a> Loaded<'a> {
+    /// Uploads a case.
+    #[must_use]
+    pub fn new(engine: &Engine, case: &'a SoftmaxCase) -> Self {
+        let fenced = |label, bytes: &[u8]| {
+            let guard = bytemuck::cast_slice::<u32, u8>(&[POISON; GUARD / 4]).to_vec();
+            let padding = vec![0xff; bytes.len().next_multiple_of(4) - bytes.len()];
+            let contents = [&guard, bytes, &padding, &guard].concat();
+            let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+            engine.device().create_buffer_init(&BufferInitDescriptor { label: Some(label), contents: &contents, usage })
+        };
+        let poisoned = |label, bytes: usize| {
+            fenced(label, bytemuck::cast_slice(&vec![POISON; bytes.div_ceil(4)]).get(..bytes).unwrap_or_default())
+        };
+        let elements = |shape: Vec<usize>| shape.iter().product::<usize>();
+        Self {
+            case,
+            q: fenced("q", &case.q.bytes()),
+            k: fenced("k", &case.k.bytes()),
+            v: fenced("v", &case.v.bytes()),
+            out: poisoned("out", elements(case.out_shape()) * case.q.storage.size()),
+            lse: poisoned("lse", elements(case.lse_shape()) * 4),
+            bias: case.bias.as_ref().map(|bias| fenced("bias", &bias.bytes())),
+            mask: case
+                .mask
+                .as_ref()
+                .map(|mask| fenced("mask", bytemuck::cast_slice(&mask_words(&mask.values, mask.shape[3])))),
+        }
+    }
+
+    /// The operands of the case.
+    #[must_use]
+    pub fn operands(&self) -> Operands<'_> {
+        let case = self.case;
+        let view = |buffer, tensor: &Tensor| {
+            let view = match case.layout {
+                Layout::Bhsd => View::bhsd(buffer),
+                Layout::Bshd | Layout::Packed => View::bshd(buffer),
+            };
+            view.at((GUARD / tensor.storage.size()) as u64)
+        };
+        let words = (GUARD / 4) as u64;
+        let scores = |buffer, shape: &[usize]| {
+            let dims = case.dims();
+            View::scores(buffer, shape[0] == dims.batch, shape[1] == dims.heads).at(words)
+        };
+        let lengths = match (&case.kv_lens, &case.cu_seqlens) {
+            (Some(keys), _) => Lengths::Keys(keys),
+            (None, Some((queries, keys))) => Lengths::Packed { queries, keys },
+            (None, None) => Lengths::Full,
+        };
+        Operands {
+            lse: Some(View::bhsd(&self.lse).at(words)),
+            bias: self.bias.as_ref().zip(case.bias.as_ref()).map(|(buffer, bias)| scores(buffer, &bias.shape)),
+            mask: self.mask.as_ref().zip(case.mask.as_ref()).map(|(buffer, mask)| scores(buffer, &mask.shape)),
+            lengths,
+            causal_offsets: case.causal_offsets.as_deref().unwrap_or_default(),
+            alibi_slopes: case.alibi_slopes.as_deref().unwrap_or_default(),
+            sinks: case.sinks.as_deref().unwrap_or_default(),
+            ..Operands::new(
+                view(&self.q, &case.q),
+                view(&self.k, &case.k),
+                view(&self.v, &case.v),
+                view(&self.out, &case.q),
+            )
+        }
+    }
+
+    /// Reads the outputs back.
+    ///
+    /// # Errors
+    /// A device that fails, or a guard word that was overwritten.
+    pub fn read(&self, engine: &Engine) -> Result<Outputs> {
+        let tensor = |buffer: &Buffer, label, storage, shape: Vec<usize>| -> Result<Vec<f32>> {
+            let bytes = read_buffer(engine, buffer)?;
+            let size = shape.iter().product::<usize>() * wattn_cases::Storage::size(storage);
+            let (before, rest) = bytes.split_at(GUARD);
+            let (inside, after) = rest.split_at(size);
+            let after = &after[size.next_multiple_of(4) - size..];
+            let intact = |guard: &[u8]| guard.iter().eq(POISON.to_le_bytes().iter().cycle().take(GUARD));
+            ensure!(intact(before) && intact(after), "{label}: a guard word was overwritten");
+            Ok(Tensor::from_bytes(storage, &shape, inside).values)
+        };
+        Ok(Outputs {
+            out: tensor(&self.out, "out", self.case.q.storage, self.case.out_shape())?,
+            lse: tensor(&self.lse, "lse", wattn_cases::Storage::F32, self.case.lse_shape())?,
+        })
+    }
+
+    /// Encodes, submits, and reads back.
+    ///
+    /// # Errors
+    /// A refused call or a device that fails.
+    pub fn run(&self, engine: &Engine, plan: &Plan) -> Result<Outputs> {
+        for slice in 0..plan.slices() {
+            let mut encoder = engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            plan.encode_slice(&mut encoder, &self.operands(), slice)?;
+            engine.queue().submit([encoder.finish()]);
+        }
+        self.read(engine)
+    }
+}
+
+/// A buffer's bytes.
+///
+/// # Errors
+/// A device that fails or does not finish within ten minutes.
+fn read_buffer(engine: &Engine, buffer: &Buffer) -> Result<Vec<u8>> {
+    let (device, queue) = (engine.device(), engine.queue());
+    let target = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("read back"),
+        size: buffer.size(),
+        usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    encoder.copy_buffer_to_buffer(buffer, 0, &target, 0, buffer.size());
+    let submission = queue.submit([encoder.finish()]);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    target.slice(..).map_async(wgpu::MapMode::Read, move |result| {
+        // The receiver is gone only if the wait below failed, which reports itself.
+        let _ = sender.send(result);
+    });
+    let timeout = Some(Duration::from_secs(600));
+    device
+        .poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout })
+        .context("waiting for the device")?;
+    receiver.recv().context("the buffer was not mapped")?.context("mapping the buffer")?;
+    Ok(target.slice(..).get_mapped_range()?.to_vec())
+}
+
+/// Plans a case with `variant` forced, runs it, and compares with `reference`: one comparison an output.
+///
+/// # Errors
+/// A refused problem or a device that fails.
+pub fn judge(
+    engine: &Engine,
+    case: &SoftmaxCase,
+    variant: Option<Variant>,
+    reference: &Reference,
+) -> Result<(Plan, [Comparison; 2])> {
+    let operator: Attention = attention(case)?;
+    let forced = variant.map_or(operator, |v| v.force(operator));
+    let plan = engine.plan(&forced, extent(case)?)?;
+    let outputs = Loaded::new(engine, case).run(engine, &plan)?;
+    Ok((plan, outputs.compare(case, reference)))
+}
+
+/// As [`judge`], against the oracle on the given rows.
+///
+/// # Errors
+/// As [`judge`].
+pub fn judge_all(
+    engine: &Engine,
+    case: &SoftmaxCase,
+    variant: Option<Variant>,
+    rows: Rows,
+) -> Result<(Plan, [Comparison; 2])> {
+    judge(engine, case, variant, &case.reference(rows))
+}
+
+impl Outputs {
+    /// Compares both outputs with a reference.
+    pub fn compare(&self, case: &SoftmaxCase, reference: &Reference) -> [Comparison; 2] {
+        [
+            compare("out", &self.out, &reference.out, &case.rules("out", reference)),
+            compare("lse", &self.lse, &reference.lse, &case.rules("lse", reference)),
+        ]
+    }
+}
