@@ -108,6 +108,7 @@ fn constants(key: &Key) -> Vec<(&'static str, u32)> {
     match key.shape {
         Shape::Lanes(shape) => vec![
             ("LANES", shape.lanes),
+            ("LANES_LOG2", shape.lanes.ilog2()),
             ("ROWS", shape.rows),
             ("HEAD_CHUNKS", key.head_class / 4),
             ("VALUE_CHUNKS", value_chunks),
