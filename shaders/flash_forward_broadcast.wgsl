@@ -40,11 +40,10 @@ fn main(
     var l_$r = 0.0;
     //$ end
 
-    // All rows of the tile see all keys of [inner_start, inner_end); some row sees each key of [start, end).
+    // Some row of the tile sees each key of [start, end). The body is one straight line: on CPU drivers a branch costs a blend for
+    // every variable that it writes, more than masking all keys does.
     let start = first_key(s, first);
     let end = end_key(s, last);
-    let inner_start = first_key(s, last);
-    let inner_end = end_key(s, first);
     let kv_head = head / aux.params.group;
     let k_base = aux.params.k.offset + s.batch * aux.params.k.batch + kv_head * aux.params.k.head;
     let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + kv_head * aux.params.v.head;
@@ -60,8 +59,8 @@ fn main(
         //$ end
         //$ end
         //$ for c in 0..HEAD_CHUNKS
-        if (has_head_chunk($cu)) {
-            let k = load_k(k_row, $cu);
+        {
+            let k = select(vec4<f32>(), load_k(k_row, $cu), $cu < aux.params.head_chunks);
             //$ for n in 0..LANES
             {
                 let b = subgroupBroadcast(k, $nu);
@@ -73,65 +72,47 @@ fn main(
         }
         //$ end
 
-        var keep = j0 + lane < end;
-        if (!MASKS_ELEMENTS && j0 >= inner_start && j0 + LANES <= inner_end) {
-            //$ for r in 0..ROWS
-            {
-                var top = m_$r;
-                //$ for n in 0..LANES
-                s_$r_$n = score(s_$r_$n, i_$r, j0 + $nu, true).value;
-                top = max(top, s_$r_$n);
-                //$ end
-                let old = weight(m_$r, top);
-                var sum = 0.0;
-                //$ for n in 0..LANES
-                s_$r_$n = weight(s_$r_$n, top);
-                sum += s_$r_$n;
-                //$ end
-                l_$r = l_$r * old + sum;
-                m_$r = top;
-                //$ for c in 0..VALUE_CHUNKS
-                o_$r_$c *= old;
-                //$ end
-            }
+        //$ for r in 0..ROWS
+        var old_$r = 0.0;
+        //$ end
+        var seen = 0u;   // bit n: some row of this lane sees key n
+        //$ for r in 0..ROWS
+        {
+            var top = m_$r;
+            //$ for n in 0..LANES
+            let t_$n = score(s_$r_$n, i_$r, j0 + $nu, j0 + $nu >= lo_$r && j0 + $nu < hi_$r);
+            top = select(top, max(top, t_$n.value), t_$n.visible);
+            seen |= select(0u, 1u << $nu, t_$n.visible);
             //$ end
-        } else {
-            var seen = 0u;
-            //$ for r in 0..ROWS
-            {
-                var top = m_$r;
-                //$ for n in 0..LANES
-                let t_$n = score(s_$r_$n, i_$r, j0 + $nu, j0 + $nu >= lo_$r && j0 + $nu < hi_$r);
-                top = select(top, max(top, t_$n.value), t_$n.visible);
-                seen |= select(0u, 1u << $nu, t_$n.visible);
-                //$ end
-                let old = weight(m_$r, top);
-                var sum = 0.0;
-                //$ for n in 0..LANES
-                s_$r_$n = select(0.0, weight(t_$n.value, top), t_$n.visible);
-                sum += s_$r_$n;
-                //$ end
-                l_$r = l_$r * old + sum;
-                m_$r = top;
-                //$ for c in 0..VALUE_CHUNKS
-                o_$r_$c *= old;
-                //$ end
-            }
+            old_$r = weight(m_$r, top);
+            var sum = 0.0;
+            //$ for n in 0..LANES
+            s_$r_$n = select(0.0, weight(t_$n.value, top), t_$n.visible);
+            sum += s_$r_$n;
             //$ end
-            keep = keep_key(seen, lane, keep);
+            l_$r = l_$r * old_$r + sum;
+            m_$r = top;
         }
+        //$ end
 
+        // A value that no row here sees may be NaN: zero it, since its weight of zero would not.
+        let keep = keep_key(seen, lane, j0 + lane < end);
         //$ for c in 0..VALUE_CHUNKS
-        if (has_value_chunk(column + $cu)) {
-            // A value that no row here sees may be NaN: zero it, since its weight of zero would not.
+        {
             let v = select(vec4<f32>(), load_v(v_row, column + $cu), keep);
+            //$ for r in 0..ROWS
+            var a_$r = o_$r_$c * old_$r;
+            //$ end
             //$ for n in 0..LANES
             {
                 let b = subgroupBroadcast(v, $nu);
                 //$ for r in 0..ROWS
-                o_$r_$c += s_$r_$n * b;
+                a_$r += s_$r_$n * b;
                 //$ end
             }
+            //$ end
+            //$ for r in 0..ROWS
+            o_$r_$c = a_$r;
             //$ end
         }
         //$ end

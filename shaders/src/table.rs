@@ -45,7 +45,7 @@ pub const TILES: [TileShape; 2] = [TILE_GPU, TILE_CPU];
 pub const LANES: [u32; 3] = [4, 8, 16];
 
 /// The rows a lane for which `broadcast` is on the menu.
-pub const LANE_ROWS: [u32; 4] = [1, 2, 4, 8];
+pub const LANE_ROWS: [u32; 6] = [1, 2, 4, 5, 6, 8];
 
 /// Bytes of workgroup memory that a key's kernel declares.
 #[must_use]
