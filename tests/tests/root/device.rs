@@ -12,7 +12,8 @@ use wattn_tests::{attention, extent, judge_all};
 use crate::gpu::Gpu;
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
-    let trials: [(&str, fn(&Gpu) -> Result<()>); 6] = [
+    type Body = fn(&Gpu) -> Result<()>;
+    let trials: [(&str, Body); 6] = [
         ("webgpu_defaults", webgpu_defaults),
         ("small_bindings_split_heads", small_bindings_split_heads),
         ("small_bindings_split_batches", small_bindings_split_batches),

@@ -54,8 +54,9 @@ fn main() -> ExitCode {
         return conclusion.exit_code();
     }
     let complete = args.filter.is_none() && args.skip.is_empty() && !args.ignored;
-    let totals_pass = gpus.iter().map(|gpu| totals(gpu, complete)).fold(true, |all, one| all && one);
-    if totals_pass { conclusion.exit_code() } else { ExitCode::FAILURE }
+    // Those of all are printed, whichever fails.
+    let failed = gpus.iter().filter(|gpu| !totals(gpu, complete)).count();
+    if failed == 0 { conclusion.exit_code() } else { ExitCode::FAILURE }
 }
 
 /// Prints what ran on a device. Whether it is enough can be said of a complete run only.
