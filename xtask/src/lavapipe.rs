@@ -1,10 +1,9 @@
 //! Where wgpu finds no adapter on Linux: installs Mesa's software Vulkan driver.
 
 use std::env;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use wattn::wgpu::Adapter;
 use wattn_tests::adapters;
 
@@ -36,7 +35,7 @@ pub(crate) fn ensure_adapter() -> Result<Vec<Adapter>> {
         "wgpu finds no adapter, and installing one takes a password. Run:\n    {by_hand}"
     );
     for command in *commands {
-        install(&[prefix, command].concat()).with_context(|| format!("run by hand:\n    {by_hand}"))?;
+        install(&[prefix, command].concat()).map_err(|error| anyhow!("{error:#}; by hand:\n    {by_hand}"))?;
     }
     let found = adapters(None);
     ensure!(
@@ -65,7 +64,7 @@ fn is_root() -> bool {
 }
 
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
-    let mut command = Command::new(Path::new(program));
+    let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
