@@ -45,9 +45,26 @@ fn keys() -> Vec<Key> {
             (Storage::F16, Access::Any),
             (Storage::Bf16, Access::Vec4),
             (Storage::Bf16, Access::Any),
+            (Storage::F32, Access::Vec8),
+            (Storage::F16, Access::Vec8),
+            (Storage::Bf16, Access::Vec8),
         ] {
+            if access == Access::Vec8 && kernel != Kernel::Broadcast {
+                continue;
+            }
             for options in [ScoreOptions::default(), all] {
-                keys.push(Key { kernel, shape, q: storage, kv: storage, access, head_class, value_class: 32, options });
+                let padded = access == Access::Any;
+                keys.push(Key {
+                    kernel,
+                    shape,
+                    q: storage,
+                    kv: storage,
+                    access,
+                    head_class,
+                    padded,
+                    value_class: 32,
+                    options,
+                });
             }
         }
     }

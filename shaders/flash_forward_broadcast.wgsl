@@ -28,10 +28,12 @@ fn main(
     //$ for r in 0..ROWS
     let i_$r = min(first + $ru * LANES + lane, last);
     let lo_$r = first_key(s, i_$r);
-    let hi_$r = end_key(s, i_$r);
+    let seen_keys_$r = max(end_key(s, i_$r), lo_$r) - lo_$r;
     let q_row_$r = q_base + (s.q_start + i_$r) * aux.params.q.seq;
-    //$ for c in 0..HEAD_CHUNKS
-    let q_$r_$c = select(vec4<f32>(), load_q(q_row_$r, $cu) * aux.params.score_scale, $cu < aux.params.head_chunks);
+    //$ for c in 0..HEAD_CHUNKS step 2
+    let q_pair_$r_$c = load_pair_q(q_row_$r, $cu);
+    let q_$r_$c = within_head($cu, q_pair_$r_$c.a) * aux.params.score_scale;
+    let q_$r_${c+1} = within_head(${c+1}u, q_pair_$r_$c.b) * aux.params.score_scale;
     //$ end
     //$ for c in 0..VALUE_CHUNKS
     var o_$r_$c = vec4<f32>();
@@ -58,29 +60,38 @@ fn main(
         var s_$r_$n = 0.0;
         //$ end
         //$ end
-        //$ for c in 0..HEAD_CHUNKS
+        //$ for c in 0..HEAD_CHUNKS step 2
         {
-            let k = select(vec4<f32>(), load_k(k_row, $cu), $cu < aux.params.head_chunks);
+            let k = load_pair_k(k_row, $cu);
+            let k_a = within_head($cu, k.a);
+            let k_b = within_head(${c+1}u, k.b);
             //$ for n in 0..LANES
             {
-                let b = subgroupBroadcast(k, $nu);
+                let b = subgroupBroadcast(k_a, $nu);
                 //$ for r in 0..ROWS
                 s_$r_$n += dot(q_$r_$c, b);
+                //$ end
+            }
+            //$ end
+            //$ for n in 0..LANES
+            {
+                let b = subgroupBroadcast(k_b, $nu);
+                //$ for r in 0..ROWS
+                s_$r_$n += dot(q_$r_${c+1}, b);
                 //$ end
             }
             //$ end
         }
         //$ end
 
-        //$ for r in 0..ROWS
-        var old_$r = 0.0;
-        //$ end
         var seen = 0u;   // bit n: some row of this lane sees key n
         //$ for r in 0..ROWS
+        var old_$r = 0.0;   // the weight of what came before
         {
+            let at = j0 - lo_$r;   // wraps before the range, so that one comparison tells both ends
             var top = m_$r;
             //$ for n in 0..LANES
-            let t_$n = score(s_$r_$n, i_$r, j0 + $nu, j0 + $nu >= lo_$r && j0 + $nu < hi_$r);
+            let t_$n = score(s_$r_$n, i_$r, j0 + $nu, at + $nu < seen_keys_$r);
             top = select(top, max(top, t_$n.value), t_$n.visible);
             seen |= select(0u, 1u << $nu, t_$n.visible);
             //$ end
@@ -95,24 +106,35 @@ fn main(
         }
         //$ end
 
-        // A value that no row here sees may be NaN: zero it, since its weight of zero would not.
-        let keep = keep_key(seen, lane, j0 + lane < end);
-        //$ for c in 0..VALUE_CHUNKS
+        let keep = some_row_sees(seen, lane);
+        //$ for c in 0..VALUE_CHUNKS step 2
         {
-            let v = select(vec4<f32>(), load_v(v_row, column + $cu), keep);
+            let v = load_pair_v(v_row, column + $cu);
+            let v_a = kept(v.a, keep);
+            let v_b = kept(v.b, keep);
             //$ for r in 0..ROWS
             var a_$r = o_$r_$c * old_$r;
+            var b_$r = o_$r_${c+1} * old_$r;
             //$ end
             //$ for n in 0..LANES
             {
-                let b = subgroupBroadcast(v, $nu);
+                let b = subgroupBroadcast(v_a, $nu);
                 //$ for r in 0..ROWS
                 a_$r += s_$r_$n * b;
                 //$ end
             }
             //$ end
+            //$ for n in 0..LANES
+            {
+                let b = subgroupBroadcast(v_b, $nu);
+                //$ for r in 0..ROWS
+                b_$r += s_$r_$n * b;
+                //$ end
+            }
+            //$ end
             //$ for r in 0..ROWS
             o_$r_$c = a_$r;
+            o_$r_${c+1} = b_$r;
             //$ end
         }
         //$ end

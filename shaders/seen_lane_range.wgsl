@@ -1,4 +1,8 @@
-// Which keys some row of the workgroup sees, where only ranges mask: those below the tile's end, which loads and loops respect.
-fn keep_key(seen: u32, lane: u32, in_range: bool) -> bool {
-    return in_range;
+// Where only ranges hide keys: some row sees every key that is loaded, none needs zeroing.
+fn some_row_sees(seen: u32, lane: u32) -> bool {
+    return true;
+}
+
+fn kept(v: vec4<f32>, keep: bool) -> vec4<f32> {
+    return v;
 }

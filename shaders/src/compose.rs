@@ -21,6 +21,10 @@ macro_rules! files {
 
 files!(
     "params",
+    "load_pair",
+    "load_f32_wide",
+    "load_f16_wide",
+    "load_bf16_wide",
     "load_f32",
     "load_f32_any",
     "load_f16",
@@ -139,12 +143,19 @@ fn parts(key: &Key) -> Vec<String> {
     for (slot, (name, dim, storage)) in
         [("q", "head_dim", key.q), ("k", "head_dim", key.kv), ("v", "value_dim", key.kv)].into_iter().enumerate()
     {
-        let suffix = if key.access == Access::Any { "_any" } else { "" };
-        let text = file(&format!("load_{storage}{suffix}"));
-        parts.push(text.replace("$t", name).replace("$b", &slot.to_string()).replace("$n", dim));
+        let suffix = match key.access {
+            Access::Vec4 => "",
+            Access::Vec8 => "_wide",
+            Access::Any => "_any",
+        };
+        let fill = |text: &str| text.replace("$t", name).replace("$b", &slot.to_string()).replace("$n", dim);
+        parts.push(fill(file(&format!("load_{storage}{suffix}"))));
+        if key.kernel == Kernel::Broadcast && key.access != Access::Vec8 {
+            parts.push(fill(file("load_pair")));
+        }
     }
     match (key.q, key.access) {
-        (Storage::F32, Access::Vec4) => parts.push(file("store_f32").to_owned()),
+        (Storage::F32, Access::Vec4 | Access::Vec8) => parts.push(file("store_f32").to_owned()),
         (Storage::F32, Access::Any) => parts.push(file("store_f32_any").to_owned()),
         (packed, access) => {
             parts.push(file(&format!("pack_{packed}")).to_owned());
@@ -163,7 +174,7 @@ fn parts(key: &Key) -> Vec<String> {
     parts.push(file(if options.sinks { "finish_sinks" } else { "finish" }).to_owned());
     parts.push(if options.lse { file("lse").to_owned() } else { NO_LSE.to_owned() });
     if key.kernel == Kernel::Broadcast {
-        parts.push(HAS_CHUNK.to_owned());
+        parts.push(if key.padded { PADDED_HEAD } else { WHOLE_HEAD }.to_owned());
     }
     parts.extend(kernel_files(key).into_iter().map(|name| file(name).to_owned()));
     parts
@@ -171,13 +182,16 @@ fn parts(key: &Key) -> Vec<String> {
 
 const NO_LSE: &str = "fn store_lse(s: Sequence, head: u32, i: u32, f: Finish) {}\n";
 
-const HAS_CHUNK: &str = "\
-fn has_head_chunk(chunk: u32) -> bool {
-    return chunk < aux.params.head_chunks;
+/// What a head-dim column contributes: nothing past the head dim.
+const PADDED_HEAD: &str = "\
+fn within_head(chunk: u32, x: vec4<f32>) -> vec4<f32> {
+    return select(vec4<f32>(), x, chunk < aux.params.head_chunks);
 }
+";
 
-fn has_value_chunk(chunk: u32) -> bool {
-    return chunk < aux.params.value_chunks;
+const WHOLE_HEAD: &str = "\
+fn within_head(chunk: u32, x: vec4<f32>) -> vec4<f32> {
+    return x;
 }
 ";
 

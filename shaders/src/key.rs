@@ -74,12 +74,15 @@ impl fmt::Display for Storage {
     }
 }
 
-/// Whether rows are made of whole vec4, which decides how a tensor is loaded.
+/// What rows are made of, which decides how a tensor is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Access {
     /// Dims, strides and offsets are multiples of four elements, the last dim is contiguous: one load a vec4.
     #[default]
     Vec4,
+    /// Dims, strides and offsets of q, k and v are multiples of eight elements, the last dim is contiguous: one load two vec4. In f32
+    /// this takes 64-bit integers in shaders.
+    Vec8,
     /// Any dims and strides (16-bit storage: even ones, last dim contiguous): one load an element or pair.
     Any,
 }
@@ -220,6 +223,8 @@ pub struct Key {
     pub access: Access,
     /// Upper bound of the head dim; 0 where the kernel loops over it.
     pub head_class: u32,
+    /// Whether the head dim is below its class, so that what lies past it must be zeroed.
+    pub padded: bool,
     /// Upper bound of the part of the value dim that one workgroup handles.
     pub value_class: u32,
     /// The options that change the code.
@@ -233,12 +238,14 @@ impl fmt::Display for Key {
             write!(f, "-{}", self.kv)?;
         }
         if self.head_class > 0 {
-            write!(f, "/d{}", self.head_class)?;
+            write!(f, "/d{}{}", self.head_class, if self.padded { "-padded" } else { "" })?;
         }
         write!(f, "/v{}", self.value_class)?;
-        if self.access == Access::Any {
-            f.write_str("/any")?;
-        }
+        f.write_str(match self.access {
+            Access::Vec4 => "",
+            Access::Vec8 => "/vec8",
+            Access::Any => "/any",
+        })?;
         for name in self.options.names() {
             write!(f, "+{name}")?;
         }

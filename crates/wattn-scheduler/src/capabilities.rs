@@ -34,6 +34,8 @@ pub struct Capabilities {
     pub driver: Driver,
     /// The least and the greatest subgroup size, where shaders may use subgroups.
     pub subgroups: Option<(u32, u32)>,
+    /// Whether shaders may use 64-bit integers.
+    pub int64: bool,
     /// Bytes of workgroup memory a workgroup may declare.
     pub workgroup_bytes: u32,
     /// Invocations a workgroup may have.
@@ -56,6 +58,7 @@ impl Capabilities {
             kind: DeviceKind::Other,
             driver: Driver::Other,
             subgroups: None,
+            int64: false,
             workgroup_bytes: 16_384,
             workgroup_invocations: 256,
             workgroups_per_axis: 65_535,

@@ -1,7 +1,7 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
 use wattn_shaders::table::{self, TILE_CPU, TILE_GPU};
-use wattn_shaders::{Kernel, Key, LaneShape, Shape, TileShape};
+use wattn_shaders::{Access, Kernel, Key, LaneShape, Shape, Storage, TileShape};
 
 use crate::attention::Attention;
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
@@ -11,7 +11,7 @@ use crate::error::PlanError;
 pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(Key, String), PlanError> {
     if let Some(kernel) = attention.kernel {
         let (shape, why) = shape(kernel, attention, device).map_err(|reason| PlanError::Kernel { kernel, reason })?;
-        return Ok((key(kernel, shape, attention), format!("pinned; {why}")));
+        return Ok((key(kernel, shape, attention, device), format!("pinned; {why}")));
     }
     let order = match device.kind {
         DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileSubgroup, Kernel::TileUniversal],
@@ -22,7 +22,7 @@ pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(Ke
         match shape(kernel, attention, device) {
             Ok((shape, why)) => {
                 let passed_over: String = reasons.iter().map(|r| format!("; {r}")).collect();
-                return Ok((key(kernel, shape, attention), format!("{why}{passed_over}")));
+                return Ok((key(kernel, shape, attention, device), format!("{why}{passed_over}")));
             }
             Err(reason) => reasons.push(format!("not {kernel}: {reason}")),
         }
@@ -30,18 +30,26 @@ pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(Ke
     Err(PlanError::NoKernel { reasons: reasons.join("; ") })
 }
 
-fn key(kernel: Kernel, shape: Shape, attention: &Attention) -> Key {
-    let value = attention.head_dim.value().min(table::VALUE_SPLIT);
+fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilities) -> Key {
+    let (qk, value_dim) = (attention.head_dim.qk(), attention.head_dim.value());
+    let head_class = match kernel {
+        Kernel::Broadcast => table::dim_class(qk).unwrap_or(0),
+        _ => 0,
+    };
+    let wide = kernel == Kernel::Broadcast
+        && attention.access == Access::Vec4
+        && qk.is_multiple_of(8)
+        && value_dim.is_multiple_of(8)
+        && (device.int64 || (attention.q != Storage::F32 && attention.kv != Storage::F32));
+    let value = value_dim.min(table::VALUE_SPLIT);
     Key {
         kernel,
         shape,
         q: attention.q,
         kv: attention.kv,
-        access: attention.access,
-        head_class: match kernel {
-            Kernel::Broadcast => table::dim_class(attention.head_dim.qk()).unwrap_or(0),
-            _ => 0,
-        },
+        access: if wide { Access::Vec8 } else { attention.access },
+        head_class,
+        padded: head_class > qk,
         value_class: table::dim_class(value).unwrap_or(table::VALUE_SPLIT),
         options: attention.options,
     }
@@ -116,7 +124,7 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
     }
     let mut least = u32::MAX;
     for &shape in candidates {
-        let bytes = table::workgroup_bytes(&key(kernel, Shape::Tile(shape), attention));
+        let bytes = table::workgroup_bytes(&key(kernel, Shape::Tile(shape), attention, device));
         if bytes <= device.workgroup_bytes {
             let rows = match kernel {
                 Kernel::TileSubgroup => "rows reduced by shuffles",

@@ -3,10 +3,13 @@
 use wattn_scheduler::{Capabilities, DeviceKind, Driver};
 use wgpu::{AdapterInfo, DeviceType, Features, Limits};
 
-/// The features that wattn makes use of and this adapter has. All are optional: ask for them with the device's own.
+/// The features that wattn makes use of and this adapter has: subgroups; on CPU drivers 64-bit integers too, for wider loads. All
+/// are optional: ask for them with the device's own.
 #[must_use]
 pub fn wanted_features(adapter: &wgpu::Adapter) -> Features {
-    adapter.features() & Features::SUBGROUP
+    let cpu = adapter.get_info().device_type == DeviceType::Cpu;
+    let wanted = if cpu { Features::SUBGROUP | Features::SHADER_INT64 } else { Features::SUBGROUP };
+    adapter.features() & wanted
 }
 
 /// WebGPU's default limits, with those that wattn gains from raised to what this adapter has: sizes of buffers and bindings,
@@ -42,6 +45,7 @@ pub(crate) fn capabilities(info: &AdapterInfo, features: Features, limits: &Limi
         kind,
         driver: driver(info),
         subgroups,
+        int64: features.contains(Features::SHADER_INT64),
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
         workgroup_invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         workgroups_per_axis: limits.max_compute_workgroups_per_dimension,

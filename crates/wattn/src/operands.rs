@@ -88,6 +88,7 @@ impl<'a> Resolved<'a> {
     ) -> Result<Self, EncodeError> {
         let unit = match (access, storage) {
             (Access::Vec4, _) => 4,
+            (Access::Vec8, _) => 8,
             (Access::Any, Storage::F32) => 1,
             (Access::Any, Storage::F16 | Storage::Bf16) => 2,
         };
@@ -111,6 +112,7 @@ impl<'a> Resolved<'a> {
         let refuse = |what, given, allowed| Err(EncodeError::Misaligned { argument: self.name, what, given, allowed });
         let multiple = match self.unit {
             4 => "a multiple of 4 is needed (or plan with any_strides)",
+            8 => "a multiple of 8 is needed (or plan with any_strides)",
             _ => "an even number is needed in 16-bit storage",
         };
         if !self.offset.is_multiple_of(self.unit) {
@@ -122,7 +124,7 @@ impl<'a> Resolved<'a> {
             }
         }
         if self.unit > 1 && self.strides[3] != 1 && self.extent[3] > 1 {
-            let allowed = if self.unit == 4 {
+            let allowed = if self.unit >= 4 {
                 "a contiguous dim is needed (or plan with any_strides)"
             } else {
                 "a contiguous dim is needed in 16-bit storage"
@@ -246,8 +248,11 @@ impl<'a> Checked<'a> {
         let (query_heads, kv_heads) = (u64::from(heads.query()), u64::from(heads.key_value()));
         let (qk, value) = (u64::from(attention.head_dim().qk()), u64::from(attention.head_dim().value()));
         let group = u64::from(heads.group());
-        let q_form = (attention.q_storage(), attention.access());
-        let kv_form = (attention.kv_storage(), attention.access());
+        let access = plan.key.access;
+        let q_form = (attention.q_storage(), access);
+        let kv_form = (attention.kv_storage(), access);
+        // Outputs are stored by vec4.
+        let out_form = (attention.q_storage(), if access == Access::Vec8 { Access::Vec4 } else { access });
         let word = (Storage::F32, Access::Any);
         let scores = |name, view: &View<'a>, columns| {
             Resolved::new(name, view, [batch, query_heads, queries, columns], group, word)
@@ -256,7 +261,7 @@ impl<'a> Checked<'a> {
             q: Resolved::new("q", &operands.q, [batch, query_heads, queries, qk], group, q_form)?,
             k: Resolved::new("k", &operands.k, [batch, kv_heads, keys, qk], 1, kv_form)?,
             v: Resolved::new("v", &operands.v, [batch, kv_heads, keys, value], 1, kv_form)?,
-            out: Resolved::new("out", &operands.out, [batch, query_heads, queries, value], group, q_form)?,
+            out: Resolved::new("out", &operands.out, [batch, query_heads, queries, value], group, out_form)?,
             lse: operands.lse.as_ref().map(|view| scores("lse", view, 1)).transpose()?,
             bias: operands.bias.as_ref().map(|view| scores("bias", view, keys)).transpose()?,
             mask: operands.mask.as_ref().map(|view| scores("mask", view, keys.div_ceil(32))).transpose()?,

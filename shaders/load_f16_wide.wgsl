@@ -1,0 +1,15 @@
+// Tensor $t in f16, eight to a vec4<u32>: strides in eights.
+@group(0) @binding($b) var<storage, read> $t: array<vec4<u32>>;
+
+struct Pair_$t {
+    a: vec4<f32>,
+    b: vec4<f32>,
+}
+
+fn load_pair_$t(row: u32, chunk: u32) -> Pair_$t {
+    let w = $t[row + chunk / 2u];
+    return Pair_$t(
+        vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y)),
+        vec4<f32>(unpack2x16float(w.z), unpack2x16float(w.w)),
+    );
+}
