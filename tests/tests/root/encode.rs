@@ -190,8 +190,8 @@ fn slices_are_the_whole(gpu: &Gpu, variant: Variant) -> Result<()> {
     ensure!(plan.slices() > 1, "the plan has one slice");
     let wave = |n: u32| -> Vec<f32> { (0..n).map(|i| (i as f32 * 0.37).sin()).collect() };
     let elements = HEADS * QUERIES * 64;
-    let (q, kv) = (upload(engine, &wave(elements)), upload(engine, &wave(KEYS * 4 + 64)));
-    let keys = View::strided(&kv, [0, 0, 4, 1]);
+    let (q, kv) = (upload(engine, &wave(elements)), upload(engine, &wave(KEYS * 8 + 64)));
+    let keys = View::strided(&kv, [0, 0, 8, 1]);
     let run = |encode: &dyn Fn(&mut CommandEncoder, &Operands<'_>) -> Result<()>| -> Result<[Vec<u32>; 2]> {
         let (out, lse) = (poisoned(engine, elements as usize), poisoned(engine, (HEADS * QUERIES) as usize));
         let operands = Operands {

@@ -1,12 +1,16 @@
 //! Refusals: each names the argument, what was given and what is allowed.
 
+mod lengths;
+mod operands;
+mod plans;
+
 use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use wattn::wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoderDescriptor};
-use wattn::{Attention, Engine, Extent, HeadDim, Heads, Kernel, Lengths, Operands, Plan, PlanError, Storage, View};
+use wattn::{Attention, Engine, Extent, HeadDim, Heads, Operands, Plan, PlanError, View};
 
 use crate::gpu::{Gpu, poisoned};
 
@@ -108,224 +112,14 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
             Ok(())
         })
     };
-    let mut trials: Vec<Trial> = [PLANS, BUFFERS, VIEWS, OPTIONS, LENGTHS].concat().iter().map(trial).collect();
+    let mut trials: Vec<Trial> =
+        [plans::PLANS, operands::BUFFERS, operands::VIEWS, operands::OPTIONS, lengths::LENGTHS]
+            .concat()
+            .iter()
+            .map(trial)
+            .collect();
     trials.push(gpu.trial("errors/beyond_a_binding", beyond_a_binding));
     trials
-}
-
-const PLANS: &[Bad] = &[
-    ("heads_not_divisible", |_| refusal(Heads::grouped(9, 2)), &["heads", "9", "2", "multiple"]),
-    ("no_heads", |_| refusal(Heads::new(0)), &["heads", "0", "at least one"]),
-    ("head_dim_0", |_| refusal(HeadDim::new(0)), &["head_dim", "0", "1 to 576"]),
-    ("head_dim_577", |_| refusal(HeadDim::new(577)), &["head_dim", "577", "1 to 576"]),
-    ("value_head_dim_600", |_| refusal(HeadDim::with_value(64, 600)), &["value_head_dim", "600", "1 to 576"]),
-    ("softcap_0", |b| b.plan(Ok(attention()?.softcap(0.0)), extent()), &["softcap", "0 given", "above 0"]),
-    ("softcap_nan", |b| b.plan(Ok(attention()?.softcap(f32::NAN)), extent()), &["softcap", "NaN", "finite"]),
-    ("scale_nan", |b| b.plan(Ok(attention()?.scale(f32::NAN)), extent()), &["scale", "NaN", "finite"]),
-    ("scale_infinite", |b| b.plan(Ok(attention()?.scale(f32::INFINITY)), extent()), &["scale", "inf", "finite"]),
-    (
-        "odd_f16_dim",
-        |b| b.plan(Ok(Attention::new(Heads::new(1)?, HeadDim::new(33)?).storage(Storage::F16)), extent()),
-        &["head_dim", "33", "even"],
-    ),
-    (
-        "odd_bf16_value_dim",
-        |b| {
-            let dims = HeadDim::with_value(32, 7)?;
-            b.plan(Ok(Attention::new(Heads::new(1)?, dims).mixed_storage(Storage::F32, Storage::Bf16)), extent())
-        },
-        &["value_head_dim", "7", "even"],
-    ),
-    (
-        "too_many_queries",
-        |b| b.plan(attention(), Extent::new(1, 600_000_000, 1)),
-        &["queries", "600000000", "536870912"],
-    ),
-    ("packed_with_mask", |b| b.plan(Ok(attention()?.mask()), Extent::packed(2, 20, 48)), &["extent", "packed", "mask"]),
-    (
-        "pinned_kernel_cannot_serve",
-        |b| {
-            let wide = Attention::new(Heads::new(1)?, HeadDim::new(256)?).kernel(Kernel::Broadcast);
-            let message = b.plan(Ok(wide), extent())?;
-            // Where it cannot run at all, it says that instead.
-            let fixed = b.engine.capabilities().subgroups.is_some_and(|(min, max)| min == max && min <= 16);
-            ensure!(!fixed || message.contains("256") && message.contains("128"), "{message:?}");
-            Ok(message)
-        },
-        &["kernel broadcast cannot serve"],
-    ),
-];
-
-const BUFFERS: &[Bad] = &[
-    ("out_is_q", |b| b.encode(plain, |b, o| o.out = View::bhsd(&b.q)), &["out and q", "same buffer"]),
-    ("out_is_lse", |b| b.encode(plain, |b, o| o.lse = Some(View::bhsd(&b.out))), &["out and lse", "same buffer"]),
-    ("lse_is_k", |b| b.encode(plain, |b, o| o.lse = Some(View::bhsd(&b.k))), &["lse and k", "same buffer"]),
-    ("short_q", |b| b.encode(plain, |b, o| o.q = View::bhsd(&b.short)), &["q:", "40960", "600"]),
-    ("short_k", |b| b.encode(plain, |b, o| o.k = View::bhsd(&b.short)), &["k:", "49152", "600"]),
-    ("short_v", |b| b.encode(plain, |b, o| o.v = View::bhsd(&b.short)), &["v:", "49152", "600"]),
-    ("short_out", |b| b.encode(plain, |b, o| o.out = View::bhsd(&b.short)), &["out:", "40960", "600"]),
-    ("short_lse", |b| b.encode(plain, |b, o| o.lse = Some(View::bhsd(&b.short))), &["lse:", "640", "600"]),
-    (
-        "short_bias",
-        |b| b.encode(Attention::bias, |b, o| o.bias = Some(View::scores(&b.short, false, false))),
-        &["bias:", "3840", "600"],
-    ),
-    (
-        "short_mask",
-        |b| b.encode(Attention::mask, |b, o| o.mask = Some(View::scores(&b.short, true, true))),
-        &["mask:", "1280", "600"],
-    ),
-    ("past_the_end", |b| b.encode(plain, |b, o| o.q = View::bhsd(&b.q).at(64)), &["q:", "41216", "40960"]),
-    ("no_storage_usage", |b| b.encode(plain, |b, o| o.q = View::bhsd(&b.copy_only)), &["q:", "COPY_DST", "STORAGE"]),
-];
-
-const VIEWS: &[Bad] = &[
-    (
-        "misaligned_offset",
-        |b| b.encode(plain, |b, o| o.k = View::bhsd(&b.k).at(2)),
-        &["k:", "offset", "2", "multiple of 4", "any_strides"],
-    ),
-    (
-        "misaligned_stride",
-        |b| b.encode(plain, |b, o| o.v = View::strided(&b.v, [6144, 3072, 66, 1])),
-        &["v:", "sequence stride", "66", "multiple of 4"],
-    ),
-    (
-        "dims_apart",
-        |b| b.encode(plain, |b, o| o.q = View::strided(&b.q, [64, 64, 64, 2])),
-        &["q:", "dim stride", "2", "contiguous"],
-    ),
-    (
-        "odd_offset_in_f16",
-        |b| b.encode(|attention| attention.storage(Storage::F16).any_strides(), |b, o| o.q = View::bhsd(&b.q).at(3)),
-        &["q:", "offset", "3", "even"],
-    ),
-    (
-        "out_overlaps_itself",
-        |b| b.encode(plain, |b, o| o.out = View::strided(&b.out, [5120, 1280, 32, 1])),
-        &["out:", "sequence", "32", "64"],
-    ),
-    (
-        "out_repeats_heads",
-        |b| b.encode(plain, |b, o| o.out = View::strided(&b.out, [5120, 0, 64, 1])),
-        &["out:", "head", "stride 0", "1"],
-    ),
-    (
-        "mask_words_apart",
-        |b| b.encode(Attention::mask, |b, o| o.mask = Some(View::strided(&b.k, [0, 0, 4, 2]))),
-        &["mask:", "key stride", "2", "1 is needed"],
-    ),
-    (
-        "no_such_slice",
-        |b| {
-            let plan = b.engine.plan(&attention()?, extent())?;
-            let [q, k, v, out] = [&b.q, &b.k, &b.v, &b.out].map(View::bhsd);
-            let mut encoder = b.engine.device().create_command_encoder(&CommandEncoderDescriptor::default());
-            refusal(plan.encode_slice(&mut encoder, &Operands::new(q, k, v, out), 7))
-        },
-        &["slice", "7", "1"],
-    ),
-];
-
-const OPTIONS: &[Bad] = &[
-    ("no_lse", |b| b.encode(plain, |_, o| o.lse = None), &["lse", "missing"]),
-    ("no_bias", |b| b.encode(Attention::bias, |_, _| {}), &["bias", "missing"]),
-    ("no_mask", |b| b.encode(Attention::mask, |_, _| {}), &["mask", "missing"]),
-    ("no_slopes", |b| b.encode(Attention::alibi, |_, _| {}), &["alibi_slopes", "missing"]),
-    (
-        "unused_lse",
-        |b| {
-            let plan = b.engine.plan(&attention()?, extent())?;
-            b.encode_plan(&plan, |_, _| {})
-        },
-        &["lse", "given", "does not have"],
-    ),
-    ("unused_bias", |b| b.encode(plain, |b, o| o.bias = Some(View::bhsd(&b.q))), &["bias", "given", "does not have"]),
-    ("unused_mask", |b| b.encode(plain, |b, o| o.mask = Some(View::bhsd(&b.q))), &["mask", "given", "does not have"]),
-    ("unused_sinks", |b| b.encode(plain, |_, o| o.sinks = &[0.0; 4]), &["sinks", "given", "does not have"]),
-    (
-        "unused_causal_offsets",
-        |b| b.encode(Attention::causal, |_, o| o.causal_offsets = &[1]),
-        &["causal_offsets", "given", "does not have"],
-    ),
-    (
-        "three_slopes_for_four_heads",
-        |b| b.encode(Attention::alibi, |_, o| o.alibi_slopes = &[0.5; 3]),
-        &["alibi_slopes", "3 given", "4 needed"],
-    ),
-    (
-        "five_sinks_for_four_heads",
-        |b| b.encode(Attention::sinks, |_, o| o.sinks = &[0.5; 5]),
-        &["sinks", "5 given", "4 needed"],
-    ),
-    (
-        "infinite_sink",
-        |b| b.encode(Attention::sinks, |_, o| o.sinks = &[0.0, 0.0, f32::INFINITY, 0.0]),
-        &["sinks[2]", "inf", "finite"],
-    ),
-    (
-        "nan_slope",
-        |b| b.encode(Attention::alibi, |_, o| o.alibi_slopes = &[0.0, f32::NAN, 0.0, 0.0]),
-        &["alibi_slopes[1]", "NaN", "finite"],
-    ),
-    (
-        "three_offsets_for_two_entries",
-        |b| b.encode(Attention::causal_top_left, |_, o| o.causal_offsets = &[1, 2, 3]),
-        &["causal_offsets", "3", "2"],
-    ),
-    (
-        "short_slice_on_the_host",
-        |b| {
-            let host = b.engine.blocking();
-            refusal(host.attention(&attention()?, extent(), &[0.0; 3], &[0.0; SIZES[1]], &[0.0; SIZES[1]]))
-        },
-        &["q:", "3 numbers", "10240"],
-    ),
-];
-
-const LENGTHS: &[Bad] = &[
-    (
-        "three_lengths_for_two_entries",
-        |b| b.encode(plain, |_, o| o.lengths = Lengths::Keys(&[1, 2, 3])),
-        &["lengths", "3", "2, one a batch entry"],
-    ),
-    (
-        "bounds_without_packing",
-        |b| b.encode(plain, |_, o| o.lengths = Lengths::Packed { queries: &[0, 20], keys: &[0, 48] }),
-        &["lengths", "packed"],
-    ),
-    ("packing_without_bounds", |b| packed(b, Lengths::Full), &["lengths", "no bounds", "Lengths::Packed"]),
-    (
-        "bounds_fall",
-        |b| packed(b, Lengths::Packed { queries: &[0, 21, 20], keys: &[0, 9, 48] }),
-        &["lengths.queries", "do not rise", "3 rising bounds from 0 to 20"],
-    ),
-    (
-        "bounds_end_early",
-        |b| packed(b, Lengths::Packed { queries: &[0, 5, 20], keys: &[0, 9, 40] }),
-        &["lengths.keys", "40", "48"],
-    ),
-    (
-        "bounds_start_late",
-        |b| packed(b, Lengths::Packed { queries: &[1, 5, 20], keys: &[0, 9, 48] }),
-        &["lengths.queries", "from 1 to 20", "from 0 to 20"],
-    ),
-    (
-        "too_many_bounds",
-        |b| packed(b, Lengths::Packed { queries: &[0, 5, 9, 20], keys: &[0, 9, 20, 48] }),
-        &["lengths.queries", "4 bounds", "3 rising bounds"],
-    ),
-    (
-        "empty_bounds",
-        |b| packed(b, Lengths::Packed { queries: &[], keys: &[] }),
-        &["lengths.queries", "no bounds", "3 rising bounds"],
-    ),
-];
-
-/// What a plan for two packed sequences says to these lengths.
-fn packed<'a>(bench: &'a Bench, lengths: Lengths<'a>) -> Result<String> {
-    let plan = bench.engine.plan(&attention()?.lse(), Extent::packed(2, 20, 48))?;
-    bench.encode_plan(&plan, |_, operands| operands.lengths = lengths)
 }
 
 /// On a device with small bindings: a head that is too long, and a layout that spreads a part too far.
