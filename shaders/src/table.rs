@@ -39,6 +39,12 @@ pub const TILE_GPU: TileShape = TileShape { tx: 8, ty: 16, rows: 4, keys: 4, k_c
 /// The same for value dims up to 32, which fewer invocations a row share.
 pub const TILE_GPU_NARROW: TileShape = TileShape { tx: 4, ty: 16, rows: 4, keys: 8, k_chunks: Some(8) };
 
+/// The tile for GPUs that suits a value dim.
+#[must_use]
+pub fn gpu_tile(value_dim: u32) -> TileShape {
+    if value_dim <= 32 { TILE_GPU_NARROW } else { TILE_GPU }
+}
+
 /// A tile of `tile-subgroup` for CPU drivers, where large blocks in registers pay and staging does not.
 pub const TILE_CPU: TileShape = TileShape { tx: 8, ty: 4, rows: 8, keys: 8, k_chunks: None };
 

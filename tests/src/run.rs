@@ -11,8 +11,10 @@ use wattn_cases::{Comparison, Layout, Reference, Rows, SoftmaxCase, Tensor, comp
 use crate::problem::{attention, extent};
 use crate::variant::Variant;
 
-/// A NaN as f32, as two f16 and as two bf16.
+/// A NaN as f32, as two f16 and as two bf16: what outputs hold and are fenced with.
 const POISON: u32 = 0x7fff_7fff;
+/// Another one, around inputs: read too far and written too far, it does not pass for a guard word.
+const FENCE: u32 = 0x7fd5_7fd5;
 /// Bytes of guard words at each end of a buffer.
 const GUARD: usize = 256;
 
@@ -42,15 +44,20 @@ impl<'a> Loaded<'a> {
     /// Uploads a case.
     #[must_use]
     pub fn new(engine: &Engine, case: &'a SoftmaxCase) -> Self {
-        let fenced = |label, bytes: &[u8]| {
-            let guard = bytemuck::cast_slice::<u32, u8>(&[POISON; GUARD / 4]).to_vec();
+        let guarded = |label, bytes: &[u8], word: u32| {
+            let guard = bytemuck::cast_slice::<u32, u8>(&[word; GUARD / 4]).to_vec();
             let padding = vec![0xff; bytes.len().next_multiple_of(4) - bytes.len()];
             let contents = [&guard, bytes, &padding, &guard].concat();
             let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
             engine.device().create_buffer_init(&BufferInitDescriptor { label: Some(label), contents: &contents, usage })
         };
+        let fenced = |label, bytes: &[u8]| guarded(label, bytes, FENCE);
         let poisoned = |label, bytes: usize| {
-            fenced(label, bytemuck::cast_slice(&vec![POISON; bytes.div_ceil(4)]).get(..bytes).unwrap_or_default())
+            guarded(
+                label,
+                bytemuck::cast_slice(&vec![POISON; bytes.div_ceil(4)]).get(..bytes).unwrap_or_default(),
+                POISON,
+            )
         };
         let elements = |shape: Vec<usize>| shape.iter().product::<usize>();
         Self {

@@ -9,13 +9,13 @@ use wattn_shaders::table;
 
 use crate::problem::{attention, extent};
 
-/// A kernel to force, in the shape for this device or in the other one.
+/// A kernel to force, in the shape for this device or in that for GPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// The kernel.
     pub kernel: Kernel,
-    /// The shape, if not the device's own choice.
-    pub shape: Option<Shape>,
+    /// Whether in the shape for GPUs, on a device that has its own choice.
+    pub gpu_shape: bool,
 }
 
 impl Variant {
@@ -23,24 +23,20 @@ impl Variant {
     /// what GPUs run is executed somewhere.
     #[must_use]
     pub fn all(device: &Capabilities) -> Vec<Self> {
-        let gpu = Some(Shape::Tile(table::TILE_GPU));
-        let own = |kernel| Self { kernel, shape: None };
-        match device.kind {
-            DeviceKind::Cpu => vec![
-                own(Kernel::Broadcast),
-                own(Kernel::TileUniversal),
-                Self { kernel: Kernel::TileUniversal, shape: gpu },
-                Self { kernel: Kernel::TileSubgroup, shape: gpu },
-            ],
-            _ => Kernel::ALL.map(own).to_vec(),
+        let own = |kernel| Self { kernel, gpu_shape: false };
+        let mut all = Kernel::ALL.map(own).to_vec();
+        if device.kind == DeviceKind::Cpu {
+            all.extend([Kernel::TileUniversal, Kernel::TileSubgroup].map(|kernel| Self { kernel, gpu_shape: true }));
         }
+        all
     }
 
     /// The operator, with this forced.
     #[must_use]
     pub fn force(self, attention: Attention) -> Attention {
         let forced = attention.kernel(self.kernel);
-        self.shape.map_or(forced, |shape| forced.shape(shape))
+        let shape = Shape::Tile(table::gpu_tile(attention.head_dim().value()));
+        if self.gpu_shape { forced.shape(shape) } else { forced }
     }
 
     /// Why this cannot serve the case on the engine's device, if it cannot. Other refusals are for the run to report.
@@ -58,6 +54,6 @@ impl Variant {
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kernel)?;
-        if self.shape.is_some() { f.write_str("-gpu-shape") } else { Ok(()) }
+        if self.gpu_shape { f.write_str("-gpu-shape") } else { Ok(()) }
     }
 }

@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use comfy_table::{Table, presets::NOTHING};
-use wattn::Shape;
 use wattn_cases::CaseFile;
-use wattn_shaders::table::TILE_GPU;
 use wattn_tests::{Variant, judge_expected};
 
 use crate::report::{Row, guarded, write_json};
@@ -33,8 +31,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let device = args.selection.device()?;
     println!("{device}");
-    let shape = args.gpu_shape.then_some(Shape::Tile(TILE_GPU));
-    let variant = args.selection.variant().map(|variant| Variant { shape, ..variant });
+    let variant = args.selection.variant().map(|variant| Variant { gpu_shape: args.gpu_shape, ..variant });
     let rows: Vec<Row> = args.paths.iter().flat_map(|path| rows(&device, variant, path)).collect();
     if let Some(path) = &args.json {
         write_json(path, &device, &rows, [])?;

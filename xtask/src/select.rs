@@ -48,7 +48,7 @@ impl Selection {
 
     /// The pinned kernel, in the shape for the device.
     pub(crate) fn variant(&self) -> Option<Variant> {
-        self.kernel.map(|kernel| Variant { kernel, shape: None })
+        self.kernel.map(|kernel| Variant { kernel, gpu_shape: false })
     }
 }
 

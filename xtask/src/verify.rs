@@ -145,7 +145,7 @@ impl Run {
         let mut case = case.clone();
         case.expect_reference();
         write(&path, &case)?;
-        let shape = if variant.shape.is_some() { " --gpu-shape" } else { "" };
+        let shape = if variant.gpu_shape { " --gpu-shape" } else { "" };
         let (path, label) = (path.display(), &self.device.label);
         Ok(format!("cargo xtask replay {path} --adapter {label} --kernel {}{shape}", variant.kernel))
     }

@@ -248,8 +248,8 @@ impl Attention {
         self
     }
 
-    /// Accepts views whose strides and offsets are no multiples of four elements, at the price of narrower loads. Dims that are no
-    /// multiples of four imply it. In f32 the last dim need not be contiguous; in 16 bits strides, offsets and dims stay even.
+    /// Accepts views whose strides and offsets are no multiples of four elements (eight on CPU drivers, see
+    /// [`Access`]), at the price of narrower loads. Dims that are no multiples of four imply it. In f32 the last dim need not be contiguous; in 16 bits strides, offsets and dims stay even.
     #[must_use]
     pub fn any_strides(mut self) -> Self {
         self.access = Access::Any;

@@ -1,6 +1,6 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
-use wattn_shaders::table::{self, ROWS_CPU, TILE_CPU, TILE_GPU, TILE_GPU_NARROW};
+use wattn_shaders::table::{self, ROWS_CPU, TILE_CPU, TILE_GPU};
 use wattn_shaders::{Access, Kernel, Key, LaneShape, Shape, Storage, TileShape};
 
 use crate::attention::Attention;
@@ -138,8 +138,7 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
             return Ok((Shape::Lanes(shape), format!("a CPU driver, {rows} rows an invocation")));
         }
         None if cpu && attention.access != Access::Any => TILE_CPU,
-        None if attention.head_dim.value() <= 32 => TILE_GPU_NARROW,
-        None => TILE_GPU,
+        None => table::gpu_tile(attention.head_dim.value()),
     };
     if kernel == Kernel::TileSubgroup {
         match device.subgroups {

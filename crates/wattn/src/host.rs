@@ -198,6 +198,21 @@ impl Call {
         extent: Extent,
         operands: &HostOperands<'_>,
     ) -> Result<Self, RunError> {
+        // A lost device shows as an error of whatever is done with it next.
+        let validation = engine.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let call = Self::submit_unchecked(engine, attention, extent, operands);
+        match ready(validation.pop()).flatten() {
+            Some(error) => call.and(Err(RunError::Device(error.to_string()))),
+            None => call,
+        }
+    }
+
+    fn submit_unchecked(
+        engine: &Engine,
+        attention: &Attention,
+        extent: Extent,
+        operands: &HostOperands<'_>,
+    ) -> Result<Self, RunError> {
         let plan = engine.plan(attention, extent)?;
         let sizes = Sizes::new(attention, extent);
         let (q, kv) = (attention.q_storage(), attention.kv_storage());

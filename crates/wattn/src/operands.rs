@@ -10,13 +10,13 @@ use crate::view::View;
 /// The operands of one call of softmax attention. What the plan has no option for stays `None` or empty.
 #[derive(Debug, Clone, Copy)]
 pub struct Operands<'a> {
-    /// Queries [batch, heads, queries, head_dim].
+    /// Queries `[batch, heads, queries, head_dim]`.
     pub q: View<'a>,
-    /// Keys [batch, kv heads, keys, head_dim].
+    /// Keys `[batch, kv heads, keys, head_dim]`.
     pub k: View<'a>,
-    /// Values [batch, kv heads, keys, value_head_dim].
+    /// Values `[batch, kv heads, keys, value_head_dim]`.
     pub v: View<'a>,
-    /// The output [batch, heads, queries, value_head_dim], in the storage of q.
+    /// The output `[batch, heads, queries, value_head_dim]`, in the storage of q.
     pub out: View<'a>,
     /// Log-sum-exp of each row [batch, heads, queries], f32, natural logarithm.
     pub lse: Option<View<'a>>,
@@ -159,7 +159,7 @@ impl<'a> Resolved<'a> {
             if stride < needed {
                 return Err(EncodeError::Overlapping { argument: self.name, axis: AXES[axis], stride, needed });
             }
-            needed = stride * (self.extent[axis] - 1) + needed;
+            needed += stride * (self.extent[axis] - 1);
         }
         Ok(())
     }
