@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use wattn::wgpu::{Buffer, CommandEncoder, CommandEncoderDescriptor, ComputePassDescriptor};
-use wattn::{Attention, Engine, Extent, HeadDim, Heads, Lengths, Operands, Plan, View};
+use wattn::{Attention, Engine, Extent, HeadDim, Heads, Kernel, Lengths, Operands, Plan, View};
 use wattn_cases::{Causal, Recipe, Rows, SoftmaxCase, compare};
 use wattn_tests::{Loaded, Variant, attention, extent, judge_all};
 
@@ -138,7 +138,8 @@ fn scattered(values: &[f32], places: &[usize]) -> Vec<f32> {
     scattered
 }
 
-/// q and out are [sequence, batch, heads, dim], k is [batch, heads, dim, sequence], v has a gap after each row.
+/// q and out are [sequence, batch, heads, dim], v has a gap after each row, k is [batch, heads, dim, sequence] (in the kernel that
+/// needs rows of whole vec4: has gaps too).
 fn permuted_strides(gpu: &Gpu, variant: Variant) -> Result<()> {
     let engine = &gpu.engine;
     let name = "encode/permuted_strides";
@@ -146,7 +147,9 @@ fn permuted_strides(gpu: &Gpu, variant: Variant) -> Result<()> {
     let case = recipe.build();
     let out_strides = [4 * 64, 64, 2 * 4 * 64, 1];
     let lse_strides = [4, 1, 8, 1];
-    let (k_strides, v_strides) = ([2 * 64 * 48, 64 * 48, 1, 48], [2 * 48 * 67, 48 * 67, 67, 1]);
+    let any = variant.kernel != Kernel::Broadcast;
+    let gaps = |row| [2 * 48 * row, 48 * row, row, 1];
+    let (k_strides, v_strides) = if any { ([2 * 64 * 48, 64 * 48, 1, 48], gaps(67)) } else { (gaps(72), gaps(80)) };
     let placed = |values: &[f32], shape, strides| upload(engine, &scattered(values, &places(shape, strides)));
     let q = placed(&case.q.values, &case.q.shape, out_strides);
     let k = placed(&case.k.values, &case.k.shape, k_strides);
@@ -162,7 +165,8 @@ fn permuted_strides(gpu: &Gpu, variant: Variant) -> Result<()> {
             View::strided(&out, out_strides),
         )
     };
-    let plan = engine.plan(&variant.force(attention(&case)?).any_strides(), extent(&case)?)?;
+    let forced = variant.force(attention(&case)?);
+    let plan = engine.plan(&if any { forced.any_strides() } else { forced }, extent(&case)?)?;
     let mut encoder = encoder(engine);
     plan.encode(&mut encoder, &operands)?;
     engine.queue().submit([encoder.finish()]);
