@@ -1,8 +1,8 @@
-// The products as written in a textbook: an invocation a score, an invocation an element of the output.
+// The products as written in a textbook: an invocation a score, an invocation a vec4 of the output.
 
-@group(0) @binding(3) var<storage, read> v: array<f32>;
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> scores: array<f32>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn multiply_keys(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -23,9 +23,8 @@ fn multiply_keys(@builtin(global_invocation_id) id: vec3<u32>) {
 
 @compute @workgroup_size(64)
 fn multiply_values(@builtin(global_invocation_id) id: vec3<u32>) {
-    let value_dim = problem.value_chunks * 4u;
-    let i = id.x / value_dim;
-    let d = id.x % value_dim;
+    let i = id.x / problem.value_chunks;
+    let c = id.x % problem.value_chunks;
     let plane = id.z;
     if (i >= problem.queries) {
         return;
@@ -33,9 +32,9 @@ fn multiply_values(@builtin(global_invocation_id) id: vec3<u32>) {
     let row = plane * problem.score_rows + i;
     let v_plane = plane / problem.group * problem.keys;
     let end = end_key(i);
-    var sum = 0.0;
+    var sum = vec4<f32>();
     for (var j = first_key(i); j < end; j++) {
-        sum += scores[row * problem.score_columns + j] * v[(v_plane + j) * value_dim + d];
+        sum += scores[row * problem.score_columns + j] * v[(v_plane + j) * problem.value_chunks + c];
     }
-    out[row * value_dim + d] = sum;
+    out[row * problem.value_chunks + c] = sum;
 }

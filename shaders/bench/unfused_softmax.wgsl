@@ -1,6 +1,6 @@
 // The softmax of a row of scores in place, a workgroup a row. Unseen keys become zero as far as the values' kernel reads.
 
-const THREADS: u32 = 64u;
+override THREADS: u32 = 64;
 
 override ROW_TILE: u32 = 1;   // rows for which the values' kernel reads the same keys
 override KEY_TILE: u32 = 1;   // keys that it reads at once

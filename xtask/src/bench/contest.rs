@@ -73,10 +73,6 @@ impl<'a> Contestant<'a> {
         });
         Ok(sample?.of(count))
     }
-
-    fn repeats(&self) -> bool {
-        self.plan.slices() == 1
-    }
 }
 
 fn checked<'a>(
@@ -145,18 +141,22 @@ struct Turns<'a> {
 }
 
 impl<'a> Turns<'a> {
-    /// Warms up, and sizes the samples by that.
+    /// Sizes the samples of a kernel by a run that warms it up. Baselines have run when they were checked, and are long.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded on both sides")]
     fn new(runner: &'a Runner<'a>, clock: &Clock, effort: Effort) -> Result<Self> {
-        let warm = runner.sample(clock, 1)?;
-        let seconds = warm.gpu.unwrap_or(warm.wall);
-        let (repeats, [least, most]) = match runner {
-            Runner::Kernel(contestant) => (contestant.repeats(), effort.samples),
-            Runner::Baseline(_) => (true, [effort.baseline_samples; 2]),
+        let (count, wanted) = match runner {
+            Runner::Kernel(contestant) => {
+                let warm = contestant.sample(clock, 1)?;
+                let seconds = warm.gpu.unwrap_or(warm.wall);
+                let repeats = if contestant.plan.slices() == 1 { 64.0 } else { 1.0 };
+                let count = (SAMPLE / seconds).ceil().clamp(1.0, repeats);
+                let [least, most] = effort.samples;
+                let wanted = (effort.seconds / (seconds * count)).ceil() as usize;
+                (count as u32, wanted.clamp(least, most))
+            }
+            Runner::Baseline(_) => (1, effort.baseline_samples),
         };
-        let count = if repeats { (SAMPLE / seconds).ceil().clamp(1.0, 64.0) as u32 } else { 1 };
-        let wanted = (effort.seconds / (seconds * f64::from(count))).ceil() as usize;
-        Ok(Self { runner, count, wanted: wanted.clamp(least, most), series: Series::default() })
+        Ok(Self { runner, count, wanted, series: Series::default() })
     }
 }
 

@@ -5,6 +5,13 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::device::Device;
 use super::row::{Row, memory};
 
+pub(crate) const HEADER: [&str; 12] =
+    ["case", "kernel", "tile", "time", "±", "GFLOP/s", "GB/s", "of ceiling", "naive", "tiled", "memory", "clock"];
+
+pub(crate) const LEGEND: &str = "of ceiling: the time that the named ceiling around the case allows, over the median. \
+    naive, tiled: three unfused passes in f32, as multiples of the time.\n\
+    memory: workspace, against the scores that unfused passes store.";
+
 /// What is said above the table: the device, its ceilings, the costs of a call.
 pub(crate) fn headline(device: &Device) -> String {
     let host = &device.host;
@@ -36,26 +43,20 @@ pub(crate) fn headline(device: &Device) -> String {
 /// One line a case and kernel, in Markdown.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header([
-        "case", "kernel", "tile", "time", "±", "GFLOP/s", "GB/s", "of ceiling", "naive", "tiled", "memory", "clock",
-    ]);
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(HEADER);
     for row in rows {
         table.add_row(cells(row));
     }
     for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!(
-        "{table}\nof ceiling: the time that the named ceiling around the case allows, over the median. naive, tiled: unfused passes \
-         in f32, as multiples of the time.\nmemory: workspace, against the scores that unfused passes store."
-    )
+    format!("{table}\n\n{LEGEND}")
 }
 
 /// A row's cells, as in the header.
 pub(crate) fn cells(row: &Row) -> Vec<String> {
     let case = row.case.clone();
-    // A kernel that was forced is marked.
-    let kernel = if row.variant == "plan" { row.kernel.clone() } else { format!("= {}", row.variant) };
+    let kernel = if row.variant == "plan" { row.kernel.clone() } else { format!("{} (forced)", row.variant) };
     let Some(median) = row.median_us else {
         return vec![case, kernel, String::new(), format!("FAILED: {}", row.error.as_deref().unwrap_or_default())];
     };
@@ -71,7 +72,7 @@ pub(crate) fn cells(row: &Row) -> Vec<String> {
         microseconds(median),
         format!("{:.0}%", row.mad_us.unwrap_or_default() / median * 100.0),
         number(row.gflops),
-        number(row.gbps),
+        row.gbps.map_or(String::new(), |x| format!("{x:.2}")),
         format!("{fraction:.0}% {}", row.ceiling.as_deref().unwrap_or_default()),
         times(row.baseline_us),
         times(row.tiled_unfused_us),

@@ -13,7 +13,7 @@ use super::shader::{module, pipeline};
 /// How the products are calculated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
-    /// An invocation a score, an invocation an element of the output.
+    /// An invocation a score, an invocation a vec4 of the output.
     Naive,
     /// Blocks in registers.
     Tiled,
@@ -125,7 +125,9 @@ impl<'a> Unfused<'a> {
         let shared = include_str!("../../../shaders/bench/unfused.wgsl");
         let (file, tile) = match (form, self.engine.capabilities().kind) {
             (Form::Naive, _) => (include_str!("../../../shaders/bench/unfused_naive.wgsl"), &[][..]),
-            (Form::Tiled, DeviceKind::Cpu) => (include_str!("../../../shaders/bench/unfused_tiled.wgsl"), &CPU_TILE[..]),
+            (Form::Tiled, DeviceKind::Cpu) => {
+                (include_str!("../../../shaders/bench/unfused_tiled.wgsl"), &CPU_TILE[..])
+            }
             (Form::Tiled, _) => (include_str!("../../../shaders/bench/unfused_tiled.wgsl"), &GPU_TILE[..]),
         };
         let products = module(device, "unfused products", tile, &[shared, file])?;
@@ -141,16 +143,17 @@ impl<'a> Unfused<'a> {
             flag("ALIBI", self.case.alibi_slopes.is_some()),
             flag("BIAS", self.case.bias.is_some()),
         ];
+        // On CPU drivers a row's invocations are one vector.
+        let threads = if self.engine.capabilities().kind == DeviceKind::Cpu { 8.0 } else { 64.0 };
         let (read_tile, values, grids) = match form {
             Form::Naive => {
-                let elements = queries * value_chunks * 4;
-                let grids = [[keys.div_ceil(64), queries], [elements.div_ceil(64), 1]];
-                ([("ROW_TILE", 1.0), ("KEY_TILE", 1.0)], vec![], grids)
+                let grids = [[keys.div_ceil(64), queries], [(queries * value_chunks).div_ceil(64), 1]];
+                ([("THREADS", threads), ("ROW_TILE", 1.0), ("KEY_TILE", 1.0)], vec![], grids)
             }
             Form::Tiled => {
                 let tiles = queries.div_ceil(TILE);
                 let grids = [[keys.div_ceil(TILE), tiles], [value_chunks.div_ceil(value_tx * 2), tiles]];
-                let read_tile = [("ROW_TILE", f64::from(TILE)), ("KEY_TILE", 4.0)];
+                let read_tile = [("THREADS", threads), ("ROW_TILE", f64::from(TILE)), ("KEY_TILE", 4.0)];
                 (read_tile, vec![("VALUE_TX", f64::from(value_tx))], grids)
             }
         };
