@@ -27,17 +27,18 @@ fn main() {
 
 /// Each fragment at least once with each kernel; the full menu is validated by the package's tests.
 fn keys() -> Vec<Key> {
-    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2 });
+    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2, keys: 8 });
     let designs = [
         (Kernel::TileUniversal, Shape::Tile(table::TILE_GPU)),
-        (Kernel::TileUniversal, Shape::Tile(table::TILE_CPU)),
+        (Kernel::TileUniversal, lanes),
+        (Kernel::TileSubgroup, Shape::Tile(table::TILE_CPU)),
         (Kernel::TileSubgroup, Shape::Tile(table::TILE_GPU)),
         (Kernel::Broadcast, lanes),
     ];
     let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: true, lse: true };
     let mut keys = Vec::new();
     for (kernel, shape) in designs {
-        let head_class = if kernel == Kernel::Broadcast { 32 } else { 0 };
+        let head_class = if matches!(shape, Shape::Lanes(_)) { 32 } else { 0 };
         for (storage, access) in [
             (Storage::F32, Access::Vec4),
             (Storage::F32, Access::Any),
@@ -49,7 +50,7 @@ fn keys() -> Vec<Key> {
             (Storage::F16, Access::Vec8),
             (Storage::Bf16, Access::Vec8),
         ] {
-            if access == Access::Vec8 && kernel != Kernel::Broadcast {
+            if access == Access::Vec8 && shape == Shape::Tile(table::TILE_GPU) {
                 continue;
             }
             for options in [ScoreOptions::default(), all] {

@@ -4,8 +4,9 @@
 //
 // A workgroup of TX x TY invocations owns a tile of TY * ROWS queries and walks the keys TX * KEYS at a time.
 // Invocation (tx, ty) holds in registers: the scores of rows ty * ROWS .. + ROWS against keys tx, tx + TX, ..; and of the same
-// rows the output's vec4 columns tx, tx + TX, ..  Keys and values come through `k_at` and `v_at` (staged in workgroup memory, or
-// direct); weights pass from the first layout to the second through sh_weights. The head dim is a loop, so it may be any.
+// rows COLUMNS vec4 of the output, from column tx * COLUMNS on. Keys and values come through `k_at` and `v_at` (staged in workgroup
+// memory, or direct); weights pass from the first layout to the second through sh_weights. The head dim is a loop, so it may be any.
+// The body is one straight line: drivers that predicate pay for each variable that a branch writes.
 
 const TILE_Q: u32 = TY * ROWS;
 const TILE_K: u32 = TX * KEYS;
@@ -31,29 +32,25 @@ fn main(
     begin_scores(s, head);
     let first = item.tile * TILE_Q;
     let last = min(first + TILE_Q, s.queries) - 1u;
-    let column = item.split * VALUE_CHUNKS;   // of the value dim, in vec4
+    let column = item.split * VALUE_CHUNKS + tx * COLUMNS;   // this invocation's first, of the value dim in vec4
 
     // Padding rows repeat the last query; they are never stored.
     let q_base = aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head;
     //$ for r in 0..ROWS
     let i_$r = min(first + ty * ROWS + $ru, last);
     let lo_$r = first_key(s, i_$r);
-    let hi_$r = end_key(s, i_$r);
+    let seen_keys_$r = max(end_key(s, i_$r), lo_$r) - lo_$r;
     let q_row_$r = q_base + (s.q_start + i_$r) * aux.params.q.seq;
-    //$ for p in 0..PIECES
-    //$ for u in 0..PIECE_COLUMNS
-    var o_$r_$p_$u = vec4<f32>();
-    //$ end
+    //$ for u in 0..COLUMNS
+    var o_$r_$u = vec4<f32>();
     //$ end
     var m_$r = lowest();
     var l_$r = 0.0;   // of this invocation's keys alone, until the end
     //$ end
 
-    // All rows of the tile see all keys of [inner_start, inner_end); some row sees each key of [start, end).
+    // Some row of the tile sees each key of [start, end).
     let start = first_key(s, first);
     let end = end_key(s, last);
-    let inner_start = first_key(s, last);
-    let inner_end = end_key(s, first);
     let kv_head = head / aux.params.group;
     begin_keys(s, kv_head, end);
 
@@ -67,44 +64,34 @@ fn main(
         for (var c0 = 0u; c0 < aux.params.head_chunks; c0 += STAGE_CHUNKS) {
             let chunks = min(STAGE_CHUNKS, aux.params.head_chunks - c0);
             stage_k(thread, j0, c0);
-            for (var c = 0u; c < chunks; c++) {
+            for (var c = 0u; c < chunks; c += 2u) {
                 //$ for r in 0..ROWS
-                let q_$r = load_q(q_row_$r, c0 + c);
+                let q_$r = load_pair_q(q_row_$r, c0 + c);
+                let q_b_$r = within_head(c0 + c + 1u, q_$r.b);
                 //$ end
                 //$ for k in 0..KEYS
                 {
                     let k = k_at(tx + $ku * TX, c);
                     //$ for r in 0..ROWS
-                    s_$r_$k += dot(q_$r, k);
+                    s_$r_$k += dot(q_$r.a, k.a) + dot(q_b_$r, k.b);
                     //$ end
                 }
                 //$ end
             }
         }
 
-        let interior = !MASKS_ELEMENTS && j0 >= inner_start && j0 + TILE_K <= inner_end;
         //$ for r in 0..ROWS
+        let at_$r = j0 + tx - lo_$r;   // wraps before the range, so that one comparison tells both ends
         var top_$r = m_$r;
         //$ end
         //$ for k in 0..KEYS
-        var seen_$k = 0u;   // bit r: row r sees this key
-        {
-            let j = j0 + tx + $ku * TX;
-            if (interior) {
-                //$ for r in 0..ROWS
-                s_$r_$k = score(s_$r_$k * aux.params.score_scale, i_$r, j, true).value;
-                top_$r = max(top_$r, s_$r_$k);
-                //$ end
-            } else {
-                //$ for r in 0..ROWS
-                let t_$r = score(s_$r_$k * aux.params.score_scale, i_$r, j, j >= lo_$r && j < hi_$r);
-                s_$r_$k = t_$r.value;
-                top_$r = select(top_$r, max(top_$r, t_$r.value), t_$r.visible);
-                seen_$k |= select(0u, 1u << $ru, t_$r.visible);
-                //$ end
-                mark_seen(tx + $ku * TX, seen_$k != 0u);
-            }
-        }
+        var seen_$k = false;
+        //$ for r in 0..ROWS
+        let t_$r_$k = score(s_$r_$k * aux.params.score_scale, i_$r, j0 + tx + $ku * TX, at_$r + $ku * TX < seen_keys_$r);
+        top_$r = select(top_$r, max(top_$r, t_$r_$k.value), t_$r_$k.visible);
+        seen_$k = seen_$k || t_$r_$k.visible;
+        //$ end
+        mark_seen(tx + $ku * TX, seen_$k);
         //$ end
 
         // A row's maximum is shared by its TX invocations; from here on the old output and sum are in the new unit.
@@ -120,51 +107,51 @@ fn main(
             let old = weight(m_$r, top_$r);
             m_$r = top_$r;
             l_$r *= old;
-            //$ for p in 0..PIECES
-            //$ for u in 0..PIECE_COLUMNS
-            o_$r_$p_$u *= old;
-            //$ end
+            //$ for u in 0..COLUMNS
+            o_$r_$u *= old;
             //$ end
         }
         //$ end
         //$ for k in 0..KEYS
-        if (interior) {
-            //$ for r in 0..ROWS
-            s_$r_$k = weight(s_$r_$k, top_$r);
-            l_$r += s_$r_$k;
-            //$ end
-        } else {
-            //$ for r in 0..ROWS
-            s_$r_$k = select(0.0, weight(s_$r_$k, top_$r), (seen_$k & (1u << $ru)) != 0u);
-            l_$r += s_$r_$k;
-            //$ end
-        }
+        //$ for r in 0..ROWS
+        s_$r_$k = select(0.0, weight(t_$r_$k.value, top_$r), t_$r_$k.visible);
+        l_$r += s_$r_$k;
+        //$ end
         //$ for r in 0..ROWS step 4
         sh_weights[(tx + $ku * TX) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u] =
             vec4<f32>(s_$r_$k, s_${r+1}_$k, s_${r+2}_$k, s_${r+3}_$k);
         //$ end
         //$ end
 
+        // Weights past the last key are zero, so that keys may be walked four at a time.
         let keys = min(TILE_K, end - j0);
-        //$ for p in 0..PIECES
-        stage_v(thread, j0, column + $pu * PIECE_COLUMNS * TX);
-        for (var n = 0u; n < keys; n++) {
-            //$ for u in 0..PIECE_COLUMNS
-            let v_$u = v_at(j0, n, $uu * TX + tx, column + ($pu * PIECE_COLUMNS + $uu) * TX + tx);
-            //$ end
-            //$ for r in 0..ROWS step 4
-            {
-                let w = sh_weights[n * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u];
-                //$ for u in 0..PIECE_COLUMNS
-                o_$r_$p_$u += w.x * v_$u;
-                o_${r+1}_$p_$u += w.y * v_$u;
-                o_${r+2}_$p_$u += w.z * v_$u;
-                o_${r+3}_$p_$u += w.w * v_$u;
+        for (var g = 0u; g < keys; g += V_KEYS) {
+            stage_v(thread, j0 + g, g, item.split * VALUE_CHUNKS);
+            for (var n0 = 0u; n0 < min(V_KEYS, keys - g); n0 += 4u) {
+                //$ for n in 0..4
+                //$ for r in 0..ROWS step 4
+                let w_$r_$n = sh_weights[(g + n0 + $nu) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u];
+                //$ end
+                //$ end
+                //$ for u in 0..COLUMNS step 2
+                {
+                    //$ for n in 0..4
+                    let v_$n = v_at(j0 + g, g, n0 + $nu, tx * COLUMNS + $uu, column + $uu);
+                    //$ end
+                    //$ for r in 0..ROWS step 4
+                    o_$r_$u += w_$r_0.x * v_0.a + w_$r_1.x * v_1.a + w_$r_2.x * v_2.a + w_$r_3.x * v_3.a;
+                    o_$r_${u+1} += w_$r_0.x * v_0.b + w_$r_1.x * v_1.b + w_$r_2.x * v_2.b + w_$r_3.x * v_3.b;
+                    o_${r+1}_$u += w_$r_0.y * v_0.a + w_$r_1.y * v_1.a + w_$r_2.y * v_2.a + w_$r_3.y * v_3.a;
+                    o_${r+1}_${u+1} += w_$r_0.y * v_0.b + w_$r_1.y * v_1.b + w_$r_2.y * v_2.b + w_$r_3.y * v_3.b;
+                    o_${r+2}_$u += w_$r_0.z * v_0.a + w_$r_1.z * v_1.a + w_$r_2.z * v_2.a + w_$r_3.z * v_3.a;
+                    o_${r+2}_${u+1} += w_$r_0.z * v_0.b + w_$r_1.z * v_1.b + w_$r_2.z * v_2.b + w_$r_3.z * v_3.b;
+                    o_${r+3}_$u += w_$r_0.w * v_0.a + w_$r_1.w * v_1.a + w_$r_2.w * v_2.a + w_$r_3.w * v_3.a;
+                    o_${r+3}_${u+1} += w_$r_0.w * v_0.b + w_$r_1.w * v_1.b + w_$r_2.w * v_2.b + w_$r_3.w * v_3.b;
+                    //$ end
+                }
                 //$ end
             }
-            //$ end
         }
-        //$ end
     }
 
     //$ for r in 0..ROWS step 4
@@ -179,12 +166,10 @@ fn main(
     if (first + ty * ROWS + $ru <= last) {
         let f = finish(m_$r, l_$r, head);
         let out_row = out_base + (s.q_start + i_$r) * aux.params.out.seq;
-        //$ for p in 0..PIECES
-        //$ for u in 0..PIECE_COLUMNS
-        if (($pu * PIECE_COLUMNS + $uu) * TX + tx < VALUE_CHUNKS) {
-            store_out(out_row, column + ($pu * PIECE_COLUMNS + $uu) * TX + tx, o_$r_$p_$u * f.scale);
+        //$ for u in 0..COLUMNS
+        if (tx * COLUMNS + $uu < VALUE_CHUNKS) {
+            store_out(out_row, column + $uu, o_$r_$u * f.scale);
         }
-        //$ end
         //$ end
         if (tx == 0u && item.split == 0u) {
             store_lse(s, head, i_$r, f);

@@ -4,7 +4,8 @@ var<private> v_base: u32;
 var<private> key_end: u32;
 var<private> k_tile: u32;   // the tile's first key
 
-const STAGE_CHUNKS: u32 = 0xffffffffu >> 1u;   // the whole head dim at once
+const STAGE_CHUNKS: u32 = 0x7ffffffeu;   // the whole head dim at once
+const V_KEYS: u32 = TILE_K;
 
 fn begin_keys(s: Sequence, kv_head: u32, end: u32) {
     k_base = aux.params.k.offset + s.batch * aux.params.k.batch + kv_head * aux.params.k.head + s.k_start * aux.params.k.seq;
@@ -13,18 +14,23 @@ fn begin_keys(s: Sequence, kv_head: u32, end: u32) {
 }
 
 fn stage_k(thread: u32, j0: u32, c0: u32) {
-    workgroupBarrier();   // the last tile's weights have been read
+    workgroupBarrier();   // the previous tile's weights have been read
     k_tile = j0;
 }
 
-fn k_at(key: u32, chunk: u32) -> vec4<f32> {
-    return load_k(k_base + min(k_tile + key, key_end - 1u) * aux.params.k.seq, chunk);
+// Two vec4 of a key of the tile.
+fn k_at(key: u32, chunk: u32) -> Pair_k {
+    let pair = load_pair_k(k_base + min(k_tile + key, key_end - 1u) * aux.params.k.seq, chunk);
+    return Pair_k(pair.a, within_head(chunk + 1u, pair.b));
 }
 
-fn stage_v(thread: u32, j0: u32, chunk0: u32) {
+fn stage_v(thread: u32, j0: u32, key0: u32, chunk0: u32) {
     workgroupBarrier();   // all weights have been written
 }
 
-fn v_at(j0: u32, key: u32, column: u32, chunk: u32) -> vec4<f32> {
-    return select(vec4<f32>(), load_v(v_base + (j0 + key) * aux.params.v.seq, chunk), key_seen(key));
+// Two vec4 of value `key` from j0 on, which is key `key0 + key` of the tile.
+fn v_at(j0: u32, key0: u32, key: u32, column: u32, chunk: u32) -> Pair_v {
+    let pair = load_pair_v(v_base + min(j0 + key, key_end - 1u) * aux.params.v.seq, chunk);
+    let keep = key_seen(key0 + key);
+    return Pair_v(kept(pair.a, keep), kept(pair.b, keep));
 }

@@ -13,3 +13,8 @@ fn load_pair_$t(row: u32, chunk: u32) -> Pair_$t {
         vec4<f32>(bitcast<f32>(w.z << 16u), bitcast<f32>(w.z & 0xffff0000u), bitcast<f32>(w.w << 16u), bitcast<f32>(w.w & 0xffff0000u)),
     );
 }
+
+fn load_$t(row: u32, chunk: u32) -> vec4<f32> {
+    let pair = load_pair_$t(row, chunk);
+    return select(pair.a, pair.b, (chunk & 1u) == 1u);
+}

@@ -13,3 +13,8 @@ fn load_pair_$t(row: u32, chunk: u32) -> Pair_$t {
         vec4<f32>(unpack2x16float(w.z), unpack2x16float(w.w)),
     );
 }
+
+fn load_$t(row: u32, chunk: u32) -> vec4<f32> {
+    let pair = load_pair_$t(row, chunk);
+    return select(pair.a, pair.b, (chunk & 1u) == 1u);
+}

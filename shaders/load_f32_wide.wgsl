@@ -12,3 +12,8 @@ fn load_pair_$t(row: u32, chunk: u32) -> Pair_$t {
     let odd = vec4<u32>(w >> vec4<u32>(32u));
     return Pair_$t(bitcast<vec4<f32>>(vec4<u32>(even.x, odd.x, even.y, odd.y)), bitcast<vec4<f32>>(vec4<u32>(even.z, odd.z, even.w, odd.w)));
 }
+
+fn load_$t(row: u32, chunk: u32) -> vec4<f32> {
+    let pair = load_pair_$t(row, chunk);
+    return select(pair.a, pair.b, (chunk & 1u) == 1u);
+}

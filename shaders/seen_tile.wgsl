@@ -1,8 +1,9 @@
-// Which keys some row of the tile sees, where a bias or a mask may hide any: one bit a key.
+// Where a bias or a mask may hide any key: a value that no row of the tile sees may be NaN, so it is zeroed, since its weight of
+// zero would not. One bit a key.
 var<workgroup> sh_seen: array<atomic<u32>, (TILE_K + 31u) / 32u>;
 
 fn clear_seen(thread: u32) {
-    workgroupBarrier();   // the last tile's bits have been read
+    workgroupBarrier();   // the previous tile's bits have been read
     if (thread < (TILE_K + 31u) / 32u) {
         atomicStore(&sh_seen[thread], 0u);
     }
@@ -17,4 +18,8 @@ fn mark_seen(key: u32, seen: bool) {
 
 fn key_seen(key: u32) -> bool {
     return ((atomicLoad(&sh_seen[key / 32u]) >> (key & 31u)) & 1u) == 1u;
+}
+
+fn kept(v: vec4<f32>, keep: bool) -> vec4<f32> {
+    return select(vec4<f32>(), v, keep);
 }

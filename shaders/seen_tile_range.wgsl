@@ -1,8 +1,12 @@
-// Which keys some row of the tile sees, where only ranges mask: those below the tile's end, which loads and loops respect.
+// Where only ranges hide keys: some row sees every key that is loaded, none needs zeroing.
 fn clear_seen(thread: u32) {}
 
 fn mark_seen(key: u32, seen: bool) {}
 
 fn key_seen(key: u32) -> bool {
     return true;
+}
+
+fn kept(v: vec4<f32>, keep: bool) -> vec4<f32> {
+    return v;
 }

@@ -1,7 +1,7 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
 use crate::key::{Access, Kernel, Key, Shape, Storage};
-use crate::table::kernel_files;
+use crate::table::{columns, kernel_files, slab, value_keys};
 use crate::unroll::unroll;
 
 macro_rules! files {
@@ -50,12 +50,13 @@ files!(
     "keys_staged",
     "rows_workgroup",
     "rows_subgroup",
+    "seen_alone",
     "seen_lane",
     "seen_lane_range",
     "seen_tile",
     "seen_tile_range",
     "flash_forward_tile",
-    "flash_forward_broadcast",
+    "flash_forward_rows",
 );
 
 /// One storage buffer of a kernel.
@@ -97,7 +98,7 @@ pub fn compose(key: &Key) -> String {
     for (name, value) in &constants {
         wgsl += &format!("const {name}: u32 = {value}u;\n");
     }
-    wgsl += &format!("const MASKS_ELEMENTS: bool = {};\n\n", key.options.masks_elements());
+    wgsl.push('\n');
     for part in parts(key) {
         let text = unroll(&part, &lookup).unwrap_or_else(|message| panic!("{key}: {message}"));
         wgsl += &text;
@@ -114,12 +115,12 @@ fn constants(key: &Key) -> Vec<(&'static str, u32)> {
             ("LANES", shape.lanes),
             ("LANES_LOG2", shape.lanes.ilog2()),
             ("ROWS", shape.rows),
+            ("KEYS", shape.keys),
+            ("KEY_ROWS", if key.kernel == Kernel::Broadcast { 1 } else { shape.keys }),
             ("HEAD_CHUNKS", key.head_class / 4),
             ("VALUE_CHUNKS", value_chunks),
         ],
         Shape::Tile(shape) => {
-            let columns = value_chunks.div_ceil(shape.tx);
-            let piece = shape.stage.map_or(columns, |s| s.v_columns.min(columns));
             let mut all = vec![
                 ("TX", shape.tx),
                 ("TY", shape.ty),
@@ -128,10 +129,13 @@ fn constants(key: &Key) -> Vec<(&'static str, u32)> {
                 ("ROWS", shape.rows),
                 ("KEYS", shape.keys),
                 ("VALUE_CHUNKS", value_chunks),
-                ("PIECES", columns.div_ceil(piece)),
-                ("PIECE_COLUMNS", piece),
+                ("COLUMNS", columns(shape, key.value_class)),
             ];
-            all.extend(shape.stage.map(|s| ("K_CHUNKS", s.k_chunks)));
+            if let Some(k_chunks) = shape.k_chunks {
+                all.push(("K_CHUNKS", k_chunks));
+                all.push(("SLAB", slab(shape, k_chunks)));
+                all.push(("V_KEYS", value_keys(shape, k_chunks, key.value_class)));
+            }
             all
         }
     }
@@ -150,7 +154,7 @@ fn parts(key: &Key) -> Vec<String> {
         };
         let fill = |text: &str| text.replace("$t", name).replace("$b", &slot.to_string()).replace("$n", dim);
         parts.push(fill(file(&format!("load_{storage}{suffix}"))));
-        if key.kernel == Kernel::Broadcast && key.access != Access::Vec8 {
+        if key.access != Access::Vec8 {
             parts.push(fill(file("load_pair")));
         }
     }
@@ -173,10 +177,8 @@ fn parts(key: &Key) -> Vec<String> {
     parts.push(score(key));
     parts.push(file(if options.sinks { "finish_sinks" } else { "finish" }).to_owned());
     parts.push(if options.lse { file("lse").to_owned() } else { NO_LSE.to_owned() });
-    if key.kernel == Kernel::Broadcast {
-        parts.push(if key.padded { PADDED_HEAD } else { WHOLE_HEAD }.to_owned());
-    }
-    parts.extend(kernel_files(key).into_iter().map(|name| file(name).to_owned()));
+    parts.push(if key.padded { PADDED_HEAD } else { WHOLE_HEAD }.to_owned());
+    parts.extend(kernel_files(key).into_iter().map(|name| key_sharing(key, file(name))));
     parts
 }
 
@@ -194,6 +196,22 @@ fn within_head(chunk: u32, x: vec4<f32>) -> vec4<f32> {
     return x;
 }
 ";
+
+/// How keys reach all invocations of a rows kernel: through the subgroup, or each loads them all.
+fn key_sharing(key: &Key, text: &str) -> String {
+    let (builtin, loaded) = match key.kernel {
+        Kernel::Broadcast => ("subgroup_invocation_id", "lane"),
+        _ => ("local_invocation_index", "$nu"),
+    };
+    let text = text.replace("LANE_BUILTIN", builtin).replace("LOADED_KEY", loaded);
+    ["k_a", "k_b", "v_a", "v_b"].into_iter().fold(text, |text, name| {
+        let shared = match key.kernel {
+            Kernel::Broadcast => format!("subgroupBroadcast({name}_0, $nu)"),
+            _ => format!("{name}_$n"),
+        };
+        text.replace(&format!("SHARED({name})"), &shared)
+    })
+}
 
 /// The chain from a scaled dot product to a score: softcap, then ALiBi, then bias, then what hides it.
 fn score(key: &Key) -> String {

@@ -98,26 +98,20 @@ pub struct TileShape {
     pub rows: u32,
     /// Keys an invocation.
     pub keys: u32,
-    /// Staging of keys and values in workgroup memory; `None` reads them from storage.
-    pub stage: Option<Stage>,
+    /// Head-dim columns, in vec4 and even, of the slab of keys that is staged in workgroup memory at a time (values then take turns
+    /// in it); `None` reads keys and values from storage.
+    pub k_chunks: Option<u32>,
 }
 
-/// How much of keys and values is staged at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Stage {
-    /// Head-dim columns of a slab of keys, in vec4.
-    pub k_chunks: u32,
-    /// Value-dim columns of a slab of values, in vec4 for each of the `tx` invocations of a row.
-    pub v_columns: u32,
-}
-
-/// What is fixed when a broadcast kernel is compiled.
+/// What is fixed when a kernel with rows in registers is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneShape {
-    /// The subgroup size, which is the workgroup size and the keys a step.
+    /// Invocations a workgroup; of `broadcast` the subgroup size.
     pub lanes: u32,
     /// Query rows a lane.
     pub rows: u32,
+    /// Keys a step; of `broadcast` as many as lanes.
+    pub keys: u32,
 }
 
 /// The register and workgroup layout of a kernel.
@@ -144,7 +138,7 @@ impl Shape {
     pub fn tile_keys(self) -> u32 {
         match self {
             Self::Tile(t) => t.tx * t.keys,
-            Self::Lanes(l) => l.lanes,
+            Self::Lanes(l) => l.keys,
         }
     }
 
@@ -163,9 +157,9 @@ impl fmt::Display for Shape {
         match self {
             Self::Tile(t) => {
                 write!(f, "{}x{}of{}x{}", t.ty, t.tx, t.rows, t.keys)?;
-                if t.stage.is_some() { f.write_str("-staged") } else { Ok(()) }
+                if t.k_chunks.is_some() { f.write_str("-staged") } else { Ok(()) }
             }
-            Self::Lanes(l) => write!(f, "{}x{}", l.lanes, l.rows),
+            Self::Lanes(l) => write!(f, "{}of{}x{}", l.lanes, l.rows, l.keys),
         }
     }
 }
@@ -223,7 +217,8 @@ pub struct Key {
     pub access: Access,
     /// Upper bound of the head dim; 0 where the kernel loops over it.
     pub head_class: u32,
-    /// Whether the head dim is below its class, so that what lies past it must be zeroed.
+    /// Whether the head dim is below its class (of kernels that loop over it: no multiple of eight), so that what lies past it must
+    /// be zeroed.
     pub padded: bool,
     /// Upper bound of the part of the value dim that one workgroup handles.
     pub value_class: u32,
@@ -237,8 +232,12 @@ impl fmt::Display for Key {
         if self.kv != self.q {
             write!(f, "-{}", self.kv)?;
         }
-        if self.head_class > 0 {
-            write!(f, "/d{}{}", self.head_class, if self.padded { "-padded" } else { "" })?;
+        match self.head_class {
+            0 => {}
+            class => write!(f, "/d{class}")?,
+        }
+        if self.padded {
+            f.write_str("-padded")?;
         }
         write!(f, "/v{}", self.value_class)?;
         f.write_str(match self.access {

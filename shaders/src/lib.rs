@@ -12,5 +12,5 @@ pub mod table;
 mod unroll;
 
 pub use compose::{Binding, bindings, compose};
-pub use key::{Access, Kernel, Key, LaneShape, ScoreOptions, Shape, Stage, Storage, TileShape};
+pub use key::{Access, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
 pub use params::{Params, ScoreView, Sequence, View};

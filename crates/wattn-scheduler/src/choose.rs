@@ -1,6 +1,6 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
-use wattn_shaders::table::{self, TILE_CPU, TILE_GPU};
+use wattn_shaders::table::{self, ROWS_CPU, TILE_CPU, TILE_GPU, TILE_GPU_NARROW};
 use wattn_shaders::{Access, Kernel, Key, LaneShape, Shape, Storage, TileShape};
 
 use crate::attention::Attention;
@@ -32,11 +32,13 @@ pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(Ke
 
 fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilities) -> Key {
     let (qk, value_dim) = (attention.head_dim.qk(), attention.head_dim.value());
-    let head_class = match kernel {
-        Kernel::Broadcast => table::dim_class(qk).unwrap_or(0),
-        _ => 0,
+    let head_class = match shape {
+        Shape::Lanes(_) => table::dim_class(qk).unwrap_or(0),
+        Shape::Tile(_) => 0,
     };
-    let wide = kernel == Kernel::Broadcast
+    // Staged tiles are shared by many invocations, so that their loads are few and vec4 serves them.
+    let staged = matches!(shape, Shape::Tile(TileShape { k_chunks: Some(_), .. }));
+    let wide = !staged
         && attention.access == Access::Vec4
         && qk.is_multiple_of(8)
         && value_dim.is_multiple_of(8)
@@ -49,7 +51,7 @@ fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilitie
         kv: attention.kv,
         access: if wide { Access::Vec8 } else { attention.access },
         head_class,
-        padded: head_class > qk,
+        padded: if head_class > 0 { head_class > qk } else { !qk.is_multiple_of(8) },
         value_class: table::dim_class(value).unwrap_or(table::VALUE_SPLIT),
         options: attention.options,
     }
@@ -80,13 +82,20 @@ fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String)
         }
         Some((min, _)) => min,
     };
+    if attention.access == Access::Any {
+        return Err("rows in registers need dims and strides that are multiples of four".to_owned());
+    }
     let head_dim = attention.head_dim.qk();
     let class = table::dim_class(head_dim)
         .ok_or_else(|| format!("head dim {head_dim} does not fit in registers, at most {} does", table::VALUE_SPLIT))?;
     let shape = match attention.shape {
-        Some(Shape::Lanes(shape)) if shape.lanes == lanes && table::LANE_ROWS.contains(&shape.rows) => shape,
+        Some(Shape::Lanes(shape))
+            if shape.lanes == lanes && shape.keys == lanes && table::LANE_ROWS.contains(&shape.rows) =>
+        {
+            shape
+        }
         Some(shape) => return Err(format!("shape {shape} is not on its menu for {lanes} lanes")),
-        None => LaneShape { lanes, rows: lane_rows(class.max(attention.head_dim.value()), lanes, device) },
+        None => LaneShape { lanes, keys: lanes, rows: lane_rows(class.max(attention.head_dim.value()), lanes, device) },
     };
     let what = if device.kind == DeviceKind::Cpu { "a CPU driver" } else { "a device" };
     Ok((Shape::Lanes(shape), format!("{what} with subgroups of {lanes}, {} rows a lane", shape.rows)))
@@ -107,11 +116,30 @@ fn lane_rows(dim: u32, lanes: u32, device: &Capabilities) -> u32 {
 }
 
 fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
-    let candidates: &[TileShape] = match (attention.shape, device.kind) {
-        (Some(Shape::Tile(shape)), _) if table::TILES.contains(&shape) => &[shape],
-        (Some(shape), _) => return Err(format!("shape {shape} is not on its menu")),
-        (None, DeviceKind::Cpu) => &[TILE_CPU, TILE_GPU],
-        (None, _) => &[TILE_GPU],
+    let cpu = device.kind == DeviceKind::Cpu;
+    let own_rows = kernel == Kernel::TileUniversal
+        && attention.access != Access::Any
+        && table::dim_class(attention.head_dim.qk()).is_some();
+    let shape = match attention.shape {
+        Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => shape,
+        Some(Shape::Lanes(shape))
+            if own_rows
+                && LaneShape { rows: ROWS_CPU.rows, ..shape } == ROWS_CPU
+                && table::LANE_ROWS.contains(&shape.rows) =>
+        {
+            return Ok((Shape::Lanes(shape), format!("{} rows an invocation", shape.rows)));
+        }
+        Some(shape) => return Err(format!("shape {shape} is not on its menu")),
+        None if cpu && own_rows => {
+            let dim = attention.head_dim.qk().max(attention.head_dim.value());
+            // Each invocation loads every key, so that wide heads with many rows take long to compile.
+            let rows = if dim <= 64 { lane_rows(dim, ROWS_CPU.lanes, device).min(ROWS_CPU.rows) } else { 1 };
+            let shape = LaneShape { rows, ..ROWS_CPU };
+            return Ok((Shape::Lanes(shape), format!("a CPU driver, {rows} rows an invocation")));
+        }
+        None if cpu && attention.access != Access::Any => TILE_CPU,
+        None if attention.head_dim.value() <= 32 => TILE_GPU_NARROW,
+        None => TILE_GPU,
     };
     if kernel == Kernel::TileSubgroup {
         match device.subgroups {
@@ -122,17 +150,13 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
             Some(_) => {}
         }
     }
-    let mut least = u32::MAX;
-    for &shape in candidates {
-        let bytes = table::workgroup_bytes(&key(kernel, Shape::Tile(shape), attention, device));
-        if bytes <= device.workgroup_bytes {
-            let rows = match kernel {
-                Kernel::TileSubgroup => "rows reduced by shuffles",
-                _ => "rows reduced in workgroup memory",
-            };
-            return Ok((Shape::Tile(shape), format!("{rows}, {bytes} bytes fit {}", device.workgroup_bytes)));
-        }
-        least = least.min(bytes);
+    let bytes = table::workgroup_bytes(&key(kernel, Shape::Tile(shape), attention, device));
+    if bytes > device.workgroup_bytes {
+        return Err(format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes));
     }
-    Err(format!("{least} bytes of workgroup memory needed, {} available", device.workgroup_bytes))
+    let rows = match kernel {
+        Kernel::TileSubgroup => "rows reduced by shuffles",
+        _ => "rows reduced in workgroup memory",
+    };
+    Ok((Shape::Tile(shape), format!("{rows}, {bytes} bytes fit {}", device.workgroup_bytes)))
 }

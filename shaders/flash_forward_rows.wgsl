@@ -1,16 +1,17 @@
-// Softmax attention forward (FlashAttention, arXiv 2307.08691) for drivers that run on a CPU.
+// Softmax attention forward (FlashAttention, arXiv 2307.08691) for drivers that run on a CPU, where rows in registers pay.
 //
 //   out_i = sum_j exp(s_ij - LSE_i) v_j,  LSE_i = log sum_j exp(s_ij)
 //
-// One subgroup a workgroup, LANES wide. A lane owns ROWS queries: q, the running maximum m, the sum l and the output o stay in
-// its registers. Keys come LANES at a time: lane n loads a vec4 of key n, and each is broadcast to all lanes. A row's softmax
-// needs no other lane, the kernel no workgroup memory and no barrier.
+// LANES invocations a workgroup, each with ROWS queries: q, the running maximum m, the sum l and the output o stay in its registers.
+// Keys come KEYS at a time, eight numbers a load: either each lane loads one key (KEY_ROWS = 1) and shares it through the subgroup,
+// or every invocation loads them all (KEY_ROWS = KEYS). The composer fills in the names in capitals accordingly. A row's softmax
+// needs no other invocation, the kernel no workgroup memory and no barrier.
 
 @compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(LANE_BUILTIN) lane: u32,
 ) {
     let item = item_at(workgroup, grid);
     if (!item.live) {
@@ -50,32 +51,36 @@ fn main(
     let k_base = aux.params.k.offset + s.batch * aux.params.k.batch + kv_head * aux.params.k.head;
     let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + kv_head * aux.params.v.head;
 
-    for (var j0 = start; j0 < end; j0 += LANES) {
-        let j = s.k_start + min(j0 + lane, end - 1u);
-        let k_row = k_base + j * aux.params.k.seq;
-        let v_row = v_base + j * aux.params.v.seq;
+    for (var j0 = start; j0 < end; j0 += KEYS) {
+        //$ for n in 0..KEY_ROWS
+        let key_$n = s.k_start + min(j0 + LOADED_KEY, end - 1u);
+        let k_row_$n = k_base + key_$n * aux.params.k.seq;
+        let v_row_$n = v_base + key_$n * aux.params.v.seq;
+        //$ end
 
         //$ for r in 0..ROWS
-        //$ for n in 0..LANES
+        //$ for n in 0..KEYS
         var s_$r_$n = 0.0;
         //$ end
         //$ end
         //$ for c in 0..HEAD_CHUNKS step 2
         {
-            let k = load_pair_k(k_row, $cu);
-            let k_a = within_head($cu, k.a);
-            let k_b = within_head(${c+1}u, k.b);
-            //$ for n in 0..LANES
+            //$ for n in 0..KEY_ROWS
+            let k_$n = load_pair_k(k_row_$n, $cu);
+            let k_a_$n = within_head($cu, k_$n.a);
+            let k_b_$n = within_head(${c+1}u, k_$n.b);
+            //$ end
+            //$ for n in 0..KEYS
             {
-                let b = subgroupBroadcast(k_a, $nu);
+                let b = SHARED(k_a);
                 //$ for r in 0..ROWS
                 s_$r_$n += dot(q_$r_$c, b);
                 //$ end
             }
             //$ end
-            //$ for n in 0..LANES
+            //$ for n in 0..KEYS
             {
-                let b = subgroupBroadcast(k_b, $nu);
+                let b = SHARED(k_b);
                 //$ for r in 0..ROWS
                 s_$r_$n += dot(q_$r_${c+1}, b);
                 //$ end
@@ -90,14 +95,14 @@ fn main(
         {
             let at = j0 - lo_$r;   // wraps before the range, so that one comparison tells both ends
             var top = m_$r;
-            //$ for n in 0..LANES
+            //$ for n in 0..KEYS
             let t_$n = score(s_$r_$n, i_$r, j0 + $nu, at + $nu < seen_keys_$r);
             top = select(top, max(top, t_$n.value), t_$n.visible);
             seen |= select(0u, 1u << $nu, t_$n.visible);
             //$ end
             old_$r = weight(m_$r, top);
             var sum = 0.0;
-            //$ for n in 0..LANES
+            //$ for n in 0..KEYS
             s_$r_$n = select(0.0, weight(t_$n.value, top), t_$n.visible);
             sum += s_$r_$n;
             //$ end
@@ -106,27 +111,31 @@ fn main(
         }
         //$ end
 
-        let keep = some_row_sees(seen, lane);
+        //$ for n in 0..KEY_ROWS
+        let keep_$n = some_row_sees(seen, LOADED_KEY);
+        //$ end
         //$ for c in 0..VALUE_CHUNKS step 2
         {
-            let v = load_pair_v(v_row, column + $cu);
-            let v_a = kept(v.a, keep);
-            let v_b = kept(v.b, keep);
+            //$ for n in 0..KEY_ROWS
+            let v_$n = load_pair_v(v_row_$n, column + $cu);
+            let v_a_$n = kept(v_$n.a, keep_$n);
+            let v_b_$n = kept(v_$n.b, keep_$n);
+            //$ end
             //$ for r in 0..ROWS
             var a_$r = o_$r_$c * old_$r;
             var b_$r = o_$r_${c+1} * old_$r;
             //$ end
-            //$ for n in 0..LANES
+            //$ for n in 0..KEYS
             {
-                let b = subgroupBroadcast(v_a, $nu);
+                let b = SHARED(v_a);
                 //$ for r in 0..ROWS
                 a_$r += s_$r_$n * b;
                 //$ end
             }
             //$ end
-            //$ for n in 0..LANES
+            //$ for n in 0..KEYS
             {
-                let b = subgroupBroadcast(v_b, $nu);
+                let b = SHARED(v_b);
                 //$ for r in 0..ROWS
                 b_$r += s_$r_$n * b;
                 //$ end
@@ -141,13 +150,17 @@ fn main(
     }
 
     let out_base = aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head;
+    var row_out = array<vec4<f32>, VALUE_CHUNKS>();   // indexed at run time: one store to compile, not one a chunk
     //$ for r in 0..ROWS
     if (first + $ru * LANES + lane <= last) {
         let f = finish(m_$r, l_$r, head);
         let out_row = out_base + (s.q_start + i_$r) * aux.params.out.seq;
         //$ for c in 0..VALUE_CHUNKS
-        store_out(out_row, column + $cu, o_$r_$c * f.scale);
+        row_out[$c] = o_$r_$c * f.scale;
         //$ end
+        for (var c = 0u; c < VALUE_CHUNKS; c++) {
+            store_out(out_row, column + c, row_out[c]);
+        }
         if (item.split == 0u) {
             store_lse(s, head, i_$r, f);
         }
