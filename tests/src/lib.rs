@@ -2,10 +2,12 @@
 
 mod adapters;
 mod problem;
+mod reference;
 mod run;
 mod variant;
 
 pub use adapters::{adapters, device_label};
 pub use problem::{attention, extent};
+pub use reference::{judge_expected, rows};
 pub use run::{Loaded, Outputs, judge, judge_all};
 pub use variant::Variant;

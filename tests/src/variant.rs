@@ -2,8 +2,12 @@
 
 use std::fmt;
 
-use wattn::{Attention, Capabilities, DeviceKind, Kernel, Shape};
+use anyhow::Result;
+use wattn::{Attention, Capabilities, DeviceKind, Engine, Kernel, PlanError, Shape};
+use wattn_cases::SoftmaxCase;
 use wattn_shaders::table;
+
+use crate::problem::{attention, extent};
 
 /// A kernel to force, in the shape for this device or in the other one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +41,17 @@ impl Variant {
     pub fn force(self, attention: Attention) -> Attention {
         let forced = attention.kernel(self.kernel);
         self.shape.map_or(forced, |shape| forced.shape(shape))
+    }
+
+    /// Why this cannot serve the case on the engine's device, if it cannot. Other refusals are for the run to report.
+    ///
+    /// # Errors
+    /// Sizes that no kernel takes.
+    pub fn refusal(self, engine: &Engine, case: &SoftmaxCase) -> Result<Option<String>> {
+        match engine.plan(&self.force(attention(case)?), extent(case)?) {
+            Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
+            _ => Ok(None),
+        }
     }
 }
 

@@ -19,9 +19,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use wattn::{Engine, Kernel};
+use wattn::Engine;
 use wattn_cases::{Recipe, bench_catalogue};
 use wattn_tests::Variant;
+
+use crate::select::Selection;
 
 use ceilings::Ceilings;
 use clock::Clock;
@@ -41,14 +43,10 @@ const SHOWCASE: &str = "softmax/full_1024";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only cases whose name contains this
-    #[arg(long)]
+    #[arg(long, value_name = "S")]
     filter: Option<String>,
-    /// The device: a part of `backend/name` [default: a discrete GPU where there is one]
-    #[arg(long)]
-    adapter: Option<String>,
-    /// Pin this kernel in all cases
-    #[arg(long)]
-    kernel: Option<String>,
+    #[command(flatten)]
+    selection: Selection,
     /// Fewer repetitions and, unless filtered, few cases
     #[arg(long)]
     quick: bool,
@@ -65,13 +63,13 @@ pub(crate) struct Args {
 
 /// Runs the benchmark.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let adapter = crate::adapter::choose(args.adapter.as_deref())?;
+    let adapter = args.selection.adapter()?;
     let before = args.baseline.as_deref().map(compare::load).transpose()?;
     if let Some(before) = &before {
         compare::comparable(before, &device::identity(&adapter.get_info()))?;
     }
     let engine = device::open(&adapter)?;
-    let pinned = args.kernel.as_deref().map(|name| pinned(&engine, name)).transpose()?;
+    let pinned = args.selection.variant();
     let recipes = recipes(&args);
     ensure!(!recipes.is_empty(), "no case matches {:?}", args.filter.unwrap_or_default());
 
@@ -124,14 +122,6 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
         (0, _) => bail!("{slower} slower beyond noise"),
         _ => bail!("{} FAILED: {}", failed.len(), failed.join(", ")),
     }
-}
-
-fn pinned(engine: &Engine, name: &str) -> Result<Variant> {
-    let mut variants: Vec<Variant> = Kernel::ALL.into_iter().map(|kernel| Variant { kernel, shape: None }).collect();
-    variants.extend(Variant::all(engine.capabilities()).into_iter().filter(|variant| variant.shape.is_some()));
-    let names: Vec<String> = variants.iter().map(Variant::to_string).collect();
-    let found = variants.into_iter().zip(&names).find(|(_, n)| *n == name);
-    found.map(|(variant, _)| variant).with_context(|| format!("no kernel {name:?}; there are {}", names.join(", ")))
 }
 
 fn recipes(args: &Args) -> Vec<Recipe> {

@@ -1,0 +1,57 @@
+//! Every problem of the catalogue, by every variant, against the oracle.
+
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+use wattn_cases::{Reference, SoftmaxCase, catalogue};
+use wattn_tests::{Variant, judge, rows};
+
+use crate::gpu::Gpu;
+
+/// A case whose reference is calculated once, for all variants and devices.
+pub(crate) struct Case {
+    case: SoftmaxCase,
+    reference: OnceLock<Reference>,
+}
+
+pub(crate) fn cases() -> Vec<Arc<Case>> {
+    let with_reference = |case| Arc::new(Case { case, reference: OnceLock::new() });
+    catalogue().iter().map(|recipe| with_reference(recipe.build())).collect()
+}
+
+pub(crate) fn trials(gpu: &Arc<Gpu>, cases: &[Arc<Case>]) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for case in cases {
+        for variant in gpu.variants() {
+            let (shared, name) = (Arc::clone(case), &case.case.name);
+            trials.push(match variant.refusal(&gpu.engine, &case.case) {
+                Ok(Some(_)) => refused(gpu, variant, name, move |gpu| refusal_stands(gpu, &shared.case, variant)),
+                _ => gpu.trial_by(variant, name, move |gpu, variant| check(gpu, &shared, variant)),
+            });
+        }
+    }
+    trials
+}
+
+/// A trial that shows as ignored, with the reason in its kind.
+pub(crate) fn refused(
+    gpu: &Arc<Gpu>,
+    variant: Variant,
+    name: &str,
+    run: impl FnOnce(&Gpu) -> Result<()> + Send + 'static,
+) -> Trial {
+    gpu.trial_by(variant, name, move |gpu, _| run(gpu)).with_kind("cannot serve").with_ignored_flag(true)
+}
+
+/// What runs where ignored trials are asked for.
+pub(crate) fn refusal_stands(gpu: &Gpu, case: &SoftmaxCase, variant: Variant) -> Result<()> {
+    ensure!(variant.refusal(&gpu.engine, case)?.is_some(), "{variant} serves after all");
+    Ok(())
+}
+
+fn check(gpu: &Gpu, case: &Case, variant: Variant) -> Result<()> {
+    let reference = case.reference.get_or_init(|| case.case.reference(rows(&case.case)));
+    let (_, comparisons) = judge(&gpu.engine, &case.case, Some(variant), reference)?;
+    comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
+}

@@ -1,0 +1,58 @@
+//! Case files with outputs from elsewhere, by every variant.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+use wattn_cases::{CaseFile, SoftmaxCase};
+use wattn_tests::{Variant, judge_expected};
+
+use crate::catalogue::{refusal_stands, refused};
+use crate::gpu::Gpu;
+
+/// The files of `tests/golden/softmax`.
+pub(crate) fn files() -> Vec<Arc<CaseFile>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/softmax");
+    let entries = folder.read_dir().unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry of the folder").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    paths.sort();
+    assert!(!paths.is_empty(), "{} holds no case file", folder.display());
+    paths.iter().map(|path| Arc::new(CaseFile::read(path))).collect()
+}
+
+pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for file in files {
+        let name = format!("golden/{}", file.case);
+        let case = match &file.content {
+            Ok(case) => case,
+            Err(error) => {
+                let error = error.clone();
+                trials.push(gpu.trial(&name, move |_| anyhow::bail!("{error}")));
+                continue;
+            }
+        };
+        for variant in gpu.variants() {
+            let file = Arc::clone(file);
+            trials.push(match variant.refusal(&gpu.engine, case) {
+                Ok(Some(_)) => {
+                    let case = case.clone();
+                    refused(gpu, variant, &name, move |gpu| refusal_stands(gpu, &case, variant))
+                }
+                _ => gpu.trial_by(variant, &name, move |gpu, variant| {
+                    let case = file.content.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+                    check(gpu, case, variant)
+                }),
+            });
+        }
+    }
+    trials
+}
+
+fn check(gpu: &Gpu, case: &SoftmaxCase, variant: Variant) -> Result<()> {
+    let (_, comparisons) = judge_expected(&gpu.engine, case, Some(variant))?;
+    ensure!(!comparisons.is_empty(), "the file expects no output that can be calculated");
+    comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
+}

@@ -1,0 +1,109 @@
+//! A device that the trials share, and what they need of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
+use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, Limits};
+use wattn::{Engine, wanted_features, wanted_limits};
+use wattn_cases::Comparison;
+use wattn_tests::{Variant, adapters, device_label};
+
+/// An adapter with the one engine that all its trials use.
+pub(crate) struct Gpu {
+    /// `backend/name`, unique.
+    pub(crate) label: String,
+    pub(crate) engine: Engine,
+    adapter: Adapter,
+    compared: AtomicUsize,
+}
+
+impl Gpu {
+    /// One for each adapter.
+    pub(crate) fn all() -> Result<Vec<Arc<Self>>> {
+        let mut seen = HashMap::new();
+        adapters(None)
+            .into_iter()
+            .map(|adapter| {
+                let name = device_label(&adapter.get_info());
+                let count = seen.entry(name.clone()).and_modify(|n| *n += 1).or_insert(1);
+                let label = if *count > 1 { format!("{name}-{count}") } else { name };
+                let engine = Engine::on_adapter(&adapter).with_context(|| label.clone())?;
+                Ok(Arc::new(Self { label, engine, adapter, compared: AtomicUsize::new(0) }))
+            })
+            .collect()
+    }
+
+    pub(crate) fn variants(&self) -> Vec<Variant> {
+        Variant::all(self.engine.capabilities())
+    }
+
+    /// Elements that comparisons looked at so far.
+    pub(crate) fn compared(&self) -> usize {
+        self.compared.load(Ordering::Relaxed)
+    }
+
+    /// Counts a comparison, and fails if it does.
+    pub(crate) fn check(&self, comparison: &Comparison) -> Result<()> {
+        self.compared.fetch_add(comparison.elements, Ordering::Relaxed);
+        let error = comparison.error.as_deref().unwrap_or_default();
+        ensure!(comparison.pass, "{}: {error}", comparison.output);
+        Ok(())
+    }
+
+    /// A trial on this device; `name` is what follows the device's in its name.
+    pub(crate) fn trial(self: &Arc<Self>, name: &str, run: impl FnOnce(&Self) -> Result<()> + Send + 'static) -> Trial {
+        let gpu = Arc::clone(self);
+        Trial::test(format!("{}/{name}", self.label), move || run(&gpu).map_err(|error| format!("{error:#}").into()))
+    }
+
+    /// A trial by `variant`; `None` stands for the planner's own choice.
+    pub(crate) fn trial_by(
+        self: &Arc<Self>,
+        variant: Variant,
+        name: &str,
+        run: impl FnOnce(&Self, Variant) -> Result<()> + Send + 'static,
+    ) -> Trial {
+        self.trial(&format!("{variant}/{name}"), move |gpu| run(gpu, variant))
+    }
+
+    /// An engine on another device of this adapter, with what wattn wants but for these limits.
+    pub(crate) fn limited(&self, change: impl FnOnce(&mut Limits)) -> Result<Engine> {
+        let mut limits = wanted_limits(&self.adapter);
+        change(&mut limits);
+        self.device(wanted_features(&self.adapter), limits)
+    }
+
+    /// An engine on another device of this adapter.
+    pub(crate) fn device(&self, required_features: wgpu::Features, required_limits: Limits) -> Result<Engine> {
+        let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
+        let (device, queue) = pollster::block_on(self.adapter.request_device(&descriptor))?;
+        Ok(Engine::builder(&device, &queue).build())
+    }
+}
+
+/// Numbers in a buffer that shaders may use.
+pub(crate) fn upload(engine: &Engine, values: &[f32]) -> Buffer {
+    let contents = bytemuck::cast_slice(values);
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    engine.device().create_buffer_init(&BufferInitDescriptor { label: Some("upload"), contents, usage })
+}
+
+/// A buffer of NaN, so that what nobody writes shows.
+pub(crate) fn poisoned(engine: &Engine, elements: usize) -> Buffer {
+    upload(engine, &vec![f32::NAN; elements])
+}
+
+/// The numbers of a buffer, once all that was submitted is done.
+pub(crate) fn download(engine: &Engine, buffer: &Buffer) -> Result<Vec<f32>> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    DownloadBuffer::read_buffer(engine.device(), engine.queue(), &buffer.slice(..), move |result| {
+        // The receiver is gone only if the wait below failed, which reports itself.
+        let _ = sender.send(result.map(|bytes| bytemuck::pod_collect_to_vec(&bytes)));
+    });
+    engine.device().poll(wgpu::PollType::wait_indefinitely()).context("waiting for the device")?;
+    receiver.recv().context("the buffer was not mapped")?.context("mapping the buffer")
+}

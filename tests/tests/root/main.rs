@@ -1,0 +1,87 @@
+//! Every problem of the catalogue and every case file, on every adapter, by every kernel; and the harness, encoding, refusals and
+//! devices themselves. A trial's name says all: `vulkan/llvmpipe/broadcast/softmax/plain`.
+
+mod catalogue;
+mod device;
+mod encode;
+mod errors;
+mod golden;
+mod gpu;
+mod harness;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use gpu::Gpu;
+use libtest_mimic::{Arguments, Trial};
+
+/// Pipelines that the whole of the tests may need on one device: few, since some drivers take seconds for each.
+const PIPELINES: usize = 150;
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    // Software drivers compile on one thread and run on all: more than two tests at a time gain nothing.
+    args.test_threads = args.test_threads.or(Some(2));
+    let gpus = match Gpu::all() {
+        Ok(gpus) => gpus,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if gpus.is_empty() {
+        return without_gpu();
+    }
+    let cases = catalogue::cases();
+    let files = golden::files();
+    let trials: Vec<Trial> = gpus
+        .iter()
+        .flat_map(|gpu| {
+            let all = [
+                harness::trials(gpu),
+                errors::trials(gpu),
+                encode::trials(gpu),
+                device::trials(gpu),
+                golden::trials(gpu, &files),
+                catalogue::trials(gpu, &cases),
+            ];
+            all.into_iter().flatten()
+        })
+        .collect();
+
+    let conclusion = libtest_mimic::run(&args, trials);
+    if args.list {
+        return conclusion.exit_code();
+    }
+    let complete = args.filter.is_none() && args.skip.is_empty() && !args.ignored;
+    // Those of all are printed, whichever fails.
+    let failed = gpus.iter().filter(|gpu| !totals(gpu, complete)).count();
+    if failed == 0 { conclusion.exit_code() } else { ExitCode::FAILURE }
+}
+
+/// Prints what ran on a device. Whether it is enough can be said of a complete run only.
+fn totals(gpu: &Arc<Gpu>, complete: bool) -> bool {
+    let (elements, pipelines) = (gpu.compared(), gpu.engine.pipelines());
+    println!("{}: {elements} elements compared, {pipelines} pipelines compiled", gpu.label);
+    let mut pass = true;
+    if complete && elements == 0 {
+        println!("{}: nothing was compared", gpu.label);
+        pass = false;
+    }
+    if complete && pipelines > PIPELINES {
+        println!("{}: more than {PIPELINES} pipelines", gpu.label);
+        pass = false;
+    }
+    pass
+}
+
+fn without_gpu() -> ExitCode {
+    if std::env::var_os("WATTN_NO_GPU").is_some_and(|value| value == "1") {
+        eprintln!("\nWATTN_NO_GPU=1: NO ADAPTER, SO NOTHING RAN ON A GPU\n");
+        return ExitCode::SUCCESS;
+    }
+    eprintln!(
+        "wgpu finds no adapter. `cargo xtask test` installs a software one on Linux; WATTN_NO_GPU=1 goes without."
+    );
+    ExitCode::FAILURE
+}
