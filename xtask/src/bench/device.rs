@@ -40,7 +40,7 @@ impl Device {
         let info = engine.device().adapter_info();
         Self {
             software: info.device_type == DeviceType::Cpu,
-            kind: format!("{:?}", info.device_type).to_lowercase(),
+            kind: format!("{:?}", engine.capabilities().kind).to_lowercase(),
             backend: format!("{:?}", info.backend).to_lowercase(),
             subgroup_min_size: info.subgroup_min_size,
             subgroup_max_size: info.subgroup_max_size,

@@ -17,12 +17,13 @@ mod unfused;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use wattn::Engine;
 use wattn_cases::{Recipe, bench_catalogue};
 use wattn_tests::Variant;
 
+use crate::report::guarded;
 use crate::select::Selection;
 
 use ceilings::Ceilings;
@@ -110,18 +111,21 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
     if let Some(before) = before {
         println!("\nagainst the baseline of {}:", before.device.commit.as_deref().unwrap_or("an unknown commit"));
         let changes = compare::compare(before, run);
-        ensure!(!changes.is_empty(), "the baseline has none of these cases");
-        for change in changes {
+        for change in &changes {
             println!("{change}");
-            slower += usize::from(change.verdict == Verdict::Slower);
         }
+        ensure!(!changes.is_empty(), "the baseline has none of these cases");
+        let alone = run.rows.len() - changes.len();
+        if alone > 0 {
+            println!("{alone} without a counterpart");
+        }
+        slower = changes.iter().filter(|change| change.verdict == Verdict::Slower).count();
     }
-    let failed: Vec<&str> = run.rows.iter().filter(|row| row.error.is_some()).map(|row| row.case.as_str()).collect();
-    match (failed.len(), slower) {
-        (0, 0) => Ok(()),
-        (0, _) => bail!("{slower} slower beyond noise"),
-        _ => bail!("{} FAILED: {}", failed.len(), failed.join(", ")),
-    }
+    let wrong = |row: &&Row| row.error.is_some() || row.baseline_error.is_some();
+    let failed: Vec<&str> = run.rows.iter().filter(wrong).map(|row| row.case.as_str()).collect();
+    ensure!(failed.is_empty(), "{} FAILED: {}", failed.len(), failed.join(", "));
+    ensure!(slower == 0, "{slower} slower beyond noise");
+    Ok(())
 }
 
 fn recipes(args: &Args) -> Vec<Recipe> {
@@ -154,7 +158,7 @@ impl Bench {
         for variant in variants {
             let label = variant.map_or("plan".into(), |v| v.to_string());
             let row = Row::new(recipe, &label);
-            match Contestant::new(&self.engine, &subject, variant) {
+            match guarded(|| Contestant::new(&self.engine, &subject, variant)) {
                 // The plan's own choice is there already.
                 Ok(new) if contestants.iter().any(|(_, c): &(_, Contestant<'_>)| same_pipeline(c, &new)) => {}
                 Ok(contestant) => contestants.push((row, contestant)),
@@ -170,7 +174,9 @@ impl Bench {
             (Some(full), Some(reduced)) => self.baseline(form, [full, reduced], &subject, flops),
             _ => Ok(None),
         });
-        let (naive, tiled) = (naive?, tiled?);
+        let error = [&naive, &tiled].into_iter().find_map(|form| form.as_ref().err());
+        let baseline_error = error.map(|error| format!("{error:#}"));
+        let [naive, tiled] = [naive, tiled].map(|form| form.ok().flatten());
 
         let mut runners: Vec<Runner<'_>> = contestants.iter().map(|(_, c)| Runner::Kernel(c)).collect();
         runners.extend([&naive, &tiled].into_iter().flatten().map(Runner::Baseline));
@@ -186,8 +192,9 @@ impl Bench {
             fma_rate,
             fma_spread,
             bandwidth,
+            baseline_error,
         };
-        let measured = contestants.iter().zip(own).map(|((row, c), s)| row.clone().measured(c, *s, shared));
+        let measured = contestants.iter().zip(own).map(|((row, c), s)| row.clone().measured(c, *s, &shared));
         rows.splice(0..0, measured.collect::<Vec<_>>());
         Ok(rows)
     }

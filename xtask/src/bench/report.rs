@@ -11,7 +11,7 @@ use super::row::{Row, Run};
 use super::table::{HEADER, LEGEND, cells, headline};
 
 const SIZE: (u32, u32) = (900, 480);
-/// Time of this run, naive passes, tiled passes; told apart without colour by their order.
+/// The kernel, tiled passes, naive passes.
 const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(140, 140, 140)];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -44,7 +44,7 @@ fn page(run: &Run) -> Result<String> {
     if !measured.is_empty() {
         html += "<h2>Roofline</h2><p>Each case at its FLOPs per byte; the line is the lower of both ceilings, as measured first.</p>";
         html += &svg(|area| roofline(area, run, &measured))?;
-        html += "<h2>Time against unfused passes</h2><p>Per case, in milliseconds: the kernel, three naive passes, three tiled passes.</p>";
+        html += "<h2>Time against unfused passes</h2><p>From top to bottom: the kernel, three tiled passes, three naive passes; as multiples of the first.</p>";
         html += &svg(|area| bars(area, &measured))?;
     }
     Ok(html + "</html>\n")
@@ -66,7 +66,7 @@ fn roofline(area: &Area<'_>, run: &Run, rows: &[&Row]) -> Result<()> {
     let (rate, bandwidth) = (run.device.fma_gflops, run.device.copy_gbps);
     let ridge = rate / bandwidth;
     let [least, most] = [f64::min as fn(f64, f64) -> f64, f64::max];
-    let x = points.iter().fold(ridge, |n, p| least(n, p.0)) / 2.0..points.iter().fold(ridge, |n, p| most(n, p.0)) * 2.0;
+    let x = points.iter().fold(ridge, |n, p| least(n, p.0)) / 2.0..points.iter().fold(ridge, |n, p| most(n, p.0)) * 4.0;
     let y = points.iter().fold(rate, |n, p| least(n, p.1)) / 2.0..rate * 2.0;
     let mut chart = ChartBuilder::on(area)
         .margin(12)
@@ -74,50 +74,48 @@ fn roofline(area: &Area<'_>, run: &Run, rows: &[&Row]) -> Result<()> {
         .y_label_area_size(64)
         .build_cartesian_2d(x.clone().log_scale(), y.clone().log_scale())
         .map_err(drawing)?;
-    chart.configure_mesh().x_desc("FLOP per byte").y_desc("GFLOP/s").draw().map_err(drawing)?;
+    let mesh = &mut chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT).x_desc("FLOP per byte").y_desc("GFLOP/s").draw().map_err(drawing)?;
     let left = x.start.max(y.start / bandwidth);
     let roof = vec![(left, left * bandwidth), (ridge, rate), (x.end, rate)];
     chart.draw_series([PathElement::new(roof, BLACK.stroke_width(2))]).map_err(drawing)?;
     let circles = points.iter().map(|&point| Circle::new(point, 5, COLOURS[0].filled()));
     chart.draw_series(circles).map_err(drawing)?;
     let label = |(row, &point): (&&Row, &(f64, f64))| {
-        let text = row.case.trim_start_matches("softmax/").to_owned();
-        EmptyElement::at(point) + Text::new(text, (8, -5), ("sans-serif", 11))
+        EmptyElement::at(point) + Text::new(name(row), (8, -5), ("sans-serif", 11))
     };
     chart.draw_series(rows.iter().zip(&points).map(label)).map_err(drawing)?;
     Ok(())
 }
 
 fn bars(area: &Area<'_>, rows: &[&Row]) -> Result<()> {
-    let times = |row: &Row| [row.median_us, row.baseline_us, row.tiled_unfused_us].map(|us| us.map(|us| us / 1e3));
-    let all: Vec<f64> = rows.iter().flat_map(|row| times(row)).flatten().collect();
-    let least = all.iter().copied().fold(f64::MAX, f64::min) / 2.0;
-    let most = all.iter().copied().fold(0.0, f64::max) * 1.5;
-    #[expect(clippy::cast_precision_loss, reason = "a few dozen rows")]
-    let count = rows.len() as f64;
+    let times = |row: &Row| {
+        let own = row.median_us.unwrap_or(f64::NAN);
+        [Some(own), row.tiled_unfused_us, row.baseline_us].map(|us| us.map(|us| us / own))
+    };
+    let most = rows.iter().flat_map(|row| times(row)).flatten().fold(1.0, f64::max) * 1.05;
     let mut chart = ChartBuilder::on(area)
         .margin(12)
-        .x_label_area_size(34)
-        .y_label_area_size(230)
-        .build_cartesian_2d((least..most).log_scale(), 0.0..count)
+        .x_label_area_size(40)
+        .y_label_area_size(250)
+        .build_cartesian_2d(0.0..most, 0..rows.len() * 4)
         .map_err(drawing)?;
-    let axis = &mut chart.configure_mesh();
-    axis.disable_y_mesh().y_labels(0).x_desc("ms").draw().map_err(drawing)?;
-    for (place, row) in rows.iter().enumerate() {
-        #[expect(clippy::cast_precision_loss, reason = "a few dozen rows")]
-        let top = count - place as f64;
-        let bars = times(row).into_iter().zip(COLOURS).enumerate().filter_map(|(n, (ms, colour))| {
-            #[expect(clippy::cast_precision_loss, reason = "0 to 2")]
-            let y = top - 0.15 - 0.25 * n as f64;
-            Some(Rectangle::new([(least, y), (ms?, y - 0.23)], colour.filled()))
+    chart.configure_mesh().disable_y_mesh().y_labels(0).x_desc("times the kernel's time").draw().map_err(drawing)?;
+    for (row, top) in rows.iter().rev().zip((1..).map(|place| place * 4)) {
+        let bars = times(row).into_iter().zip(COLOURS).zip((0..top).rev()).filter_map(|((ratio, colour), bottom)| {
+            Some(Rectangle::new([(0.0, bottom), (ratio?, bottom + 1)], colour.filled()))
         });
         chart.draw_series(bars).map_err(drawing)?;
-        let forced = if row.variant == "plan" { String::new() } else { format!(" ({})", row.variant) };
-        let name = format!("{}{forced}", row.case.trim_start_matches("softmax/"));
-        let label = EmptyElement::at((least, top - 0.5)) + Text::new(name, (-225, -6), ("sans-serif", 11));
+        let label = EmptyElement::at((0.0, top - 1)) + Text::new(name(row), (-250, -2), ("sans-serif", 11));
         chart.draw_series([label]).map_err(drawing)?;
     }
     Ok(())
+}
+
+/// A row's name in charts.
+fn name(row: &Row) -> String {
+    let case = row.case.trim_start_matches("softmax/");
+    if row.variant == "plan" { case.into() } else { format!("{case} ({})", row.variant) }
 }
 
 /// Errors of plotters borrow their backend.

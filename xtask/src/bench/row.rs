@@ -65,10 +65,12 @@ pub(crate) struct Row {
     pub(crate) fma_gflops: Option<f64>,
     pub(crate) fma_spread: Option<f64>,
     pub(crate) error: Option<String>,
+    /// Why there is no baseline though there should be one.
+    pub(crate) baseline_error: Option<String>,
 }
 
 /// What all kernels of one case share.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Shared {
     pub(crate) baseline: Option<f64>,
     pub(crate) tiled: Option<f64>,
@@ -78,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) fma_spread: f64,
     /// Bytes/s.
     pub(crate) bandwidth: f64,
+    pub(crate) baseline_error: Option<String>,
 }
 
 impl Row {
@@ -103,7 +106,7 @@ impl Row {
 
     /// The row with a kernel's figures.
     #[expect(clippy::cast_precision_loss, reason = "counts of operations, for rates")]
-    pub(crate) fn measured(self, contestant: &Contestant<'_>, summary: Summary, shared: Shared) -> Self {
+    pub(crate) fn measured(self, contestant: &Contestant<'_>, summary: Summary, shared: &Shared) -> Self {
         let plan = contestant.plan.details();
         let (flops, bytes) = (plan.flops as f64, plan.bytes as f64);
         let (by_fma, by_bandwidth) = (flops / shared.fma_rate, bytes / shared.bandwidth);
@@ -129,6 +132,7 @@ impl Row {
             clock: Some(summary.clock.into()),
             fma_gflops: Some(shared.fma_rate / 1e9),
             fma_spread: Some(shared.fma_spread),
+            baseline_error: shared.baseline_error.clone(),
             ..self
         }
     }

@@ -50,7 +50,9 @@ pub(crate) fn table(rows: &[Row]) -> String {
     for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!("{table}\n\n{LEGEND}")
+    let errors: String =
+        rows.iter().filter_map(|row| Some(format!("\n{}: {}", row.case, row.baseline_error.as_ref()?))).collect();
+    format!("{table}\n\n{LEGEND}{errors}")
 }
 
 /// A row's cells, as in the header.
