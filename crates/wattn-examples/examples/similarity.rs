@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table, TableComponent, presets};
 use serde::Deserialize;
+use wattn::{Attention, Engine, Extent, HeadDim, Heads, HostLayout, HostOperands, Lengths};
 use wattn_examples::AttentionShape;
 use wattn_examples::minilm::MiniLm;
 
@@ -74,6 +75,8 @@ fn main() -> Result<()> {
     let started = Instant::now();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the crate lies in crates/")?;
     let model = MiniLm::load(&options.model.unwrap_or_else(|| workspace.join("models/minilm")))?;
+    let engine = Engine::headless()?;
+    println!("attention on {}", engine.device().adapter_info().name);
     let loading = started.elapsed();
 
     let started = Instant::now();
@@ -81,8 +84,7 @@ fn main() -> Result<()> {
     let mut attending = Duration::ZERO;
     let embeddings = model.embed(&tokens, |_layer, q, k, v, shape, lengths| {
         let started = Instant::now();
-        // The one place to swap: wattn's GPU attention goes here, in place of the CPU's.
-        let out = naive_attention(q, k, v, shape, lengths);
+        let out = gpu_attention(&engine, [q, k, v], shape, lengths)?;
         attending += started.elapsed();
         Ok(out)
     })?;
@@ -99,36 +101,14 @@ fn main() -> Result<()> {
     golden.map_or(Ok(()), |golden| check(&golden, &tokens, &embeddings, &cosine))
 }
 
-/// `softmax(q kᵀ / √head_dim) v`, query by query. All four are `[batch, seq, heads, head_dim]`.
-fn naive_attention(q: &[f32], k: &[f32], v: &[f32], shape: AttentionShape, lengths: &[u32]) -> Vec<f32> {
-    let AttentionShape { batch, seq, heads, head_dim } = shape;
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let mut out = vec![0.0; shape.elements()];
-    for (b, &length) in (0..batch).zip(lengths) {
-        let keys = length as usize;
-        for head in 0..heads {
-            let at = |position: usize| ((b * seq + position) * heads + head) * head_dim;
-            for query in 0..keys {
-                let q_row = &q[at(query)..][..head_dim];
-                let mut weights: Vec<f32> =
-                    (0..keys).map(|key| scale * dot(q_row, &k[at(key)..][..head_dim])).collect();
-                let max = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                weights.iter_mut().for_each(|weight| *weight = (*weight - max).exp());
-                let sum: f32 = weights.iter().sum();
-                let out_row = &mut out[at(query)..][..head_dim];
-                for (key, weight) in weights.iter().enumerate() {
-                    for (out, v) in out_row.iter_mut().zip(&v[at(key)..][..head_dim]) {
-                        *out += weight / sum * v;
-                    }
-                }
-            }
-        }
-    }
-    out
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+/// Attention of one layer on the GPU, the padding given as key lengths. All four are `[batch, seq, heads, head_dim]`.
+fn gpu_attention(engine: &Engine, [q, k, v]: [&[f32]; 3], shape: AttentionShape, lengths: &[u32]) -> Result<Vec<f32>> {
+    let size = |n: usize| u32::try_from(n).context("a size beyond 32 bits");
+    let attention = Attention::new(Heads::new(size(shape.heads)?)?, HeadDim::new(size(shape.head_dim)?)?);
+    let extent = Extent::new(size(shape.batch)?, size(shape.seq)?, size(shape.seq)?);
+    let lengths = Lengths::Keys(lengths);
+    let operands = HostOperands { layout: HostLayout::Bshd, q, k, v, lengths, ..HostOperands::default() };
+    Ok(engine.blocking().run(&attention, extent, &operands)?.out)
 }
 
 /// The embeddings have length 1, so that their dot product is the cosine.

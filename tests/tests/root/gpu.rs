@@ -60,7 +60,7 @@ impl Gpu {
         Trial::test(format!("{}/{name}", self.label), move || run(&gpu).map_err(|error| format!("{error:#}").into()))
     }
 
-    /// A trial by `variant`; `None` stands for the planner's own choice.
+    /// A trial by `variant`, which its name begins with.
     pub(crate) fn trial_by(
         self: &Arc<Self>,
         variant: Variant,

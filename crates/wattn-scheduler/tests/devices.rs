@@ -1,0 +1,152 @@
+//! What is planned on simulated devices.
+
+use wattn_scheduler::shaders::{Kernel, Shape, Storage, table};
+use wattn_scheduler::{Attention, Capabilities, DeviceKind, Driver, Extent, HeadDim, Heads, Plan, PlanError};
+
+/// Capabilities like those of real devices.
+fn devices() -> Vec<(&'static str, Capabilities, Kernel)> {
+    let base = Capabilities::webgpu_defaults();
+    let gpu = Capabilities { workgroup_bytes: 32 << 10, workgroup_invocations: 1024, binding_bytes: 2 << 30, ..base };
+    let lavapipe = Capabilities {
+        kind: DeviceKind::Cpu,
+        driver: Driver::Llvmpipe { mesa: 22 },
+        subgroups: Some((8, 8)),
+        int64: true,
+        binding_alignment: 32,
+        binding_bytes: 128 << 20,
+        ..gpu
+    };
+    vec![
+        ("WebGPU defaults", base, Kernel::TileUniversal),
+        (
+            "Apple",
+            Capabilities { kind: DeviceKind::Integrated, subgroups: Some((32, 32)), ..gpu },
+            Kernel::TileSubgroup,
+        ),
+        ("Intel", Capabilities { kind: DeviceKind::Integrated, subgroups: Some((8, 32)), ..gpu }, Kernel::TileSubgroup),
+        ("RDNA", Capabilities { kind: DeviceKind::Discrete, subgroups: Some((32, 64)), ..gpu }, Kernel::TileSubgroup),
+        ("Adreno, no subgroups", Capabilities { kind: DeviceKind::Integrated, ..gpu }, Kernel::TileUniversal),
+        ("Mali", Capabilities { kind: DeviceKind::Integrated, subgroups: Some((4, 16)), ..gpu }, Kernel::TileUniversal),
+        ("NVIDIA", Capabilities { kind: DeviceKind::Discrete, subgroups: Some((32, 32)), ..gpu }, Kernel::TileSubgroup),
+        ("lavapipe", lavapipe, Kernel::Broadcast),
+        ("lavapipe, 512 bit", Capabilities { subgroups: Some((16, 16)), ..lavapipe }, Kernel::Broadcast),
+        ("lavapipe, no subgroups", Capabilities { subgroups: None, ..lavapipe }, Kernel::TileUniversal),
+    ]
+}
+
+fn attention(heads: u32, dim: u32) -> Attention {
+    Attention::new(Heads::new(heads).unwrap(), HeadDim::new(dim).unwrap())
+}
+
+#[test]
+fn each_device_gets_its_kernel_with_a_reason() {
+    for (name, device, kernel) in devices() {
+        let plan = Plan::new(&attention(8, 64), Extent::new(1, 1024, 1024), &device).unwrap();
+        assert_eq!(plan.key.kernel, kernel, "{name}: {plan}");
+        assert!(!plan.reason.is_empty(), "{name}");
+        assert!(plan.to_string().contains(kernel.name()), "{name}: {plan}");
+    }
+}
+
+#[test]
+fn no_plan_exceeds_its_device() {
+    for (name, device, _) in devices() {
+        for dim in [1, 13, 16, 40, 64, 80, 128, 192, 256, 576] {
+            for kernel in [None, Some(Kernel::TileUniversal), Some(Kernel::TileSubgroup), Some(Kernel::Broadcast)] {
+                let options = attention(4, dim).causal().bias().mask().sinks().lse();
+                let options = kernel.map_or(options, |k| options.kernel(k));
+                let Ok(plan) = Plan::new(&options, Extent::new(2, 100, 300), &device) else {
+                    assert!(kernel.is_some(), "{name}: some kernel serves dim {dim}");
+                    continue;
+                };
+                assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{name}: {plan}");
+                assert!(plan.key.shape.invocations() <= device.workgroup_invocations, "{name}: {plan}");
+                assert_eq!(plan.workspace_bytes, 0, "{name}");
+                assert_eq!(
+                    kernel.unwrap_or(plan.key.kernel),
+                    plan.key.kernel,
+                    "{name}: a pinned kernel runs or is an error"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn small_limits_are_refused_with_both_numbers() {
+    let tiny = Capabilities { workgroup_bytes: 4096, ..Capabilities::webgpu_defaults() };
+    let error = Plan::new(&attention(1, 64), Extent::new(1, 8, 8), &tiny).unwrap_err();
+    assert!(error.to_string().contains("4096"), "{error}");
+
+    let narrow = Capabilities { storage_buffers: 4, ..Capabilities::webgpu_defaults() };
+    let error = Plan::new(&attention(1, 64), Extent::new(1, 8, 8), &narrow).unwrap_err();
+    assert!(matches!(error, PlanError::Limit { needed: 5, available: 4, .. }), "{error}");
+
+    let small = Capabilities { binding_bytes: 1 << 20, ..Capabilities::webgpu_defaults() };
+    let error = Plan::new(&attention(1, 64), Extent::new(1, 8, 1 << 20), &small).unwrap_err();
+    assert!(error.to_string().contains(&(64 * 4 * (1_u64 << 20)).to_string()), "{error}");
+}
+
+#[test]
+fn bindings_beyond_the_limit_are_served_head_by_head() {
+    let device = Capabilities { binding_bytes: 1 << 20, ..Capabilities::webgpu_defaults() };
+    // One key/value head of keys has 512 KiB: one at a time fits 1 MiB less the alignment.
+    let heads = Attention::new(Heads::grouped(8, 4).unwrap(), HeadDim::new(64).unwrap());
+    let plan = Plan::new(&heads, Extent::new(2, 16, 2048), &device).unwrap();
+    assert_eq!(plan.parts.len(), 2 * 4);
+    let covered: u32 =
+        plan.parts.iter().map(|p| (p.batch.end - p.batch.start) * (p.kv_heads.end - p.kv_heads.start)).sum();
+    assert_eq!(covered, 2 * 4);
+
+    // Whole batch entries go together where they fit.
+    let plan = Plan::new(&heads, Extent::new(9, 16, 64), &device).unwrap();
+    assert_eq!(plan.parts.iter().map(|p| p.batch.end - p.batch.start).sum::<u32>(), 9);
+    assert!(plan.parts.len() < 9, "{:?}", plan.parts);
+}
+
+#[test]
+fn grids_hold_all_workgroups_within_the_axis_limit() {
+    let device = Capabilities::webgpu_defaults();
+    let plan = Plan::new(&attention(512, 16), Extent::new(4096, 1, 1), &device).unwrap();
+    assert_eq!(plan.workgroups, 512 * 4096);
+    for workgroups in [1, 65_535, 65_536, 131_071, 512 * 4096, u32::MAX / 65_537] {
+        let [x, y] = plan.grid(workgroups);
+        assert!(x <= 65_535 && y <= 65_535);
+        assert!(u64::from(x) * u64::from(y) >= u64::from(workgroups), "{workgroups}");
+        assert!(u64::from(x) * u64::from(y) < u64::from(workgroups) + u64::from(y), "{workgroups}");
+    }
+    let error = Plan::new(&attention(1 << 16, 16), Extent::new(1 << 16, 1, 1), &device).unwrap_err();
+    assert!(error.to_string().contains("workgroups") || error.to_string().contains("bytes"), "{error}");
+}
+
+#[test]
+fn long_problems_come_in_slices() {
+    let cpu = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
+    let short = Plan::new(&attention(8, 64), Extent::new(1, 1024, 1024), &cpu).unwrap();
+    let long = Plan::new(&attention(8, 64), Extent::new(1, 16384, 16384), &cpu).unwrap();
+    assert_eq!(short.slices, 1);
+    assert!(long.slices > 4, "{long}");
+}
+
+#[test]
+fn work_is_counted_from_visible_scores() {
+    let device = Capabilities::webgpu_defaults();
+    let plan = |a: Attention| Plan::new(&a, Extent::new(1, 100, 100), &device).unwrap();
+    assert_eq!(plan(attention(2, 64)).scores, 2 * 100 * 100);
+    assert_eq!(plan(attention(2, 64).causal()).scores, 2 * 5050);
+    assert_eq!(plan(attention(2, 64).sliding(10)).scores, 2 * (45 + 91 * 10));
+    assert_eq!(plan(attention(1, 64)).flops, 4 * 64 * 10_000);
+    // q, k, v, out: 100 x 64 numbers each.
+    assert_eq!(plan(attention(1, 64)).bytes, 4 * 100 * 64 * 4);
+    assert_eq!(plan(attention(1, 64).storage(Storage::F16)).bytes, 4 * 100 * 64 * 2);
+}
+
+#[test]
+fn wide_values_are_split_over_workgroups() {
+    let device = Capabilities::webgpu_defaults();
+    let heads = Attention::new(Heads::new(1).unwrap(), HeadDim::with_value(576, 512).unwrap());
+    let plan = Plan::new(&heads, Extent::new(1, 10, 10), &device).unwrap();
+    assert_eq!(plan.splits, 4);
+    assert_eq!(plan.key.value_class, table::VALUE_SPLIT);
+    assert!(matches!(plan.key.shape, Shape::Tile(_)));
+}

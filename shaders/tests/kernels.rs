@@ -1,0 +1,153 @@
+//! The menu, kernel by kernel: naga accepts it for every back end, workgroup memory is what the table says, bindings are few.
+
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use wattn_shaders::{Access, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, bindings, compose, table};
+
+/// Every kernel and shape of the menu with the dims it may have, plain and with every option.
+fn keys() -> Vec<Key> {
+    let lanes = |lanes, rows| Shape::Lanes(LaneShape { lanes, rows, keys: lanes });
+    let tiles = || table::TILES.map(Shape::Tile);
+    let mut designs: Vec<(Kernel, Shape)> = Vec::new();
+    designs.extend(tiles().map(|shape| (Kernel::TileUniversal, shape)));
+    designs.extend(tiles().map(|shape| (Kernel::TileSubgroup, shape)));
+    designs.push((Kernel::TileUniversal, Shape::Lanes(table::ROWS_CPU)));
+    designs.extend(table::LANES.map(|n| (Kernel::Broadcast, lanes(n, 2))));
+    let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: true, lse: true };
+    let mut keys = Vec::new();
+    for (kernel, shape) in designs {
+        for value_class in table::DIM_CLASSES {
+            for storage in [Storage::F32, Storage::F16] {
+                for access in [Access::Vec4, Access::Any] {
+                    for options in [ScoreOptions::default(), all] {
+                        let head_class = if matches!(shape, Shape::Lanes(_)) { value_class } else { 0 };
+                        let padded = access == Access::Any;
+                        keys.push(Key {
+                            kernel,
+                            shape,
+                            q: storage,
+                            kv: Storage::F32,
+                            access,
+                            head_class,
+                            padded,
+                            value_class,
+                            options,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    keys
+}
+
+fn parse(key: &Key) -> (naga::Module, ModuleInfo) {
+    let source = compose(key);
+    let module =
+        naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&source)));
+    let mut validator =
+        Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+    let info = validator.validate(&module).unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&source)));
+    (module, info)
+}
+
+#[test]
+fn workgroup_memory_is_what_the_table_says() {
+    for key in keys() {
+        let (module, _) = parse(&key);
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+        let bytes: u32 = shared.map(|(_, v)| layouter[v.ty].size.next_multiple_of(16)).sum();
+        assert_eq!(bytes, table::workgroup_bytes(&key), "{key}");
+        assert_eq!(module.entry_points[0].workgroup_size, [key.shape.invocations(), 1, 1], "{key}");
+    }
+}
+
+#[test]
+fn gpu_shapes_fit_the_defaults_of_webgpu() {
+    for key in keys() {
+        if matches!(key.shape, Shape::Tile(t) if t.k_chunks.is_some()) {
+            assert!(table::workgroup_bytes(&key) <= 16_384, "{key}: {}", table::workgroup_bytes(&key));
+            assert!(key.shape.invocations() <= 256, "{key}");
+        }
+    }
+}
+
+#[test]
+fn bindings_match_the_source_and_are_at_most_eight() {
+    for key in keys() {
+        let (module, _) = parse(&key);
+        let mut declared: Vec<(u32, String, bool)> = module
+            .global_variables
+            .iter()
+            .filter_map(|(_, v)| {
+                let naga::AddressSpace::Storage { access } = v.space else { return None };
+                let writes = access.contains(naga::StorageAccess::STORE);
+                Some((v.binding.as_ref()?.binding, v.name.clone()?, writes))
+            })
+            .collect();
+        declared.sort();
+        let listed: Vec<_> = bindings(&key).map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+        assert_eq!(declared, listed, "{key}");
+        assert!(listed.len() <= 8, "{key}");
+    }
+}
+
+#[test]
+fn unused_options_leave_no_token() {
+    for key in keys().into_iter().filter(|key| key.options == ScoreOptions::default()) {
+        let source = compose(&key);
+        let code: String = source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
+        // The parameter struct names all operands; what counts is that no code and no binding does.
+        for token in [
+            "softcapped",
+            "alibi",
+            "bias_bits",
+            "mask_bit",
+            "begin_sinks",
+            "params.sinks",
+            "var<storage, read_write> lse",
+        ] {
+            assert!(!code.contains(token), "{key}: {token}");
+        }
+        let masks = ["atomic", "subgroupShuffleXor(all, 1u << 0u) | "];
+        assert!(!masks.iter().any(|m| code.contains(m)), "{key}");
+    }
+}
+
+#[test]
+fn subgroups_are_used_only_by_kernels_that_say_so() {
+    for key in keys() {
+        let uses = compose(&key).lines().any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));
+        assert_eq!(uses, key.kernel != Kernel::TileUniversal, "{key}");
+    }
+}
+
+#[test]
+fn labels_tell_kernels_apart() {
+    let keys = keys();
+    let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
+    assert_eq!(labels.len(), keys.len());
+}
+
+#[test]
+fn every_back_end_takes_the_gpu_kernels() {
+    for key in keys().into_iter().filter(|key| matches!(key.shape, Shape::Tile(_)) && key.value_class == 64) {
+        let (module, info) = parse(&key);
+        let spv = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+        naga::back::spv::write_vec(&module, &info, &spv, None).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
+        let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+        naga::back::msl::write_string(&module, &info, &msl, &naga::back::msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{key}: MSL: {e}"));
+        let hlsl = naga::back::hlsl::Options {
+            shader_model: naga::back::hlsl::ShaderModel::V6_0,
+            fake_missing_bindings: true,
+            ..Default::default()
+        };
+        let mut text = String::new();
+        let options = naga::back::hlsl::PipelineOptions::default();
+        naga::back::hlsl::Writer::new(&mut text, &hlsl, &options)
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{key}: HLSL: {e}"));
+    }
+}
