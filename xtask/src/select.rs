@@ -37,9 +37,14 @@ fn kernel_parser() -> impl TypedValueParser<Value = Kernel> {
 }
 
 impl Selection {
-    /// The device to run on; where there is no adapter at all, after installing one.
+    /// The adapter to run on; where there is no adapter at all, after installing one.
+    pub(crate) fn adapter(&self) -> Result<Adapter> {
+        choose(ensure_adapter()?, self.adapter.as_deref())
+    }
+
+    /// An engine on that adapter.
     pub(crate) fn device(&self) -> Result<Device> {
-        let adapter = choose(ensure_adapter()?, self.adapter.as_deref())?;
+        let adapter = self.adapter()?;
         let info = adapter.get_info();
         let label = device_label(&info);
         let engine = Engine::on_adapter(&adapter).with_context(|| label.clone())?;

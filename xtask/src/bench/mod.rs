@@ -1,14 +1,46 @@
-//! `cargo xtask bench`: how fast each problem is, against ceilings measured on the same device.
+//! `cargo xtask bench`: how fast each case is on this device, against what the device can do and against unfused passes.
+//!
+//! Nothing is timed that was not found right in the same run.
+
+mod ceilings;
+mod clock;
+mod compare;
+mod contest;
+mod device;
+mod host;
+mod report;
+mod row;
+mod shader;
+mod stats;
+mod table;
+mod unfused;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use wattn::Engine;
+use wattn_cases::{Recipe, bench_catalogue};
+use wattn_tests::Variant;
 
+use crate::report::guarded;
 use crate::select::Selection;
 
-// MERGE: this folder is replaced by the one with the measurements.
+use ceilings::Ceilings;
+use clock::Clock;
+use compare::Verdict;
+use contest::{Contestant, Effort, Runner, Subject, contest};
+use device::Device;
+use row::{Row, Run, Shared};
+use unfused::{Form, Passes, Unfused};
 
-/// What `bench` takes.
+/// The cases of a quick run.
+const QUICK: [&str; 4] =
+    ["softmax/full_1024", "softmax/causal_1024", "softmax/full_1024_f16", "softmax/gqa_9_3_causal_1024"];
+/// The case that all kernels are timed on.
+const SHOWCASE: &str = "softmax/full_1024";
+
+/// How fast the kernels are on a device, against its own ceilings
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only cases whose name contains this
@@ -16,20 +48,181 @@ pub(crate) struct Args {
     filter: Option<String>,
     #[command(flatten)]
     selection: Selection,
-    /// Fewer and shorter cases, for a first look and for CI
+    /// Fewer repetitions and, unless filtered, few cases
     #[arg(long)]
     quick: bool,
-    /// Writes the rows here
+    /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Compares with rows written earlier on the same device
+    /// Compare with the results in this file; fails if a case has become slower
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// Writes a report with plots into this folder
+    /// Write a page with tables and charts to this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
 }
 
+/// Runs the benchmark.
 pub(crate) fn run(args: Args) -> Result<()> {
-    bail!("being written; given were {args:?}")
+    let adapter = args.selection.adapter()?;
+    let before = args.baseline.as_deref().map(compare::load).transpose()?;
+    if let Some(before) = &before {
+        compare::comparable(before, &device::identity(&adapter.get_info()))?;
+    }
+    let engine = device::open(&adapter)?;
+    let pinned = args.selection.variant();
+    let recipes = recipes(&args);
+    ensure!(!recipes.is_empty(), "no case matches {:?}", args.filter.unwrap_or_default());
+
+    let bar = ProgressBar::new(recipes.len() as u64 + 1);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}")?);
+    bar.set_message("ceilings");
+    bar.tick();
+    let clock = Clock::new(engine.device(), engine.queue());
+    let ceilings = Ceilings::measure(&engine, &clock)?;
+    let host = host::HostCosts::measure(&engine, &clock)?;
+    let device = Device::describe(&engine, &ceilings, host);
+    bar.suspend(|| println!("{}", table::headline(&device)));
+
+    let bench = Bench { engine, clock, ceilings, effort: if args.quick { Effort::QUICK } else { Effort::FULL } };
+    let mut rows = Vec::new();
+    for recipe in &recipes {
+        bar.inc(1);
+        bar.set_message(recipe.name);
+        rows.extend(bench.case(recipe, pinned)?);
+    }
+    bar.finish_and_clear();
+    println!("\n{}", table::table(&rows));
+
+    let run = Run { schema: 1, device, rows };
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&run)? + "\n")
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(directory) = &args.report {
+        report::write(directory, &run)?;
+    }
+    finish(&run, before.as_ref())
+}
+
+/// The comparison with an earlier run, and whether this one is good.
+fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
+    let mut slower = 0;
+    if let Some(before) = before {
+        println!("\nagainst the baseline of {}:", before.device.commit.as_deref().unwrap_or("an unknown commit"));
+        let changes = compare::compare(before, run);
+        for change in &changes {
+            println!("{change}");
+        }
+        ensure!(!changes.is_empty(), "the baseline has none of these cases");
+        let alone = run.rows.len() - changes.len();
+        if alone > 0 {
+            println!("{alone} without a counterpart");
+        }
+        slower = changes.iter().filter(|change| change.verdict == Verdict::Slower).count();
+    }
+    let wrong = |row: &&Row| row.error.is_some() || row.baseline_error.is_some();
+    let failed: Vec<&str> = run.rows.iter().filter(wrong).map(|row| row.case.as_str()).collect();
+    ensure!(failed.is_empty(), "{} FAILED: {}", failed.len(), failed.join(", "));
+    ensure!(slower == 0, "{slower} slower beyond noise");
+    Ok(())
+}
+
+fn recipes(args: &Args) -> Vec<Recipe> {
+    let wanted = |recipe: &Recipe| match (&args.filter, args.quick) {
+        (Some(filter), _) => recipe.name.contains(filter.as_str()),
+        (None, true) => QUICK.contains(&recipe.name),
+        (None, false) => true,
+    };
+    bench_catalogue().into_iter().filter(wanted).collect()
+}
+
+/// What all cases are measured with.
+struct Bench {
+    engine: Engine,
+    clock: Clock,
+    ceilings: Ceilings,
+    effort: Effort,
+}
+
+impl Bench {
+    /// One case: a row for the plan's choice or the pinned kernel, and for the showcase one for each other variant.
+    fn case(&self, recipe: &Recipe, pinned: Option<Variant>) -> Result<Vec<Row>> {
+        let subject = Subject::new(recipe);
+        let mut rows = Vec::new();
+        let mut contestants = Vec::new();
+        let mut variants = vec![pinned];
+        if pinned.is_none() && recipe.name == SHOWCASE {
+            variants.extend(Variant::all(self.engine.capabilities()).into_iter().map(Some));
+        }
+        for variant in variants {
+            let label = variant.map_or("plan".into(), |v| v.to_string());
+            let row = Row::new(recipe, &label);
+            match guarded(|| Contestant::new(&self.engine, &subject, variant)) {
+                // The plan's own choice is there already.
+                Ok(new) if contestants.iter().any(|(_, c): &(_, Contestant<'_>)| same_pipeline(c, &new)) => {}
+                Ok(contestant) => contestants.push((row, contestant)),
+                Err(error) => rows.push(row.failed(&error)),
+            }
+        }
+        let Some((_, first)) = contestants.first() else { return Ok(rows) };
+
+        let unfused = Unfused::new(&self.engine, &subject.full);
+        let reduced = Unfused::new(&self.engine, &subject.reduced);
+        let flops = first.plan.details().flops;
+        let [naive, tiled] = [Form::Naive, Form::Tiled].map(|form| match (&unfused, &reduced) {
+            (Some(full), Some(reduced)) => self.baseline(form, [full, reduced], &subject, flops),
+            _ => Ok(None),
+        });
+        let error = [&naive, &tiled].into_iter().find_map(|form| form.as_ref().err());
+        let baseline_error = error.map(|error| format!("{error:#}"));
+        let [naive, tiled] = [naive, tiled].map(|form| form.ok().flatten());
+
+        let mut runners: Vec<Runner<'_>> = contestants.iter().map(|(_, c)| Runner::Kernel(c)).collect();
+        runners.extend([&naive, &tiled].into_iter().flatten().map(Runner::Baseline));
+        let (summaries, around) = contest(&self.clock, &self.ceilings, self.effort, &runners)?;
+        let (fma_rate, bandwidth, fma_spread) = self.ceilings.around(&around).context("no samples")?;
+
+        let (own, baselines) = summaries.split_at(contestants.len());
+        let mut baselines = baselines.iter().map(|summary| summary.median);
+        let shared = Shared {
+            baseline: naive.as_ref().and_then(|_| baselines.next()),
+            tiled: tiled.as_ref().and_then(|_| baselines.next()),
+            baseline_workspace_bytes: unfused.as_ref().map(|unfused| unfused.workspace_bytes),
+            fma_rate,
+            fma_spread,
+            bandwidth,
+            baseline_error,
+        };
+        let measured = contestants.iter().zip(own).map(|((row, c), s)| row.clone().measured(c, *s, &shared));
+        rows.splice(0..0, measured.collect::<Vec<_>>());
+        Ok(rows)
+    }
+
+    /// A baseline that passed its checks; `None` if it would take too long.
+    #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+    fn baseline<'a>(
+        &self,
+        form: Form,
+        [full, reduced]: [&'a Unfused<'a>; 2],
+        subject: &Subject,
+        flops: u64,
+    ) -> Result<Option<Passes<'a>>> {
+        // Rates that are reached about everywhere.
+        let share = if form == Form::Naive { 40.0 } else { 8.0 };
+        if flops as f64 / (self.ceilings.fma_rate / share) > self.effort.longest_baseline {
+            return Ok(None);
+        }
+        let small = reduced.passes(form)?;
+        small.sample(&self.clock, 1)?;
+        small.verify(&subject.reduced_reference)?;
+        let passes = full.passes(form)?;
+        passes.sample(&self.clock, 1)?;
+        passes.verify(&subject.full_reference)?;
+        Ok(Some(passes))
+    }
+}
+
+fn same_pipeline(a: &Contestant<'_>, b: &Contestant<'_>) -> bool {
+    a.plan.details().key == b.plan.details().key
 }

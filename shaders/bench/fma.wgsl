@@ -1,0 +1,79 @@
+// The f32 rate: chains of multiply-adds, each of which waits for nothing but its own last step. Which number of chains fills a
+// device best differs, so there are several; the best is the ceiling.
+
+struct Work {
+    steps: u32,   // from a storage buffer: some drivers compile anew for each value of a uniform that bounds a loop
+    factor: f32,
+    addend: f32,
+}
+
+@group(0) @binding(0) var<storage, read> work: Work;
+@group(0) @binding(1) var<storage, read_write> sums: array<f32>;   // one an invocation, so that nothing is optimised away
+
+const APART = vec4<f32>(0.0, 0.25, 0.5, 0.75);   // no two chains are equal
+
+@compute @workgroup_size(64)
+fn vec4_x8(@builtin(global_invocation_id) id: vec3<u32>) {
+    let start = f32(id.x & 7u);
+    let m = vec4<f32>(work.factor);
+    let c = vec4<f32>(work.addend);
+    //$ for n in 0..8
+    var a_$n = start + $n.0 + APART;
+    //$ end
+    for (var i = 0u; i < work.steps; i++) {
+        //$ for s in 0..4
+        //$ for n in 0..8
+        a_$n = fma(a_$n, m, c);
+        //$ end
+        //$ end
+    }
+    let sum = a_0 + a_1 + a_2 + a_3 + a_4 + a_5 + a_6 + a_7;
+    sums[id.x] = dot(sum, vec4<f32>(1.0));
+}
+
+@compute @workgroup_size(64)
+fn vec4_x4(@builtin(global_invocation_id) id: vec3<u32>) {
+    let start = f32(id.x & 7u);
+    let m = vec4<f32>(work.factor);
+    let c = vec4<f32>(work.addend);
+    //$ for n in 0..4
+    var a_$n = start + $n.0 + APART;
+    //$ end
+    for (var i = 0u; i < work.steps; i++) {
+        //$ for s in 0..4
+        //$ for n in 0..4
+        a_$n = fma(a_$n, m, c);
+        //$ end
+        //$ end
+    }
+    let sum = a_0 + a_1 + a_2 + a_3;
+    sums[id.x] = dot(sum, vec4<f32>(1.0));
+}
+
+@compute @workgroup_size(64)
+fn f32_x16(@builtin(global_invocation_id) id: vec3<u32>) {
+    let start = f32(id.x & 7u);
+    let m = work.factor;
+    let c = work.addend;
+    //$ for n in 0..4
+    var a_$n = start + $n.0 + APART.x;
+    var b_$n = start + $n.0 + APART.y;
+    var c_$n = start + $n.0 + APART.z;
+    var d_$n = start + $n.0 + APART.w;
+    //$ end
+    for (var i = 0u; i < work.steps; i++) {
+        //$ for s in 0..4
+        //$ for n in 0..4
+        a_$n = fma(a_$n, m, c);
+        b_$n = fma(b_$n, m, c);
+        c_$n = fma(c_$n, m, c);
+        d_$n = fma(d_$n, m, c);
+        //$ end
+        //$ end
+    }
+    var sum = 0.0;
+    //$ for n in 0..4
+    sum += a_$n + b_$n + c_$n + d_$n;
+    //$ end
+    sums[id.x] = sum;
+}

@@ -1,0 +1,185 @@
+//! What is timed: kernels and baselines, each checked against the oracle before it counts, and their samples taken in turn, so that
+//! whatever else the machine does falls on all of them alike.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use wattn::{Engine, Plan};
+use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase};
+use wattn_tests::{Loaded, Variant, attention, extent};
+
+use super::ceilings::{Around, Ceilings};
+use super::clock::{Clock, Sample};
+use super::stats::{Series, Summary};
+use super::unfused::Passes;
+
+/// Queries and keys at most, of the problem that is checked in full: no multiple of any tile.
+const REDUCED: usize = 193;
+/// Rows of each head that are checked at full size.
+const ROWS: usize = 8;
+/// Short kernels are repeated within a sample until it takes this long, seconds.
+const SAMPLE: f64 = 0.005;
+
+/// A case with what must come out of it, in full and reduced.
+pub(crate) struct Subject {
+    pub(crate) full: SoftmaxCase,
+    pub(crate) full_reference: Reference,
+    pub(crate) reduced: SoftmaxCase,
+    pub(crate) reduced_reference: Reference,
+}
+
+impl Subject {
+    pub(crate) fn new(recipe: &Recipe) -> Self {
+        let (full, reduced) = (recipe.build(), recipe.reduced(REDUCED).build());
+        let full_reference = full.reference(Rows::Sampled { per_head: ROWS, seed: 1 });
+        let reduced_reference = reduced.reference(Rows::All);
+        Self { full, full_reference, reduced, reduced_reference }
+    }
+}
+
+/// A kernel that passed its checks, ready to run.
+pub(crate) struct Contestant<'a> {
+    pub(crate) plan: Plan,
+    loaded: Loaded<'a>,
+    /// The first call of the checks, seconds: includes compiling what this run has not compiled before.
+    pub(crate) first: f64,
+}
+
+impl<'a> Contestant<'a> {
+    /// Plans the case and checks the kernel, on the reduced problem and on rows of the full one.
+    pub(crate) fn new(engine: &Engine, subject: &'a Subject, variant: Option<Variant>) -> Result<Self> {
+        let (_, _, first) = checked(engine, &subject.reduced, &subject.reduced_reference, variant)?;
+        let (plan, loaded, _) = checked(engine, &subject.full, &subject.full_reference, variant)?;
+        Ok(Self { plan, loaded, first })
+    }
+
+    fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
+        let operands = self.loaded.operands();
+        let slices = self.plan.slices();
+        if slices > 1 {
+            // As long a call as this is submitted in pieces, which leaves the wall clock.
+            let encoders = (0..slices).map(|slice| {
+                let mut encoder = clock.encoder();
+                self.plan.encode_slice(&mut encoder, &operands, slice)?;
+                Ok(encoder)
+            });
+            return clock.submissions(encoders.collect::<Result<_>>()?);
+        }
+        let sample = clock.pass(|pass| {
+            for _ in 0..count {
+                self.plan.encode_in_pass(pass, &operands)?;
+            }
+            Ok(())
+        });
+        Ok(sample?.of(count))
+    }
+}
+
+fn checked<'a>(
+    engine: &Engine,
+    case: &'a SoftmaxCase,
+    reference: &Reference,
+    variant: Option<Variant>,
+) -> Result<(Plan, Loaded<'a>, f64)> {
+    let operator = attention(case)?;
+    let operator = variant.map_or(operator, |variant| variant.force(operator));
+    let plan = engine.plan(&operator, extent(case)?)?;
+    let loaded = Loaded::new(engine, case);
+    let started = Instant::now();
+    let outputs = loaded.run(engine, &plan)?;
+    let seconds = started.elapsed().as_secs_f64();
+    for comparison in outputs.compare(case, reference) {
+        if !comparison.pass {
+            let error = comparison.error.unwrap_or_default();
+            bail!("{} is wrong ({} elements checked): {error}", comparison.output, comparison.elements);
+        }
+    }
+    Ok((plan, loaded, seconds))
+}
+
+/// How long to measure.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Effort {
+    /// Samples of a kernel, at least and at most.
+    pub(crate) samples: [usize; 2],
+    /// Samples of a baseline.
+    pub(crate) baseline_samples: usize,
+    /// A kernel is sampled for this long, seconds, within those bounds.
+    pub(crate) seconds: f64,
+    /// A baseline that is predicted to take longer than this is left out, seconds.
+    pub(crate) longest_baseline: f64,
+}
+
+impl Effort {
+    /// For figures to keep.
+    pub(crate) const FULL: Self = Self { samples: [9, 30], baseline_samples: 3, seconds: 0.3, longest_baseline: 5.0 };
+    /// For a first look.
+    pub(crate) const QUICK: Self = Self { samples: [5, 9], baseline_samples: 2, seconds: 0.1, longest_baseline: 1.5 };
+}
+
+/// Something whose samples are taken in turn with others'.
+pub(crate) enum Runner<'a> {
+    Kernel(&'a Contestant<'a>),
+    Baseline(&'a Passes<'a>),
+}
+
+impl Runner<'_> {
+    fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
+        match self {
+            Self::Kernel(contestant) => contestant.sample(clock, count),
+            Self::Baseline(passes) => passes.sample(clock, count),
+        }
+    }
+}
+
+/// One runner's turns.
+struct Turns<'a> {
+    runner: &'a Runner<'a>,
+    count: u32,
+    wanted: usize,
+    series: Series,
+}
+
+impl<'a> Turns<'a> {
+    /// Sizes the samples of a kernel by a run that warms it up. Baselines have run when they were checked, and are long.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded on both sides")]
+    fn new(runner: &'a Runner<'a>, clock: &Clock, effort: Effort) -> Result<Self> {
+        let (count, wanted) = match runner {
+            Runner::Kernel(contestant) => {
+                let warm = contestant.sample(clock, 1)?;
+                let seconds = warm.gpu.unwrap_or(warm.wall);
+                let repeats = if contestant.plan.slices() == 1 { 64.0 } else { 1.0 };
+                let count = (SAMPLE / seconds).ceil().clamp(1.0, repeats);
+                let [least, most] = effort.samples;
+                let wanted = (effort.seconds / (seconds * count)).ceil() as usize;
+                (count as u32, wanted.clamp(least, most))
+            }
+            Runner::Baseline(_) => (1, effort.baseline_samples),
+        };
+        Ok(Self { runner, count, wanted, series: Series::default() })
+    }
+}
+
+/// Samples all runners in turn, and the ceilings between them.
+pub(crate) fn contest(
+    clock: &Clock,
+    ceilings: &Ceilings,
+    effort: Effort,
+    runners: &[Runner<'_>],
+) -> Result<(Vec<Summary>, Around)> {
+    let mut around = Around::default();
+    let mut all = runners.iter().map(|runner| Turns::new(runner, clock, effort)).collect::<Result<Vec<_>>>()?;
+    let rounds = all.iter().map(|turns| turns.wanted).max().unwrap_or(0);
+    for round in 0..rounds {
+        ceilings.sample(clock, &mut around)?;
+        for turns in &mut all {
+            // Those that want fewer samples spread theirs over all rounds.
+            if turns.series.0.len() * rounds <= round * turns.wanted {
+                turns.series.0.push(turns.runner.sample(clock, turns.count)?);
+            }
+        }
+    }
+    ceilings.sample(clock, &mut around)?;
+    let summaries = all.iter().map(|turns| turns.series.summary().context("no samples")).collect::<Result<_>>()?;
+    Ok((summaries, around))
+}

@@ -1,0 +1,128 @@
+//! A run as one page that needs nothing else: tables, and charts as inline SVG.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use super::row::{Row, Run};
+use super::table::{HEADER, LEGEND, cells, headline};
+
+const SIZE: (u32, u32) = (900, 480);
+/// The kernel, tiled passes, naive passes.
+const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(140, 140, 140)];
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Writes `index.html` into a directory, which is created.
+pub(crate) fn write(directory: &Path, run: &Run) -> Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+    let path = directory.join("index.html");
+    std::fs::write(&path, page(run)?).with_context(|| format!("writing {}", path.display()))
+}
+
+fn page(run: &Run) -> Result<String> {
+    let head = "<meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>wattn bench</title>\
+        <style>body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}\
+        table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.2rem .6rem;border-bottom:1px solid #ccc;\
+        text-align:left;white-space:nowrap}svg{max-width:100%;height:auto}pre{white-space:pre-wrap}</style>";
+    let mut html = format!("<!doctype html><html lang=\"en\">{head}<h1>wattn bench</h1>");
+    let commit = run.device.commit.as_deref().unwrap_or("unknown");
+    write!(html, "<pre>{}\ncommit      {}</pre>", escaped(&headline(&run.device)), escaped(commit))?;
+    let line = |cells: Vec<String>, tag: &str| {
+        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
+        format!("<tr>{cells}</tr>")
+    };
+    write!(html, "<h2>Cases</h2><table>{}", line(HEADER.map(String::from).to_vec(), "th"))?;
+    for row in &run.rows {
+        html += &line(cells(row), "td");
+    }
+    write!(html, "</table><p>{}</p>", escaped(LEGEND))?;
+    let measured: Vec<&Row> = run.rows.iter().filter(|row| row.median_us.is_some()).collect();
+    if !measured.is_empty() {
+        html += "<h2>Roofline</h2><p>Each case at its FLOPs per byte; the line is the lower of both ceilings, as measured first.</p>";
+        html += &svg(|area| roofline(area, run, &measured))?;
+        html += "<h2>Time against unfused passes</h2><p>From top to bottom: the kernel, three tiled passes, three naive passes; as multiples of the first.</p>";
+        html += &svg(|area| bars(area, &measured))?;
+    }
+    Ok(html + "</html>\n")
+}
+
+/// What plotters draws, as text.
+fn svg(draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String> {
+    let mut text = String::new();
+    let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+    draw(&area)?;
+    area.present().map_err(drawing)?;
+    drop(area);
+    Ok(text)
+}
+
+fn roofline(area: &Area<'_>, run: &Run, rows: &[&Row]) -> Result<()> {
+    let points: Vec<(f64, f64)> =
+        rows.iter().filter_map(|row| Some((row.flops? / row.bytes?.max(1.0), row.gflops?))).collect();
+    let (rate, bandwidth) = (run.device.fma_gflops, run.device.copy_gbps);
+    let ridge = rate / bandwidth;
+    let [least, most] = [f64::min as fn(f64, f64) -> f64, f64::max];
+    let x = points.iter().fold(ridge, |n, p| least(n, p.0)) / 2.0..points.iter().fold(ridge, |n, p| most(n, p.0)) * 4.0;
+    let y = points.iter().fold(rate, |n, p| least(n, p.1)) / 2.0..rate * 2.0;
+    let mut chart = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(64)
+        .build_cartesian_2d(x.clone().log_scale(), y.clone().log_scale())
+        .map_err(drawing)?;
+    let mesh = &mut chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT).x_desc("FLOP per byte").y_desc("GFLOP/s").draw().map_err(drawing)?;
+    let left = x.start.max(y.start / bandwidth);
+    let roof = vec![(left, left * bandwidth), (ridge, rate), (x.end, rate)];
+    chart.draw_series([PathElement::new(roof, BLACK.stroke_width(2))]).map_err(drawing)?;
+    let circles = points.iter().map(|&point| Circle::new(point, 5, COLOURS[0].filled()));
+    chart.draw_series(circles).map_err(drawing)?;
+    let label = |(row, &point): (&&Row, &(f64, f64))| {
+        EmptyElement::at(point) + Text::new(name(row), (8, -5), ("sans-serif", 11))
+    };
+    chart.draw_series(rows.iter().zip(&points).map(label)).map_err(drawing)?;
+    Ok(())
+}
+
+fn bars(area: &Area<'_>, rows: &[&Row]) -> Result<()> {
+    let times = |row: &Row| {
+        let own = row.median_us.unwrap_or(f64::NAN);
+        [Some(own), row.tiled_unfused_us, row.baseline_us].map(|us| us.map(|us| us / own))
+    };
+    let most = rows.iter().flat_map(|row| times(row)).flatten().fold(1.0, f64::max) * 1.05;
+    let mut chart = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(250)
+        .build_cartesian_2d(0.0..most, 0..rows.len() * 4)
+        .map_err(drawing)?;
+    chart.configure_mesh().disable_y_mesh().y_labels(0).x_desc("times the kernel's time").draw().map_err(drawing)?;
+    for (row, top) in rows.iter().rev().zip((1..).map(|place| place * 4)) {
+        let bars = times(row).into_iter().zip(COLOURS).zip((0..top).rev()).filter_map(|((ratio, colour), bottom)| {
+            Some(Rectangle::new([(0.0, bottom), (ratio?, bottom + 1)], colour.filled()))
+        });
+        chart.draw_series(bars).map_err(drawing)?;
+        let label = EmptyElement::at((0.0, top - 1)) + Text::new(name(row), (-250, -2), ("sans-serif", 11));
+        chart.draw_series([label]).map_err(drawing)?;
+    }
+    Ok(())
+}
+
+/// A row's name in charts.
+fn name(row: &Row) -> String {
+    let case = row.case.trim_start_matches("softmax/");
+    if row.variant == "plan" { case.into() } else { format!("{case} ({})", row.variant) }
+}
+
+/// Errors of plotters borrow their backend.
+fn drawing(error: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("drawing a chart: {error}")
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,165 @@
+//! One measured case, as it stands in the JSON file.
+
+use serde::{Deserialize, Serialize};
+use wattn_cases::Recipe;
+
+use super::contest::Contestant;
+use super::stats::Summary;
+
+/// A run: what is written, and what a later run compares itself with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) schema: u32,
+    pub(crate) device: super::device::Device,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// A case and a kernel. A case that failed has no numbers but an error.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Row {
+    pub(crate) case: String,
+    pub(crate) op: String,
+    pub(crate) kernel: String,
+    /// `plan` for the plan's own choice, else what was forced.
+    pub(crate) variant: String,
+    /// Queries and keys.
+    pub(crate) tile: Option<[u32; 2]>,
+    /// Of q and the output.
+    pub(crate) dtype: String,
+    /// Of k and v.
+    pub(crate) kv_dtype: String,
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) value_head_dim: usize,
+    pub(crate) causal: bool,
+    pub(crate) median_us: Option<f64>,
+    pub(crate) mad_us: Option<f64>,
+    /// The naive three passes, in f32 whatever the case's storage.
+    pub(crate) baseline_us: Option<f64>,
+    /// Three passes whose products keep blocks in registers, in f32 too.
+    pub(crate) tiled_unfused_us: Option<f64>,
+    /// What the ceilings around this case allow at best.
+    pub(crate) floor_us: Option<f64>,
+    pub(crate) fraction_of_ceiling: Option<f64>,
+    /// `fma` or `bandwidth`.
+    pub(crate) ceiling: Option<String>,
+    /// Of visible scores only.
+    pub(crate) gflops: Option<f64>,
+    /// Of every operand once.
+    pub(crate) gbps: Option<f64>,
+    /// FLOPs and bytes of the problem.
+    pub(crate) flops: Option<f64>,
+    pub(crate) bytes: Option<f64>,
+    pub(crate) workspace_bytes: Option<u64>,
+    /// Of the baselines: the scores.
+    pub(crate) baseline_workspace_bytes: Option<u64>,
+    pub(crate) first_us: Option<f64>,
+    /// `gpu` or `wall`.
+    pub(crate) clock: Option<String>,
+    /// The FMA rate around this case and its relative spread.
+    pub(crate) fma_gflops: Option<f64>,
+    pub(crate) fma_spread: Option<f64>,
+    pub(crate) error: Option<String>,
+    /// Why there is no baseline though there should be one.
+    pub(crate) baseline_error: Option<String>,
+}
+
+/// What all kernels of one case share.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shared {
+    pub(crate) baseline: Option<f64>,
+    pub(crate) tiled: Option<f64>,
+    pub(crate) baseline_workspace_bytes: Option<u64>,
+    /// FLOP/s around the case.
+    pub(crate) fma_rate: f64,
+    pub(crate) fma_spread: f64,
+    /// Bytes/s.
+    pub(crate) bandwidth: f64,
+    pub(crate) baseline_error: Option<String>,
+}
+
+impl Row {
+    /// A row with the case's extents and no figures yet.
+    pub(crate) fn new(recipe: &Recipe, variant: &str) -> Self {
+        Self {
+            case: recipe.name.into(),
+            op: "softmax".into(),
+            variant: variant.into(),
+            dtype: storage(recipe.q_storage).into(),
+            kv_dtype: storage(recipe.kv_storage).into(),
+            batch: recipe.batch,
+            heads: recipe.heads,
+            kv_heads: recipe.kv_heads,
+            queries: recipe.queries,
+            keys: recipe.keys,
+            head_dim: recipe.head_dim,
+            value_head_dim: recipe.value_dim,
+            causal: recipe.causal.is_some(),
+            ..Self::default()
+        }
+    }
+
+    /// The row with a kernel's figures.
+    #[expect(clippy::cast_precision_loss, reason = "counts of operations, for rates")]
+    pub(crate) fn measured(self, contestant: &Contestant<'_>, summary: Summary, shared: &Shared) -> Self {
+        let plan = contestant.plan.details();
+        let (flops, bytes) = (plan.flops as f64, plan.bytes as f64);
+        let (by_fma, by_bandwidth) = (flops / shared.fma_rate, bytes / shared.bandwidth);
+        let floor = by_fma.max(by_bandwidth);
+        let us = |seconds: f64| Some(seconds * 1e6);
+        Self {
+            kernel: plan.key.kernel.name().into(),
+            tile: Some([plan.key.shape.tile_queries(), plan.key.shape.tile_keys()]),
+            median_us: us(summary.median),
+            mad_us: us(summary.mad),
+            baseline_us: shared.baseline.and_then(us),
+            tiled_unfused_us: shared.tiled.and_then(us),
+            floor_us: us(floor),
+            fraction_of_ceiling: Some(floor / summary.median),
+            ceiling: Some(if by_fma >= by_bandwidth { "fma" } else { "bandwidth" }.into()),
+            gflops: Some(flops / summary.median / 1e9),
+            gbps: Some(bytes / summary.median / 1e9),
+            flops: Some(flops),
+            bytes: Some(bytes),
+            workspace_bytes: Some(plan.workspace_bytes),
+            baseline_workspace_bytes: shared.baseline_workspace_bytes,
+            first_us: us(contestant.first),
+            clock: Some(summary.clock.into()),
+            fma_gflops: Some(shared.fma_rate / 1e9),
+            fma_spread: Some(shared.fma_spread),
+            baseline_error: shared.baseline_error.clone(),
+            ..self
+        }
+    }
+
+    /// The row of a kernel that was refused or wrong.
+    pub(crate) fn failed(self, error: &anyhow::Error) -> Self {
+        Self { error: Some(format!("{error:#}")), ..self }
+    }
+}
+
+/// The name of a storage type in case files.
+fn storage(storage: wattn_cases::Storage) -> &'static str {
+    match storage {
+        wattn_cases::Storage::F32 => "f32",
+        wattn_cases::Storage::F16 => "f16",
+        wattn_cases::Storage::Bf16 => "bf16",
+    }
+}
+
+/// The problem's memory in words, for tables.
+pub(crate) fn memory(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "printed with three digits")]
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if bytes == 0 { "0".into() } else { format!("{mib:.1} MiB") }
+}
+
+/// Whether two rows measure the same thing.
+pub(crate) fn same(a: &Row, b: &Row) -> bool {
+    a.case == b.case && a.variant == b.variant
+}

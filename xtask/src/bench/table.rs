@@ -1,0 +1,93 @@
+//! The table of a run, for people.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::device::Device;
+use super::row::{Row, memory};
+
+pub(crate) const HEADER: [&str; 12] =
+    ["case", "kernel", "tile", "time", "±", "GFLOP/s", "GB/s", "of ceiling", "naive", "tiled", "memory", "clock"];
+
+pub(crate) const LEGEND: &str = "of ceiling: the time that the named ceiling around the case allows, over the median. \
+    naive, tiled: three unfused passes in f32, as multiples of the time.\n\
+    memory: workspace, against the scores that unfused passes store.";
+
+/// What is said above the table: the device, its ceilings, the costs of a call.
+pub(crate) fn headline(device: &Device) -> String {
+    let host = &device.host;
+    let software = if device.software {
+        "\nA SOFTWARE driver: these figures are of a CPU and say nothing about any GPU. Compare them with each other only."
+    } else {
+        ""
+    };
+    format!(
+        "{} ({}){}\nceilings    {:.1} GFLOP/s f32 multiply-adds ({}), {:.1} GB/s copied, read plus written \
+         (buffer copy {:.1}, kernel {:.1})\ncosts       plan {:.1} us, encode {:.1} us, empty submission {:.1} us, \
+         one empty dispatch {:.1} us, each further one {:.1} us",
+        device.identity(),
+        device.kind,
+        software,
+        device.fma_gflops,
+        device.fma_probe,
+        device.copy_gbps,
+        device.copy_buffer_gbps,
+        device.copy_kernel_gbps,
+        host.plan_us,
+        host.encode_us,
+        host.empty_submit_us,
+        host.dispatch_us,
+        host.next_dispatch_us,
+    )
+}
+
+/// One line a case and kernel, in Markdown.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(HEADER);
+    for row in rows {
+        table.add_row(cells(row));
+    }
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let errors: String =
+        rows.iter().filter_map(|row| Some(format!("\n{}: {}", row.case, row.baseline_error.as_ref()?))).collect();
+    format!("{table}\n\n{LEGEND}{errors}")
+}
+
+/// A row's cells, as in the header.
+pub(crate) fn cells(row: &Row) -> Vec<String> {
+    let case = row.case.clone();
+    let kernel = if row.variant == "plan" { row.kernel.clone() } else { format!("{} (forced)", row.variant) };
+    let Some(median) = row.median_us else {
+        return vec![case, kernel, String::new(), format!("FAILED: {}", row.error.as_deref().unwrap_or_default())];
+    };
+    let number = |value: Option<f64>| value.map_or(String::new(), |x| format!("{x:.1}"));
+    let times = |value: Option<f64>| value.map_or("-".into(), |us| format!("{:.1}x", us / median));
+    let [rows, columns] = row.tile.unwrap_or_default();
+    let (own, scores) = (row.workspace_bytes.unwrap_or_default(), row.baseline_workspace_bytes);
+    let fraction = row.fraction_of_ceiling.unwrap_or_default() * 100.0;
+    vec![
+        case,
+        kernel,
+        format!("{rows}x{columns}"),
+        microseconds(median),
+        format!("{:.0}%", row.mad_us.unwrap_or_default() / median * 100.0),
+        number(row.gflops),
+        row.gbps.map_or(String::new(), |x| format!("{x:.2}")),
+        format!("{fraction:.0}% {}", row.ceiling.as_deref().unwrap_or_default()),
+        times(row.baseline_us),
+        times(row.tiled_unfused_us),
+        format!("{} / {}", memory(own), scores.map_or("-".into(), memory)),
+        row.clock.clone().unwrap_or_default(),
+    ]
+}
+
+/// A time in a unit that fits.
+pub(crate) fn microseconds(us: f64) -> String {
+    match us {
+        us if us < 1e3 => format!("{us:.1} us"),
+        us if us < 1e6 => format!("{:.2} ms", us / 1e3),
+        us => format!("{:.2} s", us / 1e6),
+    }
+}
