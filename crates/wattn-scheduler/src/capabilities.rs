@@ -68,6 +68,16 @@ impl Capabilities {
         }
     }
 
+    /// A guess of the cache that workgroups share, bytes: of one core on a CPU.
+    #[must_use]
+    pub fn cache_bytes(&self) -> u64 {
+        match self.kind {
+            DeviceKind::Discrete => 8 << 20,
+            DeviceKind::Integrated | DeviceKind::Other => 2 << 20,
+            DeviceKind::Cpu => 512 << 10,
+        }
+    }
+
     /// A guess of the f32 rate (FLOP/s) and the bandwidth (bytes/s) that a good kernel reaches, for estimates only.
     #[must_use]
     pub fn rates(&self) -> (f64, f64) {

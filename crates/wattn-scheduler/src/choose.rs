@@ -38,11 +38,13 @@ fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilitie
     };
     // Staged tiles are shared by many invocations, so that their loads are few and vec4 serves them.
     let staged = matches!(shape, Shape::Tile(TileShape { k_chunks: Some(_), .. }));
+    // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
+    let int64 = device.int64 && !matches!(shape, Shape::Lanes(LaneShape { lanes: 16, .. }));
     let wide = !staged
         && attention.access == Access::Vec4
         && qk.is_multiple_of(8)
         && value_dim.is_multiple_of(8)
-        && (device.int64 || (attention.q != Storage::F32 && attention.kv != Storage::F32));
+        && (int64 || (attention.q != Storage::F32 && attention.kv != Storage::F32));
     let value = value_dim.min(table::VALUE_SPLIT);
     Key {
         kernel,

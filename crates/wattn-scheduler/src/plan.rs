@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use wattn_shaders::{Key, table};
 
-use crate::attention::{Attention, Extent};
+use crate::attention::{Attention, Causal, Extent};
 use crate::capabilities::Capabilities;
 use crate::choose;
 use crate::error::PlanError;
@@ -35,7 +35,7 @@ pub struct Plan {
     pub parts: Vec<Part>,
     /// Workgroups that share a tile of queries, each with a part of the value dim.
     pub splits: u32,
-    /// Query heads whose tiles run side by side.
+    /// Key/value heads whose tiles run side by side, at most.
     pub head_block: u32,
     /// Submissions that keep each below about half a second by estimate, for callers who submit in between.
     pub slices: u32,
@@ -116,7 +116,7 @@ impl Plan {
             reason,
             parts,
             splits,
-            head_block: head_block(attention, extent),
+            head_block: head_block(attention, extent, device),
             slices,
             workgroups,
             workgroup_bytes: table::workgroup_bytes(&key),
@@ -267,10 +267,13 @@ fn parts(attention: &Attention, extent: Extent, device: &Capabilities) -> Result
     Ok(parts)
 }
 
-/// Tiles of one head side by side share its keys in the caches. Where tiles differ in weight all heads start with their heaviest.
-fn head_block(attention: &Attention, extent: Extent) -> u32 {
-    let uneven = attention.causal != crate::attention::Causal::No || extent.packed;
-    if uneven { attention.heads.query() } else { attention.heads.group() }
+/// Key/value heads whose tiles run side by side: where tiles differ in weight all start with their heaviest, as far as their keys
+/// and values stay in the device's cache together; else each head's tiles follow each other and share its keys there.
+fn head_block(attention: &Attention, extent: Extent, device: &Capabilities) -> u32 {
+    let uneven = attention.causal != Causal::No || extent.packed;
+    let [_, k, v, ..] = head_bytes(attention, extent);
+    let fit = if uneven { device.cache_bytes() / (k + v).max(1) } else { 1 };
+    u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, attention.heads.key_value())
 }
 
 impl fmt::Display for Plan {

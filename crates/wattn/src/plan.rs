@@ -181,7 +181,7 @@ impl Plan {
             entries,
             head_first: part.kv_heads.start * group,
             heads,
-            head_block: plan.head_block.min(heads),
+            head_block: divisor(part.kv_heads.end - part.kv_heads.start, plan.head_block) * group,
             group,
             splits: plan.splits,
             head_dim: plan.attention.head_dim().qk(),
@@ -289,6 +289,11 @@ fn record(pass: &mut ComputePass<'_>, dispatch: &Dispatch) {
     pass.set_pipeline(&dispatch.pipeline.pipeline);
     pass.set_bind_group(0, &dispatch.bind_group, &[]);
     pass.dispatch_workgroups(dispatch.grid[0], dispatch.grid[1], 1);
+}
+
+/// The largest divisor of `n` that is at most `most`, which is at least 1.
+fn divisor(n: u32, most: u32) -> u32 {
+    (1..=most.min(n)).rev().find(|&d| n.is_multiple_of(d)).unwrap_or(1)
 }
 
 /// The share `index` of `count` of `0..total`, as even as whole workgroups allow.
