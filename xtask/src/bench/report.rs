@@ -10,7 +10,7 @@ use plotters::prelude::*;
 use super::row::{Row, Run};
 use super::table::{HEADER, LEGEND, cells, headline};
 
-const SIZE: (u32, u32) = (900, 480);
+const WIDTH: u32 = 900;
 /// The kernel, tiled passes, naive passes.
 const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(140, 140, 140)];
 
@@ -43,17 +43,17 @@ fn page(run: &Run) -> Result<String> {
     let measured: Vec<&Row> = run.rows.iter().filter(|row| row.median_us.is_some()).collect();
     if !measured.is_empty() {
         html += "<h2>Roofline</h2><p>Each case at its FLOPs per byte; the line is the lower of both ceilings, as measured first.</p>";
-        html += &svg(|area| roofline(area, run, &measured))?;
+        html += &svg(480, |area| roofline(area, run, &measured))?;
         html += "<h2>Time against unfused passes</h2><p>From top to bottom: the kernel, three tiled passes, three naive passes; as multiples of the first.</p>";
-        html += &svg(|area| bars(area, &measured))?;
+        html += &svg(80 + u32::try_from(measured.len() * 40)?, |area| bars(area, &measured))?;
     }
     Ok(html + "</html>\n")
 }
 
 /// What plotters draws, as text.
-fn svg(draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String> {
+fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String> {
     let mut text = String::new();
-    let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+    let area = SVGBackend::with_string(&mut text, (WIDTH, height)).into_drawing_area();
     draw(&area)?;
     area.present().map_err(drawing)?;
     drop(area);
@@ -94,19 +94,21 @@ fn bars(area: &Area<'_>, rows: &[&Row]) -> Result<()> {
         [Some(own), row.tiled_unfused_us, row.baseline_us].map(|us| us.map(|us| us / own))
     };
     let most = rows.iter().flat_map(|row| times(row)).flatten().fold(1.0, f64::max) * 1.05;
+    // Four lines a row: its three bars and a gap.
+    let lines = u32::try_from(rows.len() * 4)?;
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(250)
-        .build_cartesian_2d(0.0..most, 0..rows.len() * 4)
+        .build_cartesian_2d(0.0..most, 0.0..f64::from(lines))
         .map_err(drawing)?;
     chart.configure_mesh().disable_y_mesh().y_labels(0).x_desc("times the kernel's time").draw().map_err(drawing)?;
-    for (row, top) in rows.iter().rev().zip((1..).map(|place| place * 4)) {
-        let bars = times(row).into_iter().zip(COLOURS).zip((0..top).rev()).filter_map(|((ratio, colour), bottom)| {
-            Some(Rectangle::new([(0.0, bottom), (ratio?, bottom + 1)], colour.filled()))
+    for (row, top) in rows.iter().zip((0..=lines).rev().step_by(4).map(f64::from)) {
+        let bars = times(row).into_iter().zip(COLOURS).zip([1.0, 2.0, 3.0]).filter_map(|((ratio, colour), line)| {
+            Some(Rectangle::new([(0.0, top - line), (ratio?, top - line + 0.9)], colour.filled()))
         });
         chart.draw_series(bars).map_err(drawing)?;
-        let label = EmptyElement::at((0.0, top - 1)) + Text::new(name(row), (-250, -2), ("sans-serif", 11));
+        let label = EmptyElement::at((0.0, top - 1.0)) + Text::new(name(row), (-250, -2), ("sans-serif", 11));
         chart.draw_series([label]).map_err(drawing)?;
     }
     Ok(())
@@ -125,4 +127,35 @@ fn drawing(error: impl std::fmt::Display) -> anyhow::Error {
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_holds_both_charts_and_needs_nothing_else() {
+        let device = serde_json::json!({
+            "name": "a <name>", "backend": "vulkan", "driver": "d", "driver_info": "1", "kind": "cpu", "software": true,
+            "subgroup_min_size": 8, "subgroup_max_size": 8, "fma_gflops": 50.0, "fma_probe": "p", "copy_gbps": 10.0,
+            "copy_buffer_gbps": 10.0, "copy_kernel_gbps": 5.0, "plan_us": 1.0, "encode_us": 1.0, "empty_submit_us": 1.0,
+            "dispatch_us": 1.0, "next_dispatch_us": 1.0, "commit": null,
+        });
+        let row = Row {
+            case: "softmax/x".into(),
+            variant: "plan".into(),
+            median_us: Some(10.0),
+            baseline_us: Some(250.0),
+            flops: Some(1e9),
+            bytes: Some(1e6),
+            gflops: Some(20.0),
+            ..Row::default()
+        };
+        let rows = vec![row, Row { error: Some("wrong".into()), ..Row::default() }];
+        let run = Run { schema: 1, device: serde_json::from_value(device).expect("all fields"), rows };
+        let html = page(&run).expect("drawn");
+        assert_eq!(html.matches("<svg").count(), 2);
+        assert!(html.contains("FAILED: wrong") && html.contains("a &lt;name&gt;"));
+        assert!(!html.contains("src=") && !html.contains("href="), "something outside of the page");
+    }
 }
