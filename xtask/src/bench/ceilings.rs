@@ -8,7 +8,7 @@ use wattn::{Engine, wgpu::BindGroupEntry};
 
 use super::clock::{Clock, Sample};
 use super::shader::{module, pipeline};
-use super::stats::Series;
+use super::stats::{Series, median_and_mad};
 
 /// Measurements of each probe when the best ones are chosen.
 const SAMPLES: usize = 9;
@@ -33,11 +33,21 @@ pub(crate) struct Ceilings {
     pub(crate) kernel_bandwidth: f64,
 }
 
-/// Ceilings sampled around a case.
+/// Samples of both probes, multiply-adds and copies, taken between those of a case.
 #[derive(Default)]
-pub(crate) struct Around {
-    fma: Series,
-    copy: Series,
+pub(crate) struct Around(pub(crate) Vec<[Sample; 2]>);
+
+/// The ceilings beside a series.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beside {
+    /// FLOP/s.
+    pub(crate) fma_rate: f64,
+    /// Bytes/s.
+    pub(crate) bandwidth: f64,
+    /// FLOPs that the probe would have done in the time of a sample, by the probes right before and after it: a measure of time
+    /// that other load on the device hardly moves.
+    pub(crate) fma_flops: f64,
+    pub(crate) fma_flops_mad: f64,
 }
 
 impl Ceilings {
@@ -72,15 +82,26 @@ impl Ceilings {
 
     /// Adds one sample of each probe.
     pub(crate) fn sample(&self, clock: &Clock, around: &mut Around) -> Result<()> {
-        around.fma.0.push(self.fma.sample(clock)?);
-        around.copy.0.push(self.copy.sample(clock)?);
+        around.0.push([self.fma.sample(clock)?, self.copy.sample(clock)?]);
         Ok(())
     }
 
-    /// FLOP/s and bytes/s around a case, and the relative spread of the former.
-    pub(crate) fn around(&self, around: &Around) -> Option<(f64, f64, f64)> {
-        let (fma, copy) = (around.fma.summary()?, around.copy.summary()?);
-        Some((self.fma.flops() / fma.median, self.copy.bytes() / copy.median, fma.mad / fma.median))
+    /// The ceilings beside a series whose sample `n` was taken between the probes `at[n]` and `at[n] + 1`.
+    pub(crate) fn beside(&self, around: &Around, series: &Series, at: &[usize]) -> Option<Beside> {
+        let pairs: Vec<[[Sample; 2]; 2]> =
+            at.iter().filter_map(|&n| Some([*around.0.get(n)?, *around.0.get(n + 1)?])).collect();
+        let probe = |which: usize| Series(pairs.iter().flatten().map(|samples| samples[which]).collect()).summary();
+        let flops = |(sample, [before, after]): (&Sample, &[[Sample; 2]; 2])| {
+            sample.seconds() * self.fma.flops() / f64::midpoint(before[0].seconds(), after[0].seconds())
+        };
+        let shared: Vec<f64> = series.0.iter().zip(&pairs).map(flops).collect();
+        let (median, mad) = median_and_mad(&shared)?;
+        Some(Beside {
+            fma_rate: self.fma.flops() / probe(0)?.median,
+            bandwidth: self.copy.bytes() / probe(1)?.median,
+            fma_flops: median,
+            fma_flops_mad: mad,
+        })
     }
 }
 
@@ -121,7 +142,7 @@ impl FmaProbe {
         probe.verify(&super::device::read_f32(engine, &sums)?)?;
         loop {
             let sample = probe.sample(clock)?;
-            let seconds = sample.gpu.unwrap_or(sample.wall);
+            let seconds = sample.seconds();
             if seconds >= LONG_ENOUGH || probe.steps > 1 << 24 {
                 return Ok(probe);
             }

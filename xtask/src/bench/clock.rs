@@ -37,6 +37,11 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
+    /// By the device's own clock if that can be.
+    pub(crate) fn seconds(self) -> f64 {
+        self.gpu.unwrap_or(self.wall)
+    }
+
     /// One of `count` equal parts.
     pub(crate) fn of(self, count: u32) -> Self {
         let count = f64::from(count);

@@ -8,7 +8,7 @@ use wattn::{Engine, Plan};
 use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase};
 use wattn_tests::{Loaded, Variant, attention, extent};
 
-use super::ceilings::{Around, Ceilings};
+use super::ceilings::{Around, Beside, Ceilings};
 use super::clock::{Clock, Sample};
 use super::stats::{Series, Summary};
 use super::unfused::Passes;
@@ -112,9 +112,9 @@ pub(crate) struct Effort {
 
 impl Effort {
     /// For figures to keep.
-    pub(crate) const FULL: Self = Self { samples: [9, 30], baseline_samples: 3, seconds: 0.3, longest_baseline: 5.0 };
+    pub(crate) const FULL: Self = Self { samples: [9, 30], baseline_samples: 3, seconds: 0.3, longest_baseline: 8.0 };
     /// For a first look.
-    pub(crate) const QUICK: Self = Self { samples: [5, 9], baseline_samples: 2, seconds: 0.1, longest_baseline: 1.5 };
+    pub(crate) const QUICK: Self = Self { samples: [5, 9], baseline_samples: 2, seconds: 0.1, longest_baseline: 2.5 };
 }
 
 /// Something whose samples are taken in turn with others'.
@@ -138,6 +138,8 @@ struct Turns<'a> {
     count: u32,
     wanted: usize,
     series: Series,
+    /// For each sample the ceilings' sample before it.
+    at: Vec<usize>,
 }
 
 impl<'a> Turns<'a> {
@@ -146,8 +148,7 @@ impl<'a> Turns<'a> {
     fn new(runner: &'a Runner<'a>, clock: &Clock, effort: Effort) -> Result<Self> {
         let (count, wanted) = match runner {
             Runner::Kernel(contestant) => {
-                let warm = contestant.sample(clock, 1)?;
-                let seconds = warm.gpu.unwrap_or(warm.wall);
+                let seconds = contestant.sample(clock, 1)?.seconds();
                 let repeats = if contestant.plan.slices() == 1 { 64.0 } else { 1.0 };
                 let count = (SAMPLE / seconds).ceil().clamp(1.0, repeats);
                 let [least, most] = effort.samples;
@@ -156,30 +157,41 @@ impl<'a> Turns<'a> {
             }
             Runner::Baseline(_) => (1, effort.baseline_samples),
         };
-        Ok(Self { runner, count, wanted, series: Series::default() })
+        Ok(Self { runner, count, wanted, series: Series::default(), at: Vec::new() })
     }
 }
 
-/// Samples all runners in turn, and the ceilings between them.
+/// What came out for one runner.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outcome {
+    pub(crate) time: Summary,
+    pub(crate) beside: Beside,
+}
+
+/// Samples all runners in turn, and the ceilings before each sample and after the last.
 pub(crate) fn contest(
     clock: &Clock,
     ceilings: &Ceilings,
     effort: Effort,
     runners: &[Runner<'_>],
-) -> Result<(Vec<Summary>, Around)> {
+) -> Result<Vec<Outcome>> {
     let mut around = Around::default();
     let mut all = runners.iter().map(|runner| Turns::new(runner, clock, effort)).collect::<Result<Vec<_>>>()?;
     let rounds = all.iter().map(|turns| turns.wanted).max().unwrap_or(0);
     for round in 0..rounds {
-        ceilings.sample(clock, &mut around)?;
         for turns in &mut all {
             // Those that want fewer samples spread theirs over all rounds.
             if turns.series.0.len() * rounds <= round * turns.wanted {
+                turns.at.push(around.0.len());
+                ceilings.sample(clock, &mut around)?;
                 turns.series.0.push(turns.runner.sample(clock, turns.count)?);
             }
         }
     }
     ceilings.sample(clock, &mut around)?;
-    let summaries = all.iter().map(|turns| turns.series.summary().context("no samples")).collect::<Result<_>>()?;
-    Ok((summaries, around))
+    let outcome = |turns: &Turns<'_>| {
+        let beside = ceilings.beside(&around, &turns.series, &turns.at)?;
+        Some(Outcome { time: turns.series.summary()?, beside })
+    };
+    all.iter().map(|turns| outcome(turns).context("no samples")).collect()
 }

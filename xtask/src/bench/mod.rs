@@ -180,21 +180,18 @@ impl Bench {
 
         let mut runners: Vec<Runner<'_>> = contestants.iter().map(|(_, c)| Runner::Kernel(c)).collect();
         runners.extend([&naive, &tiled].into_iter().flatten().map(Runner::Baseline));
-        let (summaries, around) = contest(&self.clock, &self.ceilings, self.effort, &runners)?;
-        let (fma_rate, bandwidth, fma_spread) = self.ceilings.around(&around).context("no samples")?;
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &runners)?;
 
-        let (own, baselines) = summaries.split_at(contestants.len());
-        let mut baselines = baselines.iter().map(|summary| summary.median);
+        let (own, baselines) = outcomes.split_at(contestants.len());
+        let mut baselines = baselines.iter().map(|outcome| outcome.time.median);
         let shared = Shared {
             baseline: naive.as_ref().and_then(|_| baselines.next()),
             tiled: tiled.as_ref().and_then(|_| baselines.next()),
             baseline_workspace_bytes: unfused.as_ref().map(|unfused| unfused.workspace_bytes),
-            fma_rate,
-            fma_spread,
-            bandwidth,
             baseline_error,
         };
-        let measured = contestants.iter().zip(own).map(|((row, c), s)| row.clone().measured(c, *s, &shared));
+        let measured =
+            contestants.iter().zip(own).map(|((row, c), outcome)| row.clone().measured(c, *outcome, &shared));
         rows.splice(0..0, measured.collect::<Vec<_>>());
         Ok(rows)
     }

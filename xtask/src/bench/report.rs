@@ -42,7 +42,7 @@ fn page(run: &Run) -> Result<String> {
     write!(html, "</table><p>{}</p>", escaped(LEGEND))?;
     let measured: Vec<&Row> = run.rows.iter().filter(|row| row.median_us.is_some()).collect();
     if !measured.is_empty() {
-        html += "<h2>Roofline</h2><p>Each case at its FLOPs per byte; the line is the lower of both ceilings, as measured first.</p>";
+        html += "<h2>Roofline</h2><p>Each case at its FLOPs per byte; the line is the lower of both ceilings as measured first, to which each case is scaled from those beside it.</p>";
         html += &svg(480, |area| roofline(area, run, &measured))?;
         html += "<h2>Time against unfused passes</h2><p>From top to bottom: the kernel, three tiled passes, three naive passes; as multiples of the first.</p>";
         html += &svg(80 + u32::try_from(measured.len() * 40)?, |area| bars(area, &measured))?;
@@ -61,8 +61,12 @@ fn svg(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String
 }
 
 fn roofline(area: &Area<'_>, run: &Run, rows: &[&Row]) -> Result<()> {
-    let points: Vec<(f64, f64)> =
-        rows.iter().filter_map(|row| Some((row.flops? / row.bytes?.max(1.0), row.gflops?))).collect();
+    let points: Vec<(f64, f64)> = rows
+        .iter()
+        .filter_map(|row| {
+            Some((row.flops? / row.bytes?.max(1.0), row.gflops? * run.device.fma_gflops / row.fma_gflops?))
+        })
+        .collect();
     let (rate, bandwidth) = (run.device.fma_gflops, run.device.copy_gbps);
     let ridge = rate / bandwidth;
     let [least, most] = [f64::min as fn(f64, f64) -> f64, f64::max];
@@ -149,6 +153,7 @@ mod tests {
             flops: Some(1e9),
             bytes: Some(1e6),
             gflops: Some(20.0),
+            fma_gflops: Some(40.0),
             ..Row::default()
         };
         let rows = vec![row, Row { error: Some("wrong".into()), ..Row::default() }];

@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 use wattn_cases::Recipe;
 
-use super::contest::Contestant;
-use super::stats::Summary;
+use super::contest::{Contestant, Outcome};
 
 /// A run: what is written, and what a later run compares itself with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,9 +60,11 @@ pub(crate) struct Row {
     pub(crate) first_us: Option<f64>,
     /// `gpu` or `wall`.
     pub(crate) clock: Option<String>,
-    /// The FMA rate around this case and its relative spread.
+    /// The FMA rate beside this row's samples.
     pub(crate) fma_gflops: Option<f64>,
-    pub(crate) fma_spread: Option<f64>,
+    /// The time again, as what the FMA ceiling does meanwhile: `median_us` and `mad_us` with the load on the device taken out.
+    pub(crate) fma_gflop: Option<f64>,
+    pub(crate) fma_gflop_mad: Option<f64>,
     pub(crate) error: Option<String>,
     /// Why there is no baseline though there should be one.
     pub(crate) baseline_error: Option<String>,
@@ -75,11 +76,6 @@ pub(crate) struct Shared {
     pub(crate) baseline: Option<f64>,
     pub(crate) tiled: Option<f64>,
     pub(crate) baseline_workspace_bytes: Option<u64>,
-    /// FLOP/s around the case.
-    pub(crate) fma_rate: f64,
-    pub(crate) fma_spread: f64,
-    /// Bytes/s.
-    pub(crate) bandwidth: f64,
     pub(crate) baseline_error: Option<String>,
 }
 
@@ -106,32 +102,38 @@ impl Row {
 
     /// The row with a kernel's figures.
     #[expect(clippy::cast_precision_loss, reason = "counts of operations, for rates")]
-    pub(crate) fn measured(self, contestant: &Contestant<'_>, summary: Summary, shared: &Shared) -> Self {
+    pub(crate) fn measured(
+        self,
+        contestant: &Contestant<'_>,
+        Outcome { time, beside }: Outcome,
+        shared: &Shared,
+    ) -> Self {
         let plan = contestant.plan.details();
         let (flops, bytes) = (plan.flops as f64, plan.bytes as f64);
-        let (by_fma, by_bandwidth) = (flops / shared.fma_rate, bytes / shared.bandwidth);
+        let (by_fma, by_bandwidth) = (flops / beside.fma_rate, bytes / beside.bandwidth);
         let floor = by_fma.max(by_bandwidth);
         let us = |seconds: f64| Some(seconds * 1e6);
         Self {
             kernel: plan.key.kernel.name().into(),
             tile: Some([plan.key.shape.tile_queries(), plan.key.shape.tile_keys()]),
-            median_us: us(summary.median),
-            mad_us: us(summary.mad),
+            median_us: us(time.median),
+            mad_us: us(time.mad),
             baseline_us: shared.baseline.and_then(us),
             tiled_unfused_us: shared.tiled.and_then(us),
             floor_us: us(floor),
-            fraction_of_ceiling: Some(floor / summary.median),
+            fraction_of_ceiling: Some(floor / time.median),
             ceiling: Some(if by_fma >= by_bandwidth { "fma" } else { "bandwidth" }.into()),
-            gflops: Some(flops / summary.median / 1e9),
-            gbps: Some(bytes / summary.median / 1e9),
+            gflops: Some(flops / time.median / 1e9),
+            gbps: Some(bytes / time.median / 1e9),
             flops: Some(flops),
             bytes: Some(bytes),
             workspace_bytes: Some(plan.workspace_bytes),
             baseline_workspace_bytes: shared.baseline_workspace_bytes,
             first_us: us(contestant.first),
-            clock: Some(summary.clock.into()),
-            fma_gflops: Some(shared.fma_rate / 1e9),
-            fma_spread: Some(shared.fma_spread),
+            clock: Some(time.clock.into()),
+            fma_gflops: Some(beside.fma_rate / 1e9),
+            fma_gflop: Some(beside.fma_flops / 1e9),
+            fma_gflop_mad: Some(beside.fma_flops_mad / 1e9),
             baseline_error: shared.baseline_error.clone(),
             ..self
         }

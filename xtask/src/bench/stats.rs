@@ -24,10 +24,16 @@ impl Series {
             Some(seconds) => (seconds, "gpu"),
             None => (self.0.iter().map(|sample| sample.wall).collect(), "wall"),
         };
-        let middle = median(&seconds)?;
-        let deviations: Vec<f64> = seconds.iter().map(|s| (s - middle).abs()).collect();
-        Some(Summary { median: middle, mad: median(&deviations)?, clock })
+        let (median, mad) = median_and_mad(&seconds)?;
+        Some(Summary { median, mad, clock })
     }
+}
+
+/// The median, and the median distance from it.
+pub(crate) fn median_and_mad(values: &[f64]) -> Option<(f64, f64)> {
+    let middle = median(values)?;
+    let deviations: Vec<f64> = values.iter().map(|x| (x - middle).abs()).collect();
+    Some((middle, median(&deviations)?))
 }
 
 /// The middle one, or the mean of the middle two.
