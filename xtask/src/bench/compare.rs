@@ -21,16 +21,23 @@ pub(crate) enum Verdict {
     Slower,
 }
 
+/// After over before, and how far from 1 that may be by chance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Ratio {
+    ratio: f64,
+    noise: f64,
+}
+
 /// One case of both runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
     case: String,
     variant: String,
-    before: f64,
-    after: f64,
-    /// After over before; on CPU drivers with the load taken out.
-    ratio: f64,
-    noise: f64,
+    /// Medians before and after, microseconds.
+    times: [f64; 2],
+    plain: Ratio,
+    /// With the load taken out, on CPU drivers.
+    corrected: Ratio,
     pub(crate) verdict: Verdict,
 }
 
@@ -56,23 +63,43 @@ pub(crate) fn compare(before: &Run, after: &Run) -> Vec<Change> {
 }
 
 fn change(before: &Row, after: &Row, software: bool) -> Option<Change> {
-    let (b, a) = (before.median_us?, after.median_us?);
-    // A CPU driver shares its cores with whatever else runs; what its ceiling does meanwhile tells how much it had of them.
-    let measure = |row: &Row| {
-        let plain = (row.median_us?, row.mad_us?);
-        Some(if software { row.fma_gflop.zip(row.fma_gflop_mad).unwrap_or(plain) } else { plain })
-    };
-    let ((before_median, before_mad), (after_median, after_mad)) = (measure(before)?, measure(after)?);
-    let noise = (DEVIATIONS * (before_mad / before_median).hypot(after_mad / after_median)).max(LEAST);
-    let ratio = after_median / before_median;
-    let verdict = match ratio {
-        r if r > 1.0 + noise => Verdict::Slower,
-        // As far below as the other is above, in factors.
-        r if r < 1.0 / (1.0 + noise) => Verdict::Faster,
-        _ => Verdict::Same,
-    };
-    let (case, variant) = (after.case.clone(), after.variant.clone());
-    Some(Change { case, variant, before: b, after: a, ratio, noise, verdict })
+    let times = |row: &Row| row.median_us.zip(row.mad_us);
+    let plain = Ratio::of(times(before)?, times(after)?);
+    // A CPU driver shares its cores with whatever else runs. What its ceiling did meanwhile tells about how much it had of them;
+    // a change is one only if it shows either way.
+    let loads = |row: &Row| row.fma_gflop.zip(row.fma_gflop_mad).filter(|_| software);
+    let corrected = loads(before).zip(loads(after)).map_or(plain, |(before, after)| Ratio::of(before, after));
+    let verdict = if plain.verdict() == corrected.verdict() { plain.verdict() } else { Verdict::Same };
+    Some(Change {
+        case: after.case.clone(),
+        variant: after.variant.clone(),
+        times: [before.median_us?, after.median_us?],
+        plain,
+        corrected,
+        verdict,
+    })
+}
+
+impl Ratio {
+    fn of((before, before_mad): (f64, f64), (after, after_mad): (f64, f64)) -> Self {
+        let noise = (DEVIATIONS * (before_mad / before).hypot(after_mad / after)).max(LEAST);
+        Self { ratio: after / before, noise }
+    }
+
+    fn verdict(self) -> Verdict {
+        match self.ratio {
+            ratio if ratio > 1.0 + self.noise => Verdict::Slower,
+            // As far below as the other is above, in factors.
+            ratio if ratio < 1.0 / (1.0 + self.noise) => Verdict::Faster,
+            _ => Verdict::Same,
+        }
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "x{:.2} (noise {:.0}%)", self.ratio, self.noise * 100.0)
+    }
 }
 
 impl fmt::Display for Change {
@@ -82,15 +109,9 @@ impl fmt::Display for Change {
             Verdict::Same => "same",
             Verdict::Slower => "SLOWER",
         };
-        let (before, after) = (microseconds(self.before), microseconds(self.after));
-        write!(
-            f,
-            "{verdict:6} {} ({}): {before} -> {after}, x{:.2} (noise {:.0}%)",
-            self.case,
-            self.variant,
-            self.ratio,
-            self.noise * 100.0
-        )
+        let [before, after] = self.times.map(microseconds);
+        write!(f, "{verdict:6} {} ({}): {before} -> {after}, {}", self.case, self.variant, self.plain)?;
+        if self.corrected == self.plain { Ok(()) } else { write!(f, ", without load {}", self.corrected) }
     }
 }
 
@@ -123,6 +144,9 @@ mod tests {
         let (quiet, loaded) = (with(row(100.0, 0.5), 1.0), with(row(200.0, 0.5), 1.02));
         assert_eq!(verdict(&quiet, &loaded, true), Verdict::Same);
         assert_eq!(verdict(&quiet, &loaded, false), Verdict::Slower);
+        // Nor is it a change if only the probe moved.
+        assert_eq!(verdict(&quiet, &with(row(100.0, 0.5), 2.0), true), Verdict::Same);
+        assert_eq!(verdict(&quiet, &with(row(200.0, 0.5), 2.0), true), Verdict::Slower);
     }
 
     #[test]

@@ -74,8 +74,9 @@ impl<'a> Unfused<'a> {
     pub(crate) fn new(engine: &'a Engine, case: &'a SoftmaxCase) -> Option<Self> {
         let dims = case.dims();
         let plain = case.layout == Layout::Bhsd && case.mask.is_none() && case.sinks.is_none();
-        let columns = if dims.value_dim > 64 { 64 } else { 8 };
-        let whole = dims.head_dim.is_multiple_of(4) && dims.value_dim.is_multiple_of(columns);
+        // A workgroup's share of the value dim.
+        let values = if dims.value_dim > 64 { 64 } else { 8 };
+        let whole = dims.head_dim.is_multiple_of(4) && dims.value_dim.is_multiple_of(values);
         if !plain || !whole || case.kv_lens.is_some() || case.causal == Some(Causal::TopLeft) {
             return None;
         }
