@@ -97,14 +97,19 @@ fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String)
             shape
         }
         Some(shape) => return Err(format!("shape {shape} is not on its menu for {lanes} lanes")),
-        None => LaneShape { lanes, keys: lanes, rows: lane_rows(class.max(attention.head_dim.value()), lanes, device) },
+        None => LaneShape {
+            lanes,
+            keys: lanes,
+            rows: lane_rows(class.max(attention.head_dim.value()), lanes, attention.q, device),
+        },
     };
     let what = if device.kind == DeviceKind::Cpu { "a CPU driver" } else { "a device" };
     Ok((Shape::Lanes(shape), format!("{what} with subgroups of {lanes}, {} rows a lane", shape.rows)))
 }
 
-/// More rows a lane reuse each broadcast more often, until the driver's compiler or its registers give out.
-fn lane_rows(dim: u32, lanes: u32, device: &Capabilities) -> u32 {
+/// More rows a lane reuse each broadcast more often, until the driver's compiler or its registers give out. On LLVM, packing a
+/// 16-bit output doubles the time to compile.
+fn lane_rows(dim: u32, lanes: u32, q: Storage, device: &Capabilities) -> u32 {
     let rows = match dim {
         0..=32 => 8,
         33..=64 => 4,
@@ -113,6 +118,7 @@ fn lane_rows(dim: u32, lanes: u32, device: &Capabilities) -> u32 {
     match device.driver {
         // LLVM takes minutes over many rows from Mesa 23 to 25, and over 16 lanes from 23 on.
         Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || lanes > 8) => 1,
+        _ if q != Storage::F32 => rows / 2,
         _ => rows,
     }
 }
@@ -135,7 +141,8 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
         None if cpu && own_rows => {
             let dim = attention.head_dim.qk().max(attention.head_dim.value());
             // Each invocation loads every key, so that wide heads with many rows take long to compile.
-            let rows = if dim <= 64 { lane_rows(dim, ROWS_CPU.lanes, device).min(ROWS_CPU.rows) } else { 1 };
+            let rows =
+                if dim <= 64 { lane_rows(dim, ROWS_CPU.lanes, attention.q, device).min(ROWS_CPU.rows) } else { 1 };
             let shape = LaneShape { rows, ..ROWS_CPU };
             return Ok((Shape::Lanes(shape), format!("a CPU driver, {rows} rows an invocation")));
         }
