@@ -100,16 +100,20 @@ fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String)
         None => LaneShape {
             lanes,
             keys: lanes,
-            rows: lane_rows(class.max(attention.head_dim.value()), lanes, attention.q, device),
+            rows: lane_rows(class.max(attention.head_dim.value()), lanes, slow_to_compile(attention), device),
         },
     };
     let what = if device.kind == DeviceKind::Cpu { "a CPU driver" } else { "a device" };
     Ok((Shape::Lanes(shape), format!("{what} with subgroups of {lanes}, {} rows a lane", shape.rows)))
 }
 
-/// More rows a lane reuse each broadcast more often, until the driver's compiler or its registers give out. On LLVM, packing a
-/// 16-bit output doubles the time to compile.
-fn lane_rows(dim: u32, lanes: u32, q: Storage, device: &Capabilities) -> u32 {
+/// Whether a CPU driver's compiler takes twice as long: over a 16-bit output, or loads for each score.
+fn slow_to_compile(attention: &Attention) -> bool {
+    attention.q != Storage::F32 || attention.options.masks_elements()
+}
+
+/// More rows a lane reuse each broadcast more often, until the driver's compiler or its registers give out.
+fn lane_rows(dim: u32, lanes: u32, slow: bool, device: &Capabilities) -> u32 {
     let rows = match dim {
         0..=32 => 8,
         33..=64 => 4,
@@ -118,7 +122,7 @@ fn lane_rows(dim: u32, lanes: u32, q: Storage, device: &Capabilities) -> u32 {
     match device.driver {
         // LLVM takes minutes over many rows from Mesa 23 to 25, and over 16 lanes from 23 on.
         Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || lanes > 8) => 1,
-        _ if q != Storage::F32 => rows / 2,
+        _ if slow => rows / 2,
         _ => rows,
     }
 }
@@ -127,7 +131,7 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
     let cpu = device.kind == DeviceKind::Cpu;
     let own_rows = kernel == Kernel::TileUniversal
         && attention.access != Access::Any
-        && table::dim_class(attention.head_dim.qk()).is_some();
+        && table::dim_class(attention.head_dim.qk()).is_some_and(|class| class <= 64 || !slow_to_compile(attention));
     let shape = match attention.shape {
         Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => shape,
         Some(Shape::Lanes(shape))
@@ -141,12 +145,15 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
         None if cpu && own_rows => {
             let dim = attention.head_dim.qk().max(attention.head_dim.value());
             // Each invocation loads every key, so that wide heads with many rows take long to compile.
-            let rows =
-                if dim <= 64 { lane_rows(dim, ROWS_CPU.lanes, attention.q, device).min(ROWS_CPU.rows) } else { 1 };
+            let rows = if dim <= 64 {
+                lane_rows(dim, ROWS_CPU.lanes, slow_to_compile(attention), device).min(ROWS_CPU.rows)
+            } else {
+                1
+            };
             let shape = LaneShape { rows, ..ROWS_CPU };
             return Ok((Shape::Lanes(shape), format!("a CPU driver, {rows} rows an invocation")));
         }
-        None if cpu && attention.access != Access::Any => TILE_CPU,
+        None if cpu && attention.access != Access::Any && !slow_to_compile(attention) => TILE_CPU,
         None => table::gpu_tile(attention.head_dim.value()),
     };
     if kernel == Kernel::TileSubgroup {
