@@ -22,7 +22,7 @@ fn main(
     begin_scores(s, head);
     let first = item.tile * (LANES * ROWS);
     let last = min(first + LANES * ROWS, s.queries) - 1u;
-    let column = item.split * (VALUE_CHUNKS);
+    let column = item.split * VALUE_CHUNKS;
 
     // Padding rows repeat the last query; they are never stored.
     let q_base = aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head;

@@ -14,6 +14,17 @@ const WEIGHT_STRIDE: u32 = TILE_Q / 4u + 1u;   // one more than needed: neighbou
 
 var<workgroup> sh_weights: array<vec4<f32>, TILE_K * WEIGHT_STRIDE>;   // [key, query / 4], four queries a vec4
 
+// Where keys and values lie, for `k_at` and `v_at`.
+var<private> k_base: u32;   // of the sequence's first key
+var<private> v_base: u32;
+var<private> key_end: u32;
+
+fn begin_keys(s: Sequence, kv_head: u32, end: u32) {
+    k_base = aux.params.k.offset + s.batch * aux.params.k.batch + kv_head * aux.params.k.head + s.k_start * aux.params.k.seq;
+    v_base = aux.params.v.offset + s.batch * aux.params.v.batch + kv_head * aux.params.v.head + s.k_start * aux.params.v.seq;
+    key_end = end;
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,

@@ -1,17 +1,8 @@
 // Keys and values straight from storage: for drivers where workgroup memory is no faster than a cache.
-var<private> k_base: u32;   // of the sequence's first key
-var<private> v_base: u32;
-var<private> key_end: u32;
 var<private> k_tile: u32;   // the tile's first key
 
 const STAGE_CHUNKS: u32 = 0x7ffffffeu;   // the whole head dim at once
 const V_KEYS: u32 = TILE_K;
-
-fn begin_keys(s: Sequence, kv_head: u32, end: u32) {
-    k_base = aux.params.k.offset + s.batch * aux.params.k.batch + kv_head * aux.params.k.head + s.k_start * aux.params.k.seq;
-    v_base = aux.params.v.offset + s.batch * aux.params.v.batch + kv_head * aux.params.v.head + s.k_start * aux.params.v.seq;
-    key_end = end;
-}
 
 fn stage_k(thread: u32, j0: u32, c0: u32) {
     workgroupBarrier();   // the previous tile's weights have been read

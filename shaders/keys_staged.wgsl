@@ -1,18 +1,9 @@
 // Keys and values through workgroup memory: a slab of keys [TILE_K, STAGE_CHUNKS], then of values [V_KEYS, V_STRIDE].
-var<private> k_base: u32;   // of the sequence's first key
-var<private> v_base: u32;
-var<private> key_end: u32;
 
 const STAGE_CHUNKS: u32 = K_CHUNKS;
 const K_STRIDE: u32 = K_CHUNKS + 1u;   // one more than needed: neighbouring keys fall into different banks
 const V_STRIDE: u32 = TX * COLUMNS;
 var<workgroup> sh_slab: array<vec4<f32>, SLAB>;
-
-fn begin_keys(s: Sequence, kv_head: u32, end: u32) {
-    k_base = aux.params.k.offset + s.batch * aux.params.k.batch + kv_head * aux.params.k.head + s.k_start * aux.params.k.seq;
-    v_base = aux.params.v.offset + s.batch * aux.params.v.batch + kv_head * aux.params.v.head + s.k_start * aux.params.v.seq;
-    key_end = end;
-}
 
 fn stage_k(thread: u32, j0: u32, c0: u32) {
     workgroupBarrier();   // the slab's previous use, and the previous tile's weights, have been read

@@ -65,6 +65,9 @@ const SLICE_SECONDS: f64 = 0.5;
 /// The longest sequence: positions and their differences fit a signed 32-bit integer with room.
 const MAX_LENGTH: u32 = 1 << 29;
 
+/// Dispatches that one plan may take: more than memory for their operands allows.
+const MAX_PARTS: u64 = 1 << 16;
+
 impl Plan {
     /// Plans `attention` over `extent` on a device.
     ///
@@ -73,7 +76,6 @@ impl Plan {
     pub fn new(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<Self, PlanError> {
         check(attention, extent, device)?;
         let (key, reason) = choose::kernel(attention, device)?;
-        let parts = parts(attention, extent, device)?;
         let splits = attention.head_dim.value().div_ceil(table::VALUE_SPLIT);
         let heads = attention.heads;
 
@@ -84,7 +86,8 @@ impl Plan {
         } else {
             u64::from(extent.batch) * u64::from(extent.queries.div_ceil(tile))
         };
-        let workgroups = tiles * u64::from(heads.query()) * u64::from(splits);
+        // Saturating, here and below: what does not fit 64 bits is beyond every limit.
+        let workgroups = tiles.saturating_mul(u64::from(heads.query()) * u64::from(splits));
         if workgroups >= 1 << 32 {
             return Err(PlanError::Limit {
                 argument: "extent",
@@ -95,9 +98,11 @@ impl Plan {
             });
         }
 
-        let scores = u64::from(heads.query()) * full_scores(attention, extent);
+        let parts = parts(attention, extent, device)?;
+
+        let scores = full_scores(attention, extent).saturating_mul(u64::from(heads.query()));
         let (qk, value) = (u64::from(attention.head_dim.qk()), u64::from(attention.head_dim.value()));
-        let flops = scores * 2 * (qk + value);
+        let flops = scores.saturating_mul(2 * (qk + value));
         let bytes = compulsory_bytes(attention, extent);
         let (rate, bandwidth) = device.rates();
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
@@ -192,9 +197,9 @@ fn full_scores(attention: &Attention, extent: Extent) -> u64 {
     let batch = u64::from(extent.batch);
     if extent.packed {
         let count = extent.batch.max(1);
-        batch * one(extent.queries / count, extent.keys / count)
+        batch.saturating_mul(one(extent.queries / count, extent.keys / count))
     } else {
-        batch * one(extent.queries, extent.keys)
+        batch.saturating_mul(one(extent.queries, extent.keys))
     }
 }
 
@@ -204,7 +209,8 @@ fn compulsory_bytes(attention: &Attention, extent: Extent) -> u64 {
     let sequences = if extent.packed { 1 } else { u64::from(extent.batch) };
     let (heads, kv_heads) = (u64::from(attention.heads.query()), u64::from(attention.heads.key_value()));
     let scores = if options.bias { bias } else { 0 } + if options.mask { mask } else { 0 };
-    sequences * (heads * (q + out + scores + if options.lse { lse } else { 0 }) + kv_heads * (k + v))
+    let by_query = heads.saturating_mul(q + out + scores + if options.lse { lse } else { 0 });
+    by_query.saturating_add(kv_heads.saturating_mul(k + v)).saturating_mul(sequences)
 }
 
 /// Bytes of one (batch entry, head) of q, k, v, out, lse, bias and mask.
@@ -229,13 +235,13 @@ fn parts(attention: &Attention, extent: Extent, device: &Capabilities) -> Result
     let group = u64::from(attention.heads.group());
     let [q, k, v, out, lse, bias, mask] = head_bytes(attention, extent);
     let used = [
-        (true, "q", q * group),
+        (true, "q", q.saturating_mul(group)),
         (true, "k", k),
         (true, "v", v),
-        (true, "out", out * group),
-        (options.lse, "lse", lse * group),
-        (options.bias, "bias", bias * group),
-        (options.mask, "mask", mask * group),
+        (true, "out", out.saturating_mul(group)),
+        (options.lse, "lse", lse.saturating_mul(group)),
+        (options.bias, "bias", bias.saturating_mul(group)),
+        (options.mask, "mask", mask.saturating_mul(group)),
     ];
     // A binding starts at an aligned byte, so that it may hold that much more than its part.
     let room = device.binding_bytes.saturating_sub(u64::from(device.binding_alignment));
@@ -254,13 +260,24 @@ fn parts(attention: &Attention, extent: Extent, device: &Capabilities) -> Result
     #[expect(clippy::cast_possible_truncation, reason = "bounded by a u32")]
     let fit = |count: u32, bytes: u64| room.checked_div(bytes).map_or(count, |n| n.min(u64::from(count)) as u32).max(1);
     let heads_at_once = fit(kv_heads, largest);
-    let batches_at_once = if heads_at_once == kv_heads { fit(batch, largest * u64::from(kv_heads)) } else { 1 };
+    let batches_at_once =
+        if heads_at_once == kv_heads { fit(batch, largest.saturating_mul(u64::from(kv_heads))) } else { 1 };
+    let count = u64::from(batch.div_ceil(batches_at_once)) * u64::from(kv_heads.div_ceil(heads_at_once));
+    if count > MAX_PARTS {
+        return Err(PlanError::Limit {
+            argument: "extent",
+            needed: count,
+            available: MAX_PARTS,
+            unit: "dispatches",
+            advice: "; plan the batch in pieces",
+        });
+    }
     let mut parts = Vec::new();
     for b in (0..batch).step_by(batches_at_once as usize) {
         for h in (0..kv_heads).step_by(heads_at_once as usize) {
             parts.push(Part {
-                batch: b..(b + batches_at_once).min(batch),
-                kv_heads: h..(h + heads_at_once).min(kv_heads),
+                batch: b..b.saturating_add(batches_at_once).min(batch),
+                kv_heads: h..h.saturating_add(heads_at_once).min(kv_heads),
             });
         }
     }

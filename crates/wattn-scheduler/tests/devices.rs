@@ -150,3 +150,27 @@ fn wide_values_are_split_over_workgroups() {
     assert_eq!(plan.key.value_class, table::VALUE_SPLIT);
     assert!(matches!(plan.key.shape, Shape::Tile(_)));
 }
+
+#[test]
+fn extents_beyond_all_limits_are_refused_without_overflow() {
+    let most = 1 << 29;
+    for (name, device, _) in devices() {
+        for heads in [1, 1 << 16, u32::MAX] {
+            for batch in [1, u32::MAX] {
+                for (queries, keys) in [(1, most), (most, 1), (most, most), (1, 1), (1, 1 << 18)] {
+                    for extent in [Extent::new(batch, queries, keys), Extent::packed(batch, queries, keys)] {
+                        let plain = attention(heads, 64).lse();
+                        for operator in [plain, plain.bias().mask()] {
+                            // Served or refused, but never a panic, and never an endless list of dispatches.
+                            if let Ok(plan) = Plan::new(&operator, extent, &device) {
+                                assert!(plan.parts.len() <= 1 << 16, "{name}: {plan}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let error = Plan::new(&attention(1, 64), Extent::new(1, most + 1, 1), &devices()[0].1).unwrap_err();
+    assert!(error.to_string().contains("536870912"), "{error}");
+}

@@ -138,8 +138,9 @@ impl<'a> Resolved<'a> {
         if !self.buffer.usage().contains(BufferUsages::STORAGE) {
             return Err(EncodeError::Usage { argument: self.name, given: self.buffer.usage() });
         }
-        let needed =
-            if self.is_empty() { 0 } else { (self.offset + self.last()) * self.element_bytes + self.element_bytes };
+        // Saturating: an offset near the end of 64 bits is too far, not an overflow.
+        let end = if self.is_empty() { 0 } else { self.offset.saturating_add(self.last()).saturating_add(1) };
+        let needed = end.saturating_mul(self.element_bytes);
         if needed > self.buffer.size() {
             return Err(EncodeError::TooSmall { argument: self.name, needed, available: self.buffer.size() });
         }

@@ -25,6 +25,7 @@ pub(super) const BUFFERS: &[Bad] = &[
         &["mask:", "1280", "600"],
     ),
     ("past_the_end", |b| b.encode(plain, |b, o| o.q = View::bhsd(&b.q).at(64)), &["q:", "41216", "40960"]),
+    ("far_past_the_end", |b| b.encode(plain, |b, o| o.q = View::bhsd(&b.q).at(u64::MAX - 7)), &["q:", "40960"]),
     ("no_storage_usage", |b| b.encode(plain, |b, o| o.q = View::bhsd(&b.copy_only)), &["q:", "COPY_DST", "STORAGE"]),
 ];
 
