@@ -31,7 +31,6 @@ fn keys() -> Vec<Key> {
     let designs = [
         (Kernel::TileUniversal, Shape::Tile(table::TILE_GPU)),
         (Kernel::TileUniversal, lanes),
-        (Kernel::TileSubgroup, Shape::Tile(table::TILE_CPU)),
         (Kernel::TileSubgroup, Shape::Tile(table::TILE_GPU)),
         (Kernel::Broadcast, lanes),
     ];
@@ -50,11 +49,11 @@ fn keys() -> Vec<Key> {
             (Storage::F16, Access::Vec8),
             (Storage::Bf16, Access::Vec8),
         ] {
-            if access == Access::Vec8 && shape == Shape::Tile(table::TILE_GPU) {
+            if access == Access::Vec8 && matches!(shape, Shape::Tile(_)) {
                 continue;
             }
             for options in [ScoreOptions::default(), all] {
-                let padded = access == Access::Any;
+                let padded = access == Access::Any && head_class > 0;
                 keys.push(Key {
                     kernel,
                     shape,

@@ -1,7 +1,7 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
 use crate::key::{Access, Kernel, Key, Shape, Storage};
-use crate::table::{columns, kernel_files, slab, value_keys};
+use crate::table::{KEY_STEP, columns, kernel_files, slab, value_keys};
 use crate::unroll::unroll;
 
 macro_rules! files {
@@ -46,8 +46,6 @@ files!(
     "finish",
     "finish_sinks",
     "lse",
-    "keys_direct",
-    "keys_staged",
     "rows_workgroup",
     "rows_subgroup",
     "seen_alone",
@@ -121,22 +119,22 @@ fn constants(key: &Key) -> Vec<(&'static str, u32)> {
             ("VALUE_CHUNKS", value_chunks),
         ],
         Shape::Tile(shape) => {
-            let mut all = vec![
+            vec![
                 ("TX", shape.tx),
                 ("TY", shape.ty),
                 ("TX_LOG2", shape.tx.ilog2()),
                 ("THREADS", shape.tx * shape.ty),
                 ("ROWS", shape.rows),
                 ("KEYS", shape.keys),
+                ("KEY_STEP", KEY_STEP),
                 ("VALUE_CHUNKS", value_chunks),
                 ("COLUMNS", columns(shape, key.value_class)),
-            ];
-            if let Some(k_chunks) = shape.k_chunks {
-                all.push(("K_CHUNKS", k_chunks));
-                all.push(("SLAB", slab(shape, k_chunks)));
-                all.push(("V_KEYS", value_keys(shape, k_chunks, key.value_class)));
-            }
-            all
+                ("K_CHUNKS", shape.k_chunks),
+                ("SLAB", slab(shape)),
+                ("K_LOADS", shape.keys * shape.k_chunks / shape.ty),
+                ("V_KEYS", value_keys(shape, key.value_class)),
+                ("V_LOADS", value_keys(shape, key.value_class) * columns(shape, key.value_class) / shape.ty),
+            ]
         }
     }
 }
@@ -154,7 +152,7 @@ fn parts(key: &Key) -> Vec<String> {
         };
         let fill = |text: &str| text.replace("$t", name).replace("$b", &slot.to_string()).replace("$n", dim);
         parts.push(fill(file(&format!("load_{storage}{suffix}"))));
-        if key.access != Access::Vec8 {
+        if matches!(key.shape, Shape::Lanes(_)) && key.access != Access::Vec8 {
             parts.push(fill(file("load_pair")));
         }
     }
@@ -177,7 +175,9 @@ fn parts(key: &Key) -> Vec<String> {
     parts.push(score(key));
     parts.push(file(if options.sinks { "finish_sinks" } else { "finish" }).to_owned());
     parts.push(if options.lse { file("lse").to_owned() } else { NO_LSE.to_owned() });
-    parts.push(if key.padded { PADDED_HEAD } else { WHOLE_HEAD }.to_owned());
+    if matches!(key.shape, Shape::Lanes(_)) {
+        parts.push(if key.padded { PADDED_HEAD } else { WHOLE_HEAD }.to_owned());
+    }
     parts.extend(kernel_files(key).into_iter().map(|name| key_sharing(key, file(name))));
     parts
 }

@@ -98,9 +98,8 @@ pub struct TileShape {
     pub rows: u32,
     /// Keys an invocation.
     pub keys: u32,
-    /// Head-dim columns, in vec4 and even, of the slab of keys that is staged in workgroup memory at a time (values then take turns
-    /// in it); `None` reads keys and values from storage.
-    pub k_chunks: Option<u32>,
+    /// Head-dim columns, in vec4, of the slab of keys that is staged in workgroup memory at a time. Values take turns in it.
+    pub k_chunks: u32,
 }
 
 /// What is fixed when a kernel with rows in registers is compiled.
@@ -156,8 +155,7 @@ impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tile(t) => {
-                write!(f, "{}x{}of{}x{}", t.ty, t.tx, t.rows, t.keys)?;
-                if t.k_chunks.is_some() { f.write_str("-staged") } else { Ok(()) }
+                write!(f, "{}x{}of{}x{}", t.ty, t.tx, t.rows, t.keys)
             }
             Self::Lanes(l) => write!(f, "{}of{}x{}", l.lanes, l.rows, l.keys),
         }
@@ -217,8 +215,7 @@ pub struct Key {
     pub access: Access,
     /// Upper bound of the head dim; 0 where the kernel loops over it.
     pub head_class: u32,
-    /// Whether the head dim is below its class (of kernels that loop over it: no multiple of eight), so that what lies past it must
-    /// be zeroed.
+    /// Whether the head dim is below its class, so that what lies past it must be zeroed. (Kernels that loop over it stop there.)
     pub padded: bool,
     /// Upper bound of the part of the value dim that one workgroup handles.
     pub value_class: u32,

@@ -15,15 +15,7 @@ pub const MAX_DIM: u32 = 576;
 #[must_use]
 pub fn kernel_files(key: &Key) -> Vec<&'static str> {
     let masks = key.options.masks_elements();
-    let tile = |rows| {
-        let staged = matches!(key.shape, Shape::Tile(TileShape { k_chunks: Some(_), .. }));
-        vec![
-            rows,
-            if masks { "seen_tile" } else { "seen_tile_range" },
-            if staged { "keys_staged" } else { "keys_direct" },
-            "flash_forward_tile",
-        ]
-    };
+    let tile = |rows| vec![rows, if masks { "seen_tile" } else { "seen_tile_range" }, "flash_forward_tile"];
     let rows = |seen| vec![if masks { seen } else { "seen_lane_range" }, "flash_forward_rows"];
     match (key.kernel, key.shape) {
         (Kernel::TileSubgroup, _) => tile("rows_subgroup"),
@@ -34,22 +26,19 @@ pub fn kernel_files(key: &Key) -> Vec<&'static str> {
 }
 
 /// A tile for GPUs that fits WebGPU's default 16 KiB of workgroup memory.
-pub const TILE_GPU: TileShape = TileShape { tx: 8, ty: 16, rows: 4, keys: 4, k_chunks: Some(8) };
+pub const TILE_GPU: TileShape = TileShape { tx: 8, ty: 16, rows: 4, keys: 4, k_chunks: 8 };
 
-/// The same for value dims up to 32, which fewer invocations a row share.
-pub const TILE_GPU_NARROW: TileShape = TileShape { tx: 4, ty: 16, rows: 4, keys: 8, k_chunks: Some(8) };
-
-/// The tile for GPUs that suits a value dim.
-#[must_use]
-pub fn gpu_tile(value_dim: u32) -> TileShape {
-    if value_dim <= 32 { TILE_GPU_NARROW } else { TILE_GPU }
-}
-
-/// A tile of `tile-subgroup` for CPU drivers, where large blocks in registers pay and staging does not.
-pub const TILE_CPU: TileShape = TileShape { tx: 8, ty: 4, rows: 8, keys: 8, k_chunks: None };
+/// The same for value dims beyond 64: more invocations share a row, so that its output still fits their registers.
+pub const TILE_GPU_WIDE: TileShape = TileShape { tx: 16, ty: 8, rows: 4, keys: 4, k_chunks: 4 };
 
 /// The tile shapes of the menu.
-pub const TILES: [TileShape; 3] = [TILE_GPU, TILE_GPU_NARROW, TILE_CPU];
+pub const TILES: [TileShape; 2] = [TILE_GPU, TILE_GPU_WIDE];
+
+/// The tiles that can serve a value dim, the one that suits it first. The other one may spill registers.
+#[must_use]
+pub fn gpu_tiles(value_dim: u32) -> &'static [TileShape] {
+    if value_dim > 64 { &[TILE_GPU_WIDE, TILE_GPU] } else { &[TILE_GPU] }
+}
 
 /// Rows in registers without subgroups, of `tile-universal` for CPU drivers: eight invocations fill a vector of most CPUs.
 pub const ROWS_CPU: LaneShape = LaneShape { lanes: 8, rows: 4, keys: 4 };
@@ -60,23 +49,28 @@ pub const LANES: [u32; 3] = [4, 8, 16];
 /// The rows a lane on the menu of kernels with rows in registers.
 pub const LANE_ROWS: [u32; 4] = [1, 2, 4, 8];
 
-/// Vec4 columns of the output that an invocation holds, even.
+/// Keys whose values a tile kernel takes up a turn of its inner loop.
+pub const KEY_STEP: u32 = 4;
+
+/// Vec4 columns of the output that an invocation holds.
 #[must_use]
 pub fn columns(tile: TileShape, value_class: u32) -> u32 {
-    (value_class / 4).div_ceil(tile.tx).next_multiple_of(2)
+    (value_class / 4).div_ceil(tile.tx)
 }
 
 /// Size of the slab, in vec4: the tile's keys with one column between neighbours.
 #[must_use]
-pub fn slab(tile: TileShape, k_chunks: u32) -> u32 {
-    tile.tx * tile.keys * (k_chunks + 1)
+pub fn slab(tile: TileShape) -> u32 {
+    tile.tx * tile.keys * (tile.k_chunks + 1)
 }
 
-/// Values that fit the slab at a time, a multiple of four.
+/// Values that fit the slab at a time: a multiple of [`KEY_STEP`], and as many loads for each invocation.
 #[must_use]
-pub fn value_keys(tile: TileShape, k_chunks: u32, value_class: u32) -> u32 {
-    let fit = slab(tile, k_chunks) / (tile.tx * columns(tile, value_class));
-    (fit / 4 * 4).min(tile.tx * tile.keys)
+pub fn value_keys(tile: TileShape, value_class: u32) -> u32 {
+    let columns = columns(tile, value_class);
+    let fit = slab(tile) / (tile.tx * columns);
+    let step = KEY_STEP.max(tile.ty / columns);
+    (fit / step * step).min(tile.tx * tile.keys)
 }
 
 /// Bytes of workgroup memory that a key's kernel declares.
@@ -85,11 +79,10 @@ pub fn workgroup_bytes(key: &Key) -> u32 {
     let Shape::Tile(tile) = key.shape else { return 0 };
     let (tile_q, tile_k) = (tile.ty * tile.rows, tile.tx * tile.keys);
     let weights = 16 * tile_k * (tile_q / 4 + 1);
-    let slab = tile.k_chunks.map_or(0, |k_chunks| 16 * slab(tile, k_chunks));
     let rows = if key.kernel == Kernel::TileUniversal { 16 * tile.tx * tile.ty } else { 0 };
     // wgpu rounds each variable up to 16 bytes.
     let seen = if key.options.masks_elements() { (4 * tile_k.div_ceil(32)).next_multiple_of(16) } else { 0 };
-    weights + slab + rows + seen
+    weights + 16 * slab(tile) + rows + seen
 }
 
 /// The least class that holds `dim`.

@@ -1,7 +1,7 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
-use wattn_shaders::table::{self, ROWS_CPU, TILE_CPU, TILE_GPU};
-use wattn_shaders::{Access, Kernel, Key, LaneShape, Shape, Storage, TileShape};
+use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
+use wattn_shaders::{Access, Kernel, Key, LaneShape, Shape, Storage};
 
 use crate::attention::Attention;
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
@@ -13,8 +13,13 @@ pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(Ke
         let (shape, why) = shape(kernel, attention, device).map_err(|reason| PlanError::Kernel { kernel, reason })?;
         return Ok((key(kernel, shape, attention, device), format!("pinned; {why}")));
     }
+    // Wide values need rows of many invocations: better in workgroup memory than spilled by a small subgroup's tile.
+    let small_subgroups = device.subgroups.is_some_and(|(min, _)| min < TILE_GPU_WIDE.tx);
     let order = match device.kind {
         DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileSubgroup, Kernel::TileUniversal],
+        _ if small_subgroups && table::gpu_tiles(attention.head_dim.value())[0] == TILE_GPU_WIDE => {
+            [Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast]
+        }
         _ => [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
     };
     let mut reasons = Vec::new();
@@ -36,11 +41,11 @@ fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilitie
         Shape::Lanes(_) => table::dim_class(qk).unwrap_or(0),
         Shape::Tile(_) => 0,
     };
-    // Staged tiles are shared by many invocations, so that their loads are few and vec4 serves them.
-    let staged = matches!(shape, Shape::Tile(TileShape { k_chunks: Some(_), .. }));
+    // A tile's keys are staged for many invocations, so that its loads are few and vec4 serves them.
+    let tile = matches!(shape, Shape::Tile(_));
     // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
     let int64 = device.int64 && !matches!(shape, Shape::Lanes(LaneShape { lanes: 16, .. }));
-    let wide = !staged
+    let wide = !tile
         && attention.access == Access::Vec4
         && qk.is_multiple_of(8)
         && value_dim.is_multiple_of(8)
@@ -53,7 +58,7 @@ fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilitie
         kv: attention.kv,
         access: if wide { Access::Vec8 } else { attention.access },
         head_class,
-        padded: if head_class > 0 { head_class > qk } else { !qk.is_multiple_of(8) },
+        padded: head_class > qk,
         value_class: table::dim_class(value).unwrap_or(table::VALUE_SPLIT),
         options: attention.options,
     }
@@ -132,8 +137,8 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
     let own_rows = kernel == Kernel::TileUniversal
         && attention.access != Access::Any
         && table::dim_class(attention.head_dim.qk()).is_some_and(|class| class <= 64 || !slow_to_compile(attention));
-    let shape = match attention.shape {
-        Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => shape,
+    let menu = match attention.shape {
+        Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => &[shape],
         Some(Shape::Lanes(shape))
             if own_rows
                 && LaneShape { rows: ROWS_CPU.rows, ..shape } == ROWS_CPU
@@ -153,25 +158,26 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
             let shape = LaneShape { rows, ..ROWS_CPU };
             return Ok((Shape::Lanes(shape), format!("a CPU driver, {rows} rows an invocation")));
         }
-        None if cpu && attention.access != Access::Any && !slow_to_compile(attention) => TILE_CPU,
-        None => table::gpu_tile(attention.head_dim.value()),
+        None => table::gpu_tiles(attention.head_dim.value()),
     };
-    if kernel == Kernel::TileSubgroup {
-        match device.subgroups {
-            None => return Err("the device has no subgroups".to_owned()),
-            Some((min, _)) if min < TILE_GPU.tx => {
-                return Err(format!("subgroups may have {min} lanes, {} are needed", TILE_GPU.tx));
-            }
-            Some(_) => {}
-        }
-    }
-    let bytes = table::workgroup_bytes(&key(kernel, Shape::Tile(shape), attention, device));
-    if bytes > device.workgroup_bytes {
-        return Err(format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes));
-    }
     let rows = match kernel {
         Kernel::TileSubgroup => "rows reduced by shuffles",
         _ => "rows reduced in workgroup memory",
     };
-    Ok((Shape::Tile(shape), format!("{rows}, {bytes} bytes fit {}", device.workgroup_bytes)))
+    let mut refused = String::new();
+    for &tile in menu {
+        let shape = Shape::Tile(tile);
+        let bytes = table::workgroup_bytes(&key(kernel, shape, attention, device));
+        refused = match device.subgroups {
+            None if kernel == Kernel::TileSubgroup => "the device has no subgroups".to_owned(),
+            Some((min, _)) if kernel == Kernel::TileSubgroup && min < tile.tx => {
+                format!("subgroups may have {min} lanes, {} are needed", tile.tx)
+            }
+            _ if bytes > device.workgroup_bytes => {
+                format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes)
+            }
+            _ => return Ok((shape, format!("{rows}, {bytes} bytes fit {}", device.workgroup_bytes))),
+        };
+    }
+    Err(refused)
 }

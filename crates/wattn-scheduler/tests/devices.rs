@@ -49,6 +49,16 @@ fn each_device_gets_its_kernel_with_a_reason() {
 }
 
 #[test]
+fn wide_values_get_a_tile_that_their_registers_hold() {
+    for (name, device, kernel) in devices().into_iter().filter(|d| d.1.kind != DeviceKind::Cpu) {
+        let plan = Plan::new(&attention(8, 128), Extent::new(1, 1024, 1024), &device).unwrap();
+        assert_eq!(plan.key.shape, Shape::Tile(table::TILE_GPU_WIDE), "{name}: {plan}");
+        let small = device.subgroups.is_some_and(|(min, _)| min < table::TILE_GPU_WIDE.tx);
+        assert_eq!(plan.key.kernel, if small { Kernel::TileUniversal } else { kernel }, "{name}: {plan}");
+    }
+}
+
+#[test]
 fn no_plan_exceeds_its_device() {
     for (name, device, _) in devices() {
         for dim in [1, 13, 16, 40, 64, 80, 128, 192, 256, 576] {
