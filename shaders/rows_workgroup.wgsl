@@ -1,4 +1,5 @@
-// Reductions over the TX invocations of a row, four rows at a time, through workgroup memory.
+// Reductions over the TX invocations of a row, four rows at a time, through workgroup memory. A barrier of the kernel must lie between
+// two of them, so that all parts have been read before the next are written.
 struct Invocation {
     @builtin(local_invocation_index) index: u32,
 }
@@ -17,7 +18,6 @@ fn row_max(thread: u32, x: vec4<f32>) -> vec4<f32> {
     //$ for n in 1..TX
     all = max(all, sh_rows[base + $nu]);
     //$ end
-    workgroupBarrier();   // all parts have been read
     return all;
 }
 
@@ -29,6 +29,5 @@ fn row_sum(thread: u32, x: vec4<f32>) -> vec4<f32> {
     //$ for n in 1..TX
     all += sh_rows[base + $nu];
     //$ end
-    workgroupBarrier();   // all parts have been read
     return all;
 }

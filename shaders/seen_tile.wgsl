@@ -1,13 +1,12 @@
 // Where a bias or a mask may hide any key: a value that no row of the tile sees may be NaN, so it is zeroed, since its weight of
-// zero would not. One bit a key.
+// zero would not. One bit a key. The kernel's own barriers order the three steps: it clears before keys are staged, marks between
+// the staging of keys and that of values, and looks while it stages values.
 var<workgroup> sh_seen: array<atomic<u32>, (TILE_K + 31u) / 32u>;
 
 fn clear_seen(thread: u32) {
-    workgroupBarrier();   // the previous tile's bits have been read
     if (thread < (TILE_K + 31u) / 32u) {
         atomicStore(&sh_seen[thread], 0u);
     }
-    workgroupBarrier();   // none is marked yet
 }
 
 fn mark_seen(key: u32, seen: bool) {
