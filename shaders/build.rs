@@ -5,12 +5,15 @@
 mod compose;
 #[path = "src/key.rs"]
 mod key;
+#[path = "src/linear.rs"]
+mod linear;
 #[path = "src/table.rs"]
 mod table;
 #[path = "src/unroll.rs"]
 mod unroll;
 
-use key::{Access, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
+use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
+use linear::{LinearKey, LinearOp};
 
 fn main() {
     println!("cargo::rerun-if-changed=.");
@@ -54,7 +57,7 @@ fn keys() -> Vec<Key> {
             }
             for options in [ScoreOptions::default(), all] {
                 let padded = access == Access::Any && head_class > 0;
-                keys.push(Key {
+                keys.push(Key::Flash(FlashKey {
                     kernel,
                     shape,
                     q: storage,
@@ -64,11 +67,37 @@ fn keys() -> Vec<Key> {
                     padded,
                     value_class: 32,
                     options,
-                });
+                }));
             }
         }
     }
+    keys.extend(linear_keys().map(Key::Linear));
     keys
+}
+
+/// Each fragment of the linear family at least once.
+fn linear_keys() -> impl Iterator<Item = LinearKey> {
+    let ops = [LinearOp::Chunk, LinearOp::Segment, LinearOp::Scan, LinearOp::Step];
+    let kernels = [Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast];
+    let forms = [(Storage::F32, Access::Vec4), (Storage::F32, Access::Vec8), (Storage::Bf16, Access::Any)];
+    ops.into_iter().flat_map(move |op| {
+        kernels.into_iter().flat_map(move |kernel| {
+            forms.into_iter().flat_map(move |(q, access)| {
+                [(false, false), (true, false), (false, true), (true, true)].map(|(gated, state)| LinearKey {
+                    op,
+                    kernel,
+                    lanes: if kernel == Kernel::Broadcast { 8 } else { 0 },
+                    q,
+                    kv: Storage::F32,
+                    access,
+                    head_class: 16,
+                    padded: gated,
+                    gated,
+                    state,
+                })
+            })
+        })
+    })
 }
 
 fn validate(source: &str) -> Result<(), String> {

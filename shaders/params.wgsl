@@ -1,14 +1,5 @@
-// What one dispatch is told: sizes, strides, ranges and per-head numbers, all in the one buffer `aux` (words of u32).
-// Strides count the storage units of their tensor (see the element fragments), offsets wrap: a binding may start past element 0.
-
-// Where a tensor [batch, heads, seq, dim] lies in its binding.
-struct View {
-    offset: u32,
-    batch: u32,
-    head: u32,
-    seq: u32,
-    dim: u32,
-}
+// What one dispatch of softmax attention is told: sizes, strides, ranges and per-head numbers, all in the one buffer `aux` (words of
+// u32).
 
 // Where a tensor [batch, heads, queries, keys] lies in its binding.
 struct ScoreView {

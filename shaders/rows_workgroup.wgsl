@@ -1,13 +1,5 @@
 // Reductions over the TX invocations of a row, four rows at a time, through workgroup memory. A barrier of the kernel must lie between
 // two of them, so that all parts have been read before the next are written.
-struct Invocation {
-    @builtin(local_invocation_index) index: u32,
-}
-
-fn thread_index(invocation: Invocation) -> u32 {
-    return invocation.index;
-}
-
 var<workgroup> sh_rows: array<vec4<f32>, THREADS>;
 
 fn row_max(thread: u32, x: vec4<f32>) -> vec4<f32> {

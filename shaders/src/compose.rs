@@ -1,6 +1,6 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
-use crate::key::{Access, Kernel, Key, Shape, Storage};
+use crate::key::{Access, FlashKey, Kernel, Key, Shape, Storage};
 use crate::table::{KEY_STEP, columns, kernel_files, slab, value_keys};
 use crate::unroll::unroll;
 
@@ -10,7 +10,7 @@ macro_rules! files {
         ///
         /// # Panics
         /// Where the table names a file that is not in the list: a mistake in this package, found by its build.
-        fn file(name: &str) -> &'static str {
+        pub(crate) fn file(name: &str) -> &'static str {
             match name {
                 $($name => include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $name, ".wgsl")),)*
                 _ => panic!("no shader file `{name}`"),
@@ -20,7 +20,9 @@ macro_rules! files {
 }
 
 files!(
+    "view",
     "params",
+    "linear_params",
     "load_pair",
     "load_f32_wide",
     "load_f16_wide",
@@ -46,6 +48,10 @@ files!(
     "finish",
     "finish_sinks",
     "lse",
+    "head_whole",
+    "head_padded",
+    "invocation",
+    "invocation_subgroup",
     "rows_workgroup",
     "rows_subgroup",
     "seen_alone",
@@ -55,6 +61,24 @@ files!(
     "seen_tile_range",
     "flash_forward_tile",
     "flash_forward_rows",
+    "state0",
+    "state_load",
+    "state",
+    "state_store",
+    "state_in_place",
+    "state_total_gates",
+    "decay_slopes",
+    "decay_chunk_slopes",
+    "decay_chunk_gates_lane",
+    "decay_chunk_gates_tile",
+    "decay_token_slopes",
+    "decay_token_gates",
+    "scan_slopes",
+    "scan_gates",
+    "lightning_chunk_lanes",
+    "lightning_chunk_tile",
+    "lightning_scan",
+    "lightning_step",
 );
 
 /// One storage buffer of a kernel.
@@ -69,7 +93,15 @@ pub struct Binding {
 }
 
 /// The bindings of a kernel, at most eight. Operands that the key does not use are left out.
-pub fn bindings(key: &Key) -> impl Iterator<Item = Binding> + use<> {
+#[must_use]
+pub fn bindings(key: &Key) -> Vec<Binding> {
+    match key {
+        Key::Flash(key) => flash_bindings(key),
+        Key::Linear(key) => key.bindings(),
+    }
+}
+
+fn flash_bindings(key: &FlashKey) -> Vec<Binding> {
     let options = key.options;
     let all = [
         (true, "q", false),
@@ -81,23 +113,26 @@ pub fn bindings(key: &Key) -> impl Iterator<Item = Binding> + use<> {
         (options.mask, "mask", false),
         (true, "aux", false),
     ];
-    (0..).zip(all).filter_map(|(slot, (used, name, writes))| used.then_some(Binding { slot, name, writes }))
+    (0..).zip(all).filter_map(|(slot, (used, name, writes))| used.then_some(Binding { slot, name, writes })).collect()
 }
 
 /// The WGSL of a key's kernel, entry point `main`.
 ///
 /// # Panics
-/// On a malformed loop directive in a shader file, which this package's build would have refused.
+/// On a malformed directive in a shader file, which this package's build would have refused.
 #[must_use]
 pub fn compose(key: &Key) -> String {
-    let constants = constants(key);
+    let (constants, parts) = match key {
+        Key::Flash(key) => (constants(key), parts(key)),
+        Key::Linear(key) => (key.constants(), key.parts()),
+    };
     let lookup = |name: &str| constants.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
     let mut wgsl = format!("// {key}\n\n");
     for (name, value) in &constants {
         wgsl += &format!("const {name}: u32 = {value}u;\n");
     }
     wgsl.push('\n');
-    for part in parts(key) {
+    for part in parts {
         let text = unroll(&part, &lookup).unwrap_or_else(|message| panic!("{key}: {message}"));
         wgsl += &text;
         wgsl.push('\n');
@@ -105,8 +140,49 @@ pub fn compose(key: &Key) -> String {
     wgsl
 }
 
+/// A tensor that a kernel loads by rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Element {
+    pub(crate) name: &'static str,
+    pub(crate) slot: u32,
+    /// The parameter that holds its dim.
+    pub(crate) dim: &'static str,
+    pub(crate) storage: Storage,
+    pub(crate) access: Access,
+    /// Whether the kernel loads two vec4 at a time.
+    pub(crate) pairs: bool,
+}
+
+/// How tensors are loaded, and how the output, where there is one, is stored.
+pub(crate) fn elements(tensors: &[Element], out: Option<(Storage, Access)>) -> Vec<String> {
+    let mut parts = Vec::new();
+    for tensor in tensors {
+        let suffix = match tensor.access {
+            Access::Vec4 => "",
+            Access::Vec8 => "_wide",
+            Access::Any => "_any",
+        };
+        let slot = tensor.slot.to_string();
+        let fill = |text: &str| text.replace("$t", tensor.name).replace("$b", &slot).replace("$n", tensor.dim);
+        parts.push(fill(file(&format!("load_{}{suffix}", tensor.storage))));
+        if tensor.pairs && tensor.access != Access::Vec8 {
+            parts.push(fill(file("load_pair")));
+        }
+    }
+    match out {
+        None => {}
+        Some((Storage::F32, Access::Vec4 | Access::Vec8)) => parts.push(file("store_f32").to_owned()),
+        Some((Storage::F32, Access::Any)) => parts.push(file("store_f32_any").to_owned()),
+        Some((packed, access)) => {
+            parts.push(file(&format!("pack_{packed}")).to_owned());
+            parts.push(file(if access == Access::Any { "store_packed_any" } else { "store_packed" }).to_owned());
+        }
+    }
+    parts
+}
+
 /// The numbers of the header: those that shape registers, and the tile.
-fn constants(key: &Key) -> Vec<(&'static str, u32)> {
+fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
     let value_chunks = key.value_class / 4;
     match key.shape {
         Shape::Lanes(shape) => vec![
@@ -139,31 +215,14 @@ fn constants(key: &Key) -> Vec<(&'static str, u32)> {
     }
 }
 
-fn parts(key: &Key) -> Vec<String> {
+fn parts(key: &FlashKey) -> Vec<String> {
     let options = key.options;
-    let mut parts = vec![file("params").to_owned()];
-    for (slot, (name, dim, storage)) in
-        [("q", "head_dim", key.q), ("k", "head_dim", key.kv), ("v", "value_dim", key.kv)].into_iter().enumerate()
-    {
-        let suffix = match key.access {
-            Access::Vec4 => "",
-            Access::Vec8 => "_wide",
-            Access::Any => "_any",
-        };
-        let fill = |text: &str| text.replace("$t", name).replace("$b", &slot.to_string()).replace("$n", dim);
-        parts.push(fill(file(&format!("load_{storage}{suffix}"))));
-        if matches!(key.shape, Shape::Lanes(_)) && key.access != Access::Vec8 {
-            parts.push(fill(file("load_pair")));
-        }
-    }
-    match (key.q, key.access) {
-        (Storage::F32, Access::Vec4 | Access::Vec8) => parts.push(file("store_f32").to_owned()),
-        (Storage::F32, Access::Any) => parts.push(file("store_f32_any").to_owned()),
-        (packed, access) => {
-            parts.push(file(&format!("pack_{packed}")).to_owned());
-            parts.push(file(if access == Access::Any { "store_packed_any" } else { "store_packed" }).to_owned());
-        }
-    }
+    let mut parts = vec![file("view").to_owned(), file("params").to_owned()];
+    let lanes = matches!(key.shape, Shape::Lanes(_));
+    let element = |name, slot, dim, storage| Element { name, slot, dim, storage, access: key.access, pairs: lanes };
+    let tensors =
+        [element("q", 0, "head_dim", key.q), element("k", 1, "head_dim", key.kv), element("v", 2, "value_dim", key.kv)];
+    parts.extend(elements(&tensors, Some((key.q, key.access))));
     parts.push(file(if options.bias { "weight_natural" } else { "weight_log2" }).to_owned());
     for (on, name) in
         [(options.softcap, "softcap"), (options.alibi, "alibi"), (options.bias, "bias"), (options.mask, "mask")]
@@ -175,8 +234,8 @@ fn parts(key: &Key) -> Vec<String> {
     parts.push(score(key));
     parts.push(file(if options.sinks { "finish_sinks" } else { "finish" }).to_owned());
     parts.push(if options.lse { file("lse").to_owned() } else { NO_LSE.to_owned() });
-    if matches!(key.shape, Shape::Lanes(_)) {
-        parts.push(if key.padded { PADDED_HEAD } else { WHOLE_HEAD }.to_owned());
+    if lanes {
+        parts.push(file(if key.padded { "head_padded" } else { "head_whole" }).to_owned());
     }
     parts.extend(kernel_files(key).into_iter().map(|name| key_sharing(key, file(name))));
     parts
@@ -184,21 +243,8 @@ fn parts(key: &Key) -> Vec<String> {
 
 const NO_LSE: &str = "fn store_lse(s: Sequence, head: u32, i: u32, f: Finish) {}\n";
 
-/// What a head-dim column contributes: nothing past the head dim.
-const PADDED_HEAD: &str = "\
-fn within_head(chunk: u32, x: vec4<f32>) -> vec4<f32> {
-    return select(vec4<f32>(), x, chunk < aux.params.head_chunks);
-}
-";
-
-const WHOLE_HEAD: &str = "\
-fn within_head(chunk: u32, x: vec4<f32>) -> vec4<f32> {
-    return x;
-}
-";
-
 /// How keys reach all invocations of a rows kernel: through the subgroup, or each loads them all.
-fn key_sharing(key: &Key, text: &str) -> String {
+fn key_sharing(key: &FlashKey, text: &str) -> String {
     let (builtin, loaded) = match key.kernel {
         Kernel::Broadcast => ("subgroup_invocation_id", "lane"),
         _ => ("local_invocation_index", "$nu"),
@@ -214,7 +260,7 @@ fn key_sharing(key: &Key, text: &str) -> String {
 }
 
 /// The chain from a scaled dot product to a score: softcap, then ALiBi, then bias, then what hides it.
-fn score(key: &Key) -> String {
+fn score(key: &FlashKey) -> String {
     let options = key.options;
     let mut begin = String::new();
     let mut body = String::from("    var value = dot;\n    var visible = in_range;\n");

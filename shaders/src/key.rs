@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::linear::LinearKey;
+
 /// A kernel design. The names on the command line and in reports are those of [`Kernel::name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -202,7 +204,7 @@ impl ScoreOptions {
 
 /// What a compiled `flash_forward` pipeline depends on; its [`Display`](fmt::Display) is the pipeline's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub struct FlashKey {
     /// The kernel design.
     pub kernel: Kernel,
     /// Its layout.
@@ -223,7 +225,7 @@ pub struct Key {
     pub options: ScoreOptions,
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for FlashKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "flash_forward/{}/{}/{}", self.kernel, self.shape, self.q)?;
         if self.kv != self.q {
@@ -246,5 +248,23 @@ impl fmt::Display for Key {
             write!(f, "+{name}")?;
         }
         Ok(())
+    }
+}
+
+/// What a compiled pipeline depends on, of any operator; its [`Display`](fmt::Display) is the pipeline's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// Of softmax attention.
+    Flash(FlashKey),
+    /// Of linear attention with decay.
+    Linear(LinearKey),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flash(key) => key.fmt(f),
+            Self::Linear(key) => key.fmt(f),
+        }
     }
 }

@@ -7,10 +7,12 @@
 
 mod compose;
 mod key;
+mod linear;
 mod params;
 pub mod table;
 mod unroll;
 
 pub use compose::{Binding, bindings, compose};
-pub use key::{Access, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
-pub use params::{Params, ScoreView, Sequence, View};
+pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
+pub use linear::{BROADCAST_CLASS, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
+pub use params::{LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};

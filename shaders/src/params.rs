@@ -47,26 +47,71 @@ mirror!(
     }
 );
 
+mirror!(
+    /// Where states [item, heads, key dim, value dim] lie in their binding.
+    StateView { offset: u32, item: u32, head: u32, row: u32, column: u32 }
+);
+
+mirror!(
+    /// What one dispatch of a linear-attention kernel is told, at the start of the buffer `aux`.
+    LinearParams {
+        first: u32, last: u32, head_first: u32, heads: u32, splits: u32,
+        head_dim: u32, value_dim: u32, head_chunks: u32, value_chunks: u32,
+        step: u32, forward: f32,
+        q: View, k: View, v: View, out: View, gate: View, state0: StateView, state: StateView,
+        score_scale: f32, read_scale: f32, write_scale: f32,
+        segments: u32, walks: u32, slopes: u32, totals: u32,
+    }
+);
+
+mirror!(
+    /// A stretch of tokens of one sequence that is walked in one go.
+    Segment { batch: u32, origin: u32, tokens: u32, state0: u32, state: u32 }
+);
+
+mirror!(
+    /// The segments of one sequence, which the scan walks.
+    Walk { first: u32, segments: u32, state0: u32, state: u32 }
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn host_and_shader_agree() {
-        let source = include_str!("../params.wgsl");
-        let module = naga::front::wgsl::parse_str(source).expect("params.wgsl parses by itself");
-        for (name, fields, size) in [
-            ("View", View::fields(), size_of::<View>()),
-            ("ScoreView", ScoreView::fields(), size_of::<ScoreView>()),
-            ("Params", Params::fields(), size_of::<Params>()),
-            ("Sequence", Sequence::fields(), size_of::<Sequence>()),
-        ] {
-            let found = module.types.iter().find(|(_, t)| t.name.as_deref() == Some(name)).expect(name).1;
+    /// The structs of these files are laid out as on the host.
+    fn agree(source: &str, structs: &[(&str, Vec<(&str, usize)>, usize)]) {
+        let module = naga::front::wgsl::parse_str(source).expect("the files parse by themselves");
+        for (name, fields, size) in structs {
+            let found = module.types.iter().find(|(_, t)| t.name.as_deref() == Some(*name)).expect(name).1;
             let naga::TypeInner::Struct { members, span } = &found.inner else { panic!("{name} is no struct") };
             let shader: Vec<_> =
                 members.iter().map(|m| (m.name.as_deref().unwrap_or_default(), m.offset as usize)).collect();
-            assert_eq!(shader, fields, "{name}");
-            assert_eq!(*span as usize, size, "{name}");
+            assert_eq!(&shader, fields, "{name}");
+            assert_eq!(*span as usize, *size, "{name}");
         }
+    }
+
+    #[test]
+    fn host_and_shader_agree() {
+        let source = concat!(include_str!("../view.wgsl"), include_str!("../params.wgsl"));
+        agree(
+            source,
+            &[
+                ("View", View::fields(), size_of::<View>()),
+                ("ScoreView", ScoreView::fields(), size_of::<ScoreView>()),
+                ("Params", Params::fields(), size_of::<Params>()),
+                ("Sequence", Sequence::fields(), size_of::<Sequence>()),
+            ],
+        );
+        let source = concat!(include_str!("../view.wgsl"), include_str!("../linear_params.wgsl"));
+        agree(
+            source,
+            &[
+                ("StateView", StateView::fields(), size_of::<StateView>()),
+                ("Params", LinearParams::fields(), size_of::<LinearParams>()),
+                ("Segment", Segment::fields(), size_of::<Segment>()),
+                ("Walk", Walk::fields(), size_of::<Walk>()),
+            ],
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! The kernel table: for each kernel its files, its menu of shapes, its workgroup memory and what it can serve.
 
-use crate::key::{Kernel, Key, LaneShape, Shape, TileShape};
+use crate::key::{FlashKey, Kernel, LaneShape, Shape, TileShape};
 
 /// The widest part of the value dim that one workgroup handles; wider values are split over workgroups.
 pub const VALUE_SPLIT: u32 = 128;
@@ -13,13 +13,15 @@ pub const MAX_DIM: u32 = 576;
 
 /// The files that make a key's kernel, after the ones every kernel shares.
 #[must_use]
-pub fn kernel_files(key: &Key) -> Vec<&'static str> {
+pub fn kernel_files(key: &FlashKey) -> Vec<&'static str> {
     let masks = key.options.masks_elements();
-    let tile = |rows| vec![rows, if masks { "seen_tile" } else { "seen_tile_range" }, "flash_forward_tile"];
+    let tile = |invocation, rows| {
+        vec![invocation, rows, if masks { "seen_tile" } else { "seen_tile_range" }, "flash_forward_tile"]
+    };
     let rows = |seen| vec![if masks { seen } else { "seen_lane_range" }, "flash_forward_rows"];
     match (key.kernel, key.shape) {
-        (Kernel::TileSubgroup, _) => tile("rows_subgroup"),
-        (Kernel::TileUniversal, Shape::Tile(_)) => tile("rows_workgroup"),
+        (Kernel::TileSubgroup, _) => tile("invocation_subgroup", "rows_subgroup"),
+        (Kernel::TileUniversal, Shape::Tile(_)) => tile("invocation", "rows_workgroup"),
         (Kernel::TileUniversal, Shape::Lanes(_)) => rows("seen_alone"),
         (Kernel::Broadcast, _) => rows("seen_lane"),
     }
@@ -75,7 +77,7 @@ pub fn value_keys(tile: TileShape, value_class: u32) -> u32 {
 
 /// Bytes of workgroup memory that a key's kernel declares.
 #[must_use]
-pub fn workgroup_bytes(key: &Key) -> u32 {
+pub fn workgroup_bytes(key: &FlashKey) -> u32 {
     let Shape::Tile(tile) = key.shape else { return 0 };
     let (tile_q, tile_k) = (tile.ty * tile.rows, tile.tx * tile.keys);
     let weights = 16 * tile_k * (tile_q / 4 + 1);

@@ -1,8 +1,9 @@
-//! The one construct that kernel sources have beyond WGSL: a counted loop, unrolled as text.
+//! What kernel sources have beyond WGSL: a counted loop, unrolled as text, and lines that only some kernels have.
 //!
 //! Registers cannot be indexed at run time, so a kernel whose rows live in registers needs one name a row. A line
 //! `//$ for r in 0..ROWS` (or `.. step 4`) repeats the lines up to its `//$ end`, with `$r` and `${r+1}` replaced by the number.
-//! Bounds are numbers or constants of the kernel's header. Lines outside of loops pass unchanged.
+//! `//$ if OUT` keeps the lines up to its `//$ end` where the constant is not 0. Bounds are numbers or constants of the kernel's
+//! header. Other lines pass unchanged.
 
 /// Unrolls `source`; `constant` looks up the bounds that are names.
 ///
@@ -33,6 +34,15 @@ fn expand(
                 at += 1;
             }
             Some("end") => return Err(format!("`{line}` ends no loop")),
+            Some(text) if text.starts_with("if ") => {
+                let name = text[3..].trim();
+                let kept = constant(name).ok_or_else(|| format!("no constant `{name}`: `{line}`"))?;
+                let end = matching_end(lines, at).ok_or_else(|| format!("no end for `{line}`"))?;
+                if kept != 0 {
+                    expand(&lines[at + 1..end], constant, bound, out)?;
+                }
+                at = end + 1;
+            }
             Some(text) => {
                 let (name, range) = parse_loop(text, constant).ok_or_else(|| format!("not a loop: `{line}`"))?;
                 let end = matching_end(lines, at).ok_or_else(|| format!("no end for `{line}`"))?;
@@ -128,6 +138,13 @@ mod tests {
     }
 
     #[test]
+    fn conditions_keep_or_drop() {
+        let source = "a\n//$ if ROWS\nb\n//$ for r in 0..ROWS\nc$r\n//$ end\n//$ end\n//$ if NONE\nd\n//$ end\ne";
+        let constant = |name: &str| if name == "NONE" { Some(0) } else { rows(name) };
+        assert_eq!(unroll(source, &constant).unwrap(), "a\nb\nc0\nc1\ne\n");
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (source, needle) in [
             ("//$ for r in 0..COLS\n//$ end", "not a loop"),
@@ -135,6 +152,7 @@ mod tests {
             ("//$ end", "ends no loop"),
             ("x_$r", "bound by no loop"),
             ("//$ for r in 0..2\n${r+1\n//$ end", "no closing brace"),
+            ("//$ if COLS\n//$ end", "no constant"),
             ("//$ repeat 2\n//$ end", "not a loop"),
         ] {
             let error = unroll(source, &rows).unwrap_err();

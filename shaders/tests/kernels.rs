@@ -1,10 +1,13 @@
 //! The menu, kernel by kernel: naga accepts it for every back end, workgroup memory is what the table says, bindings are few.
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use wattn_shaders::{Access, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, bindings, compose, table};
+use wattn_shaders::{
+    Access, FlashKey, HEAD_CLASSES, Kernel, Key, LaneShape, LinearKey, LinearOp, ScoreOptions, Shape, Storage,
+    bindings, compose, table,
+};
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
-fn keys() -> Vec<Key> {
+fn keys() -> Vec<FlashKey> {
     let lanes = |lanes, rows| Shape::Lanes(LaneShape { lanes, rows, keys: lanes });
     let tiles = || table::TILES.map(Shape::Tile);
     let mut designs: Vec<(Kernel, Shape)> = Vec::new();
@@ -21,7 +24,7 @@ fn keys() -> Vec<Key> {
                     for options in [ScoreOptions::default(), all] {
                         let head_class = if matches!(shape, Shape::Lanes(_)) { value_class } else { 0 };
                         let padded = access == Access::Any && head_class > 0;
-                        keys.push(Key {
+                        keys.push(FlashKey {
                             kernel,
                             shape,
                             q: storage,
@@ -50,15 +53,72 @@ fn parse(key: &Key) -> (naga::Module, ModuleInfo) {
     (module, info)
 }
 
+/// The linear family, every kernel with every option.
+fn linear_keys() -> Vec<LinearKey> {
+    let mut keys = Vec::new();
+    for op in [LinearOp::Chunk, LinearOp::Segment, LinearOp::Scan, LinearOp::Step] {
+        for (kernel, lanes) in Kernel::ALL.into_iter().zip([0, 0, 8]) {
+            for head_class in HEAD_CLASSES.into_iter().filter(|&class| kernel != Kernel::Broadcast || class <= 64) {
+                for (q, access) in [(Storage::F32, Access::Vec4), (Storage::F16, Access::Any)] {
+                    for (gated, state) in [(false, false), (true, false), (false, true), (true, true)] {
+                        let (kv, padded) = (Storage::F32, lanes > 0 && gated);
+                        keys.push(LinearKey { op, kernel, lanes, q, kv, access, head_class, padded, gated, state });
+                    }
+                }
+            }
+        }
+    }
+    keys
+}
+
+/// Bytes of workgroup memory that a module declares, each variable rounded up to 16.
+fn declared_bytes(module: &naga::Module) -> u32 {
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).unwrap();
+    let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+    shared.map(|(_, v)| layouter[v.ty].size.next_multiple_of(16)).sum()
+}
+
+/// The storage bindings that a module declares.
+fn declared_bindings(module: &naga::Module) -> Vec<(u32, String, bool)> {
+    let mut declared: Vec<_> = module
+        .global_variables
+        .iter()
+        .filter_map(|(_, v)| {
+            let naga::AddressSpace::Storage { access } = v.space else { return None };
+            let writes = access.contains(naga::StorageAccess::STORE);
+            Some((v.binding.as_ref()?.binding, v.name.clone()?, writes))
+        })
+        .collect();
+    declared.sort();
+    declared
+}
+
+#[test]
+fn linear_kernels_are_what_their_keys_say() {
+    for key in linear_keys() {
+        let (module, _) = parse(&Key::Linear(key));
+        assert_eq!(declared_bytes(&module), key.workgroup_bytes(), "{key}");
+        assert!(key.workgroup_bytes() <= 16_384, "{key}");
+        assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
+        let listed: Vec<_> =
+            bindings(&Key::Linear(key)).iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+        assert_eq!(declared_bindings(&module), listed, "{key}");
+        assert!(listed.len() <= 8, "{key}");
+        let chunks = matches!(key.op, LinearOp::Chunk | LinearOp::Segment);
+        let subgroups = chunks && key.kernel != Kernel::TileUniversal;
+        let uses = compose(&Key::Linear(key))
+            .lines()
+            .any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));
+        assert_eq!(uses, subgroups, "{key}");
+    }
+}
+
 #[test]
 fn workgroup_memory_is_what_the_table_says() {
     for key in keys() {
-        let (module, _) = parse(&key);
-        let mut layouter = naga::proc::Layouter::default();
-        layouter.update(module.to_ctx()).unwrap();
-        let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
-        let bytes: u32 = shared.map(|(_, v)| layouter[v.ty].size.next_multiple_of(16)).sum();
-        assert_eq!(bytes, table::workgroup_bytes(&key), "{key}");
+        let (module, _) = parse(&Key::Flash(key));
+        assert_eq!(declared_bytes(&module), table::workgroup_bytes(&key), "{key}");
         assert_eq!(module.entry_points[0].workgroup_size, [key.shape.invocations(), 1, 1], "{key}");
     }
 }
@@ -90,19 +150,10 @@ fn staging_divides_evenly() {
 #[test]
 fn bindings_match_the_source_and_are_at_most_eight() {
     for key in keys() {
-        let (module, _) = parse(&key);
-        let mut declared: Vec<(u32, String, bool)> = module
-            .global_variables
-            .iter()
-            .filter_map(|(_, v)| {
-                let naga::AddressSpace::Storage { access } = v.space else { return None };
-                let writes = access.contains(naga::StorageAccess::STORE);
-                Some((v.binding.as_ref()?.binding, v.name.clone()?, writes))
-            })
-            .collect();
-        declared.sort();
-        let listed: Vec<_> = bindings(&key).map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
-        assert_eq!(declared, listed, "{key}");
+        let (module, _) = parse(&Key::Flash(key));
+        let listed: Vec<_> =
+            bindings(&Key::Flash(key)).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+        assert_eq!(declared_bindings(&module), listed, "{key}");
         assert!(listed.len() <= 8, "{key}");
     }
 }
@@ -113,7 +164,7 @@ fn unused_options_leave_no_token() {
     let scores = ["softcapped", "begin_alibi", "begin_bias", "begin_mask"];
     let tokens = ["aux.params.sinks", "@binding(4)", "@binding(5)", "@binding(6)"].into_iter().chain(scores);
     for key in keys() {
-        let source = compose(&key);
+        let source = compose(&Key::Flash(key));
         let code: String = source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
         let used = key.options != ScoreOptions::default();
         for token in tokens.clone() {
@@ -127,7 +178,9 @@ fn unused_options_leave_no_token() {
 #[test]
 fn subgroups_are_used_only_by_kernels_that_say_so() {
     for key in keys() {
-        let uses = compose(&key).lines().any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));
+        let uses = compose(&Key::Flash(key))
+            .lines()
+            .any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));
         assert_eq!(uses, key.kernel != Kernel::TileUniversal, "{key}");
     }
 }
@@ -142,7 +195,7 @@ fn labels_tell_kernels_apart() {
 #[test]
 fn every_back_end_takes_the_gpu_kernels() {
     for key in keys().into_iter().filter(|key| matches!(key.shape, Shape::Tile(_)) && key.value_class == 64) {
-        let (module, info) = parse(&key);
+        let (module, info) = parse(&Key::Flash(key));
         let spv = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
         naga::back::spv::write_vec(&module, &info, &spv, None).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
         let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };

@@ -78,6 +78,16 @@ impl Capabilities {
         }
     }
 
+    /// A guess of how many workgroups of a linear-attention kernel keep the device busy.
+    #[must_use]
+    pub fn width(&self) -> u32 {
+        match self.kind {
+            DeviceKind::Discrete => 512,
+            DeviceKind::Integrated | DeviceKind::Other => 64,
+            DeviceKind::Cpu => 16,
+        }
+    }
+
     /// A guess of the f32 rate (FLOP/s) and the bandwidth (bytes/s) that a good kernel reaches, for estimates only.
     #[must_use]
     pub fn rates(&self) -> (f64, f64) {

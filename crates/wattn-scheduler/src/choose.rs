@@ -1,14 +1,14 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
 use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
-use wattn_shaders::{Access, Kernel, Key, LaneShape, Shape, Storage};
+use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape, Storage};
 
 use crate::attention::Attention;
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
 use crate::error::PlanError;
 
 /// The pipeline for a problem, and the reason.
-pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(Key, String), PlanError> {
+pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(FlashKey, String), PlanError> {
     if let Some(kernel) = attention.kernel {
         let (shape, why) = shape(kernel, attention, device).map_err(|reason| PlanError::Kernel { kernel, reason })?;
         return Ok((key(kernel, shape, attention, device), format!("pinned; {why}")));
@@ -35,7 +35,7 @@ pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(Ke
     Err(PlanError::NoKernel { reasons: reasons.join("; ") })
 }
 
-fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilities) -> Key {
+fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilities) -> FlashKey {
     let (qk, value_dim) = (attention.head_dim.qk(), attention.head_dim.value());
     let head_class = match shape {
         Shape::Lanes(_) => table::dim_class(qk).unwrap_or(0),
@@ -51,7 +51,7 @@ fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilitie
         && value_dim.is_multiple_of(8)
         && (int64 || (attention.q != Storage::F32 && attention.kv != Storage::F32));
     let value = value_dim.min(table::VALUE_SPLIT);
-    Key {
+    FlashKey {
         kernel,
         shape,
         q: attention.q,

@@ -7,13 +7,21 @@
 mod attention;
 mod capabilities;
 mod choose;
+mod decay;
 mod error;
+mod lightning;
+mod linear_plan;
 mod plan;
+mod sweep;
 mod work;
 
 pub use attention::{Attention, Causal, Extent, HeadDim, Heads};
 pub use capabilities::{Capabilities, DeviceKind, Driver};
+pub use decay::{Decay, DecayModel};
 pub use error::PlanError;
+pub use lightning::{Lightning, Pass, Schedule, Tokens};
+pub use linear_plan::{LinearPlan, PlannedSweep};
 pub use plan::{Part, Plan};
+pub use sweep::{Sweep, Tensor};
 pub use wattn_shaders as shaders;
 pub use work::{Lengths, key_range, sequences, tile_keys, visited_scores, work_list};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use wattn_shaders::{Key, table};
+use wattn_shaders::{FlashKey, table};
 
 use crate::attention::{Attention, Causal, Extent};
 use crate::capabilities::Capabilities;
@@ -28,7 +28,7 @@ pub struct Plan {
     /// Its extent.
     pub extent: Extent,
     /// The pipeline.
-    pub key: Key,
+    pub key: FlashKey,
     /// Why this kernel and this shape.
     pub reason: String,
     /// Dispatches, each with bindings of its own.
@@ -60,10 +60,10 @@ pub struct Plan {
 }
 
 /// What one submission should take at most, seconds: operating systems reset a GPU after about two.
-const SLICE_SECONDS: f64 = 0.5;
+pub(crate) const SLICE_SECONDS: f64 = 0.5;
 
 /// The longest sequence: positions and their differences fit a signed 32-bit integer with room.
-const MAX_LENGTH: u32 = 1 << 29;
+pub(crate) const MAX_LENGTH: u32 = 1 << 29;
 
 /// Dispatches that one plan may take: more than memory for their operands allows.
 const MAX_PARTS: u64 = 1 << 16;
@@ -138,9 +138,14 @@ impl Plan {
     /// The grid of a dispatch of `workgroups`, which the kernel numbers row by row: beyond one axis, rows are filled evenly.
     #[must_use]
     pub fn grid(&self, workgroups: u32) -> [u32; 2] {
-        let rows = workgroups.div_ceil(self.workgroups_per_axis).max(1);
-        [workgroups.div_ceil(rows), rows]
+        grid(workgroups, self.workgroups_per_axis)
     }
+}
+
+/// A grid of `workgroups` that are numbered row by row: beyond one axis, rows are filled evenly.
+pub(crate) fn grid(workgroups: u32, per_axis: u32) -> [u32; 2] {
+    let rows = workgroups.div_ceil(per_axis).max(1);
+    [workgroups.div_ceil(rows), rows]
 }
 
 fn check(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<(), PlanError> {
@@ -229,7 +234,13 @@ fn head_bytes(attention: &Attention, extent: Extent) -> [u64; 7] {
     ]
 }
 
-/// As few dispatches as bindings of the device's size allow: whole batches together, else heads of one batch entry.
+/// Bytes that one operand takes for one (batch entry, key/value head).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) argument: &'static str,
+    pub(crate) bytes: u64,
+}
+
 fn parts(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<Vec<Part>, PlanError> {
     let options = attention.options;
     let group = u64::from(attention.heads.group());
@@ -243,9 +254,22 @@ fn parts(attention: &Attention, extent: Extent, device: &Capabilities) -> Result
         (options.bias, "bias", bias.saturating_mul(group)),
         (options.mask, "mask", mask.saturating_mul(group)),
     ];
+    let rows: Vec<Rows> =
+        used.into_iter().filter(|u| u.0).map(|(_, argument, bytes)| Rows { argument, bytes }).collect();
+    let batch = if extent.packed { 1 } else { extent.batch };
+    fit_parts(&rows, attention.heads.key_value(), batch, device)
+}
+
+/// As few dispatches as bindings of the device's size allow: whole batches together, else heads of one batch entry.
+pub(crate) fn fit_parts(
+    rows: &[Rows],
+    kv_heads: u32,
+    batch: u32,
+    device: &Capabilities,
+) -> Result<Vec<Part>, PlanError> {
     // A binding starts at an aligned byte, so that it may hold that much more than its part.
     let room = device.binding_bytes.saturating_sub(u64::from(device.binding_alignment));
-    let (_, argument, largest) = used.into_iter().filter(|u| u.0).max_by_key(|u| u.2).unwrap_or((true, "q", 0));
+    let (argument, largest) = rows.iter().map(|r| (r.argument, r.bytes)).max_by_key(|r| r.1).unwrap_or(("q", 0));
     if largest > room {
         return Err(PlanError::Limit {
             argument,
@@ -255,8 +279,6 @@ fn parts(attention: &Attention, extent: Extent, device: &Capabilities) -> Result
             advice: "; ask for a higher max_storage_buffer_binding_size",
         });
     }
-    let kv_heads = attention.heads.key_value();
-    let batch = if extent.packed { 1 } else { extent.batch };
     #[expect(clippy::cast_possible_truncation, reason = "bounded by a u32")]
     let fit = |count: u32, bytes: u64| room.checked_div(bytes).map_or(count, |n| n.min(u64::from(count)) as u32).max(1);
     let heads_at_once = fit(kv_heads, largest);

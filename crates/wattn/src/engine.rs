@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use wattn_scheduler::shaders::{Key, bindings, compose};
-use wattn_scheduler::{Attention, Capabilities, Extent, PlanError};
+use wattn_scheduler::{Capabilities, PlanError};
 use wgpu::{
     BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry, BindingType, BufferBindingType, ComputePipeline,
     Device, Queue, ShaderStages,
@@ -15,7 +15,7 @@ use wgpu::{
 
 use crate::capabilities::capabilities;
 use crate::error::EncodeError;
-use crate::plan::Plan;
+use crate::operator::{Operator, Prepared};
 use crate::ring::Ring;
 
 /// Runs attention on one wgpu device: plans problems, compiles and keeps their pipelines. Cheap to clone; clones share all.
@@ -89,20 +89,20 @@ impl Engine {
         EngineBuilder { device: device.clone(), queue: queue.clone(), cache: None }
     }
 
-    /// Plans `attention` over `extent`: which kernel, which tile, what it costs. Compiles nothing.
+    /// Plans an operator over `extent`: which kernel, which tile, what it costs. Compiles nothing.
     ///
     /// # Errors
     /// An impossible shape or option, a device limit, or a pinned kernel that cannot serve.
-    pub fn plan(&self, attention: &Attention, extent: Extent) -> Result<Plan, PlanError> {
-        Ok(Plan::new(self.clone(), wattn_scheduler::Plan::new(attention, extent, &self.inner.capabilities)?))
+    pub fn plan<O: Operator>(&self, operator: &O, extent: O::Extent) -> Result<O::Plan, PlanError> {
+        operator.plan_on(self, extent)
     }
 
     /// Compiles the pipelines of these plans ahead of their first use. (Some drivers compile at the first dispatch all the same.)
     ///
     /// # Errors
     /// A kernel that the device refuses.
-    pub fn prepare<'a>(&self, plans: impl IntoIterator<Item = &'a Plan>) -> Result<(), EncodeError> {
-        plans.into_iter().try_for_each(|plan| self.pipeline(&plan.details().key).map(drop))
+    pub fn prepare<'a, P: Prepared + 'a>(&self, plans: impl IntoIterator<Item = &'a P>) -> Result<(), EncodeError> {
+        plans.into_iter().flat_map(Prepared::keys).try_for_each(|key| self.pipeline(&key).map(drop))
     }
 
     /// The device.
@@ -150,6 +150,7 @@ impl Engine {
             source: wgpu::ShaderSource::Wgsl(compose(key).into()),
         });
         let entries: Vec<BindGroupLayoutEntry> = bindings(key)
+            .into_iter()
             .map(|binding| BindGroupLayoutEntry {
                 binding: binding.slot,
                 visibility: ShaderStages::COMPUTE,

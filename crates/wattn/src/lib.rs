@@ -1,12 +1,16 @@
 #![doc = include_str!("../README.md")]
 
 mod capabilities;
+mod dispatch;
 mod engine;
 mod error;
 #[cfg(feature = "blocking")]
 mod headless;
 mod host;
+mod linear_operands;
+mod linear_plan;
 mod operands;
+mod operator;
 mod plan;
 mod ring;
 mod view;
@@ -15,9 +19,15 @@ pub use capabilities::{wanted_features, wanted_limits};
 pub use engine::{Engine, EngineBuilder};
 pub use error::{EncodeError, PlanError, RunError};
 pub use host::{Blocking, HostLayout, HostOperands, HostOutput, HostScores, mask_words};
+pub use linear_operands::LinearOperands;
+pub use linear_plan::LinearPlan;
 pub use operands::Operands;
+pub use operator::{Operator, Prepared};
 pub use plan::Plan;
 pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
-pub use wattn_scheduler::{Attention, Capabilities, Causal, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths};
+pub use wattn_scheduler::{
+    Attention, Capabilities, Causal, Decay, DecayModel, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths, Lightning,
+    Schedule, Tokens,
+};
 pub use wgpu;

@@ -70,28 +70,34 @@ pub(crate) struct Resolved<'a> {
 }
 
 /// A binding of one part: the bytes that the part spans, and where its tensor lies in them.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Span {
     pub(crate) offset: u64,
     pub(crate) size: u64,
     pub(crate) view: shaders::View,
 }
 
+/// Elements that a kernel loads at once.
+fn unit(access: Access, element_bytes: u64) -> u64 {
+    match access {
+        Access::Vec4 => 4,
+        Access::Vec8 => 8,
+        // Pairs of 16 bits, else single elements.
+        Access::Any => 4 / element_bytes,
+    }
+}
+
 const AXES: [&str; 4] = ["batch", "head", "sequence", "dim"];
 
 impl<'a> Resolved<'a> {
-    fn new(
+    pub(crate) fn new(
         name: &'static str,
         view: &View<'a>,
         extent: [u64; 4],
         heads_per_kv: u64,
         (storage, access): (Storage, Access),
     ) -> Result<Self, EncodeError> {
-        let unit = match (access, storage) {
-            (Access::Vec4, _) => 4,
-            (Access::Vec8, _) => 8,
-            (Access::Any, Storage::F32) => 1,
-            (Access::Any, Storage::F16 | Storage::Bf16) => 2,
-        };
+        let element_bytes = u64::from(storage.bytes());
         let strides = view.strides(extent);
         let found = Self {
             name,
@@ -100,12 +106,17 @@ impl<'a> Resolved<'a> {
             extent,
             strides,
             heads_per_kv,
-            element_bytes: u64::from(storage.bytes()),
-            unit,
+            element_bytes,
+            unit: unit(access, element_bytes),
         };
         found.check_alignment()?;
         found.check_buffer()?;
         Ok(found)
+    }
+
+    /// The same tensor for a kernel that loads it by narrower units.
+    pub(crate) fn counted_by(&self, access: Access) -> Self {
+        Self { unit: unit(access, self.element_bytes), ..*self }
     }
 
     fn check_alignment(&self) -> Result<(), EncodeError> {
@@ -148,7 +159,7 @@ impl<'a> Resolved<'a> {
     }
 
     /// Elements of a written view must not share memory: each stride must step over all that lies inside it.
-    fn check_written(&self) -> Result<(), EncodeError> {
+    pub(crate) fn check_written(&self) -> Result<(), EncodeError> {
         if self.is_empty() {
             return Ok(());
         }
@@ -165,7 +176,7 @@ impl<'a> Resolved<'a> {
         Ok(())
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.extent.contains(&0)
     }
 
@@ -206,6 +217,11 @@ impl<'a> Resolved<'a> {
 }
 
 impl Span {
+    /// The first bytes of a buffer.
+    pub(crate) fn whole(size: u64) -> Self {
+        Self { offset: 0, size, view: shaders::View::default() }
+    }
+
     /// The view of a bias or mask.
     pub(crate) fn scores(&self) -> ScoreView {
         let shaders::View { offset, batch, head, seq, dim } = self.view;
@@ -288,7 +304,7 @@ impl<'a> Checked<'a> {
     }
 }
 
-fn present(argument: &'static str, planned: bool, given: bool) -> Result<(), EncodeError> {
+pub(crate) fn present(argument: &'static str, planned: bool, given: bool) -> Result<(), EncodeError> {
     match (planned, given) {
         (true, false) => Err(EncodeError::Missing { argument }),
         (false, true) => Err(EncodeError::Unused { argument }),

@@ -2,32 +2,21 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 
-use wattn_scheduler::shaders::{Params, Sequence, bindings};
+use wattn_scheduler::shaders::{Key, Params, Sequence};
 use wattn_scheduler::{Part, sequences, work_list};
-use wgpu::{
-    BindGroup, BindGroupDescriptor, BindGroupEntry, BindingResource, BufferBinding, CommandEncoder, ComputePass,
-};
+use wgpu::{CommandEncoder, ComputePass};
 
-use crate::engine::{Engine, Pipeline};
+use crate::dispatch::{self, Dispatch};
+use crate::engine::Engine;
 use crate::error::EncodeError;
 use crate::operands::{Checked, Operands, Resolved, Span};
-use crate::ring::Slot;
 
 /// How a problem runs on an engine's device. Prints itself; may be encoded any number of times, with other lengths and buffers.
 #[derive(Debug, Clone)]
 pub struct Plan {
     engine: Engine,
     plan: wattn_scheduler::Plan,
-}
-
-/// One dispatch, ready to record.
-struct Dispatch {
-    pipeline: Arc<Pipeline>,
-    bind_group: BindGroup,
-    grid: [u32; 2],
-    slot: Slot,
 }
 
 impl Plan {
@@ -53,7 +42,7 @@ impl Plan {
     /// Operands that do not fit the plan or overlap; a kernel that the device refuses. Nothing has been recorded then.
     pub fn encode(&self, encoder: &mut CommandEncoder, operands: &Operands<'_>) -> Result<(), EncodeError> {
         let dispatches = self.dispatches(operands, None)?;
-        self.encode_dispatches(encoder, dispatches);
+        dispatch::encode(encoder, dispatches);
         Ok(())
     }
 
@@ -62,10 +51,7 @@ impl Plan {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_in_pass(&self, pass: &mut ComputePass<'_>, operands: &Operands<'_>) -> Result<(), EncodeError> {
-        for dispatch in self.dispatches(operands, None)? {
-            record(pass, &dispatch);
-            pass.on_submitted_work_done(move || drop(dispatch.slot));
-        }
+        dispatch::encode_in_pass(pass, self.dispatches(operands, None)?);
         Ok(())
     }
 
@@ -91,7 +77,7 @@ impl Plan {
             return Err(EncodeError::Slice { given: slice, slices: self.slices() });
         }
         let dispatches = self.dispatches(operands, Some(slice))?;
-        self.encode_dispatches(encoder, dispatches);
+        dispatch::encode(encoder, dispatches);
         Ok(())
     }
 
@@ -100,24 +86,9 @@ impl Plan {
         self.plan.parts.len().max(1) as u32
     }
 
-    fn encode_dispatches(&self, encoder: &mut CommandEncoder, dispatches: Vec<Dispatch>) {
-        if dispatches.is_empty() {
-            return;
-        }
-        let descriptor = wgpu::ComputePassDescriptor { label: Some("wattn"), timestamp_writes: None };
-        let mut pass = encoder.begin_compute_pass(&descriptor);
-        for dispatch in &dispatches {
-            record(&mut pass, dispatch);
-        }
-        drop(pass);
-        let slots: Vec<Slot> = dispatches.into_iter().map(|d| d.slot).collect();
-        encoder.on_submitted_work_done(move || drop(slots));
-    }
-
     fn dispatches(&self, operands: &Operands<'_>, slice: Option<u32>) -> Result<Vec<Dispatch>, EncodeError> {
         let checked = Checked::new(&self.plan, operands)?;
         let all = sequences(&self.plan.attention, self.plan.extent, operands.lengths, operands.causal_offsets)?;
-        let pipeline = self.engine.pipeline(&self.plan.key)?;
         let parts = self.part_count();
         let mut dispatches = Vec::with_capacity(self.plan.parts.len());
         for (index, part) in (0..).zip(&self.plan.parts) {
@@ -131,7 +102,7 @@ impl Plan {
             } else {
                 all.iter().filter(|s| part.batch.contains(&s.batch)).copied().collect()
             };
-            dispatches.extend(self.dispatch(&pipeline, part, &checked, operands, &sequences, share)?);
+            dispatches.extend(self.dispatch(part, &checked, operands, &sequences, share)?);
         }
         Ok(dispatches)
     }
@@ -139,7 +110,6 @@ impl Plan {
     /// The dispatch of a part, or the share `index` of `count` of it; none where there is nothing to compute.
     fn dispatch(
         &self,
-        pipeline: &Arc<Pipeline>,
         part: &Part,
         checked: &Checked<'_>,
         operands: &Operands<'_>,
@@ -202,62 +172,37 @@ impl Plan {
             sinks,
             list: sinks + count(operands.sinks.len()),
         };
-        let slot = self.write(&params, sequences, operands, units.log, &list);
+        let words = words(&params, sequences, operands, units.log, &list);
 
         let bound = [
-            (checked.q.buffer, Some(&q)),
-            (checked.k.buffer, k.as_ref()),
-            (checked.v.buffer, v.as_ref()),
-            (checked.out.buffer, Some(&out)),
-            (checked.lse.map_or(checked.out.buffer, |r| r.buffer), lse.as_ref()),
-            (checked.bias.map_or(checked.q.buffer, |r| r.buffer), bias.as_ref()),
-            (checked.mask.map_or(checked.q.buffer, |r| r.buffer), mask.as_ref()),
+            Some((checked.q.buffer, q)),
+            k.map(|k| (checked.k.buffer, k)),
+            v.map(|v| (checked.v.buffer, v)),
+            Some((checked.out.buffer, out)),
+            checked.lse.map(|r| r.buffer).zip(lse),
+            checked.bias.map(|r| r.buffer).zip(bias),
+            checked.mask.map(|r| r.buffer).zip(mask),
         ];
-        let entries: Vec<BindGroupEntry<'_>> = bindings(&plan.key)
-            .map(|binding| {
-                let (buffer, span) = match bound.get(binding.slot as usize) {
-                    Some(&(buffer, Some(span))) => (buffer, (span.offset, span.size)),
-                    _ => (&slot.buffer, (slot.offset, slot.size)),
-                };
-                let resource = BufferBinding { buffer, offset: span.0, size: wgpu::BufferSize::new(span.1) };
-                BindGroupEntry { binding: binding.slot, resource: BindingResource::Buffer(resource) }
-            })
-            .collect();
-        let bind_group = self.engine.device().create_bind_group(&BindGroupDescriptor {
-            label: Some("wattn"),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
         let grid = plan.grid(workgroups.end - workgroups.start);
-        Ok(Some(Dispatch { pipeline: Arc::clone(pipeline), bind_group, grid, slot }))
+        Dispatch::new(&self.engine, &Key::Flash(plan.key), &bound, &words, grid).map(Some)
     }
+}
 
-    /// Writes `aux`: parameters, sequences, slopes, sinks, work list.
-    fn write(
-        &self,
-        params: &Params,
-        sequences: &[Sequence],
-        operands: &Operands<'_>,
-        log: f32,
-        list: &[[u32; 2]],
-    ) -> Slot {
-        let mut words: Vec<u32> = Vec::with_capacity(
-            size_of::<Params>() / 4
-                + sequences.len() * 8
-                + operands.alibi_slopes.len()
-                + operands.sinks.len()
-                + list.len() * 2,
-        );
-        words.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(params)));
-        words.extend_from_slice(bytemuck::cast_slice(sequences));
-        let per_head = operands.alibi_slopes.iter().chain(operands.sinks);
-        words.extend(per_head.map(|x| (x * log).clamp(f32::MIN, f32::MAX).to_bits()));
-        words.extend_from_slice(bytemuck::cast_slice(list));
-        let bytes: &[u8] = bytemuck::cast_slice(&words);
-        let slot = self.engine.inner.ring.slot(self.engine.device(), bytes.len() as u64);
-        self.engine.queue().write_buffer(&slot.buffer, slot.offset, bytes);
-        slot
-    }
+/// The words of `aux`: parameters, sequences, slopes, sinks, work list.
+fn words(params: &Params, sequences: &[Sequence], operands: &Operands<'_>, log: f32, list: &[[u32; 2]]) -> Vec<u32> {
+    let mut words: Vec<u32> = Vec::with_capacity(
+        size_of::<Params>() / 4
+            + sequences.len() * 8
+            + operands.alibi_slopes.len()
+            + operands.sinks.len()
+            + list.len() * 2,
+    );
+    words.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(params)));
+    words.extend_from_slice(bytemuck::cast_slice(sequences));
+    let per_head = operands.alibi_slopes.iter().chain(operands.sinks);
+    words.extend(per_head.map(|x| (x * log).clamp(f32::MIN, f32::MAX).to_bits()));
+    words.extend_from_slice(bytemuck::cast_slice(list));
+    words
 }
 
 impl fmt::Display for Plan {
@@ -283,12 +228,6 @@ impl Units {
             None => Self { log, scale: scale * log, softcap: 0.0 },
         }
     }
-}
-
-fn record(pass: &mut ComputePass<'_>, dispatch: &Dispatch) {
-    pass.set_pipeline(&dispatch.pipeline.pipeline);
-    pass.set_bind_group(0, &dispatch.bind_group, &[]);
-    pass.dispatch_workgroups(dispatch.grid[0], dispatch.grid[1], 1);
 }
 
 /// The largest divisor of `n` that is at most `most`, which is at least 1.

@@ -1,0 +1,439 @@
+//! A plan of linear attention: which kernels run, in which schedule, over what, and what that costs.
+
+use std::fmt;
+
+use wattn_shaders::{Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, LinearKey, LinearOp, Storage, table};
+
+use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::error::PlanError;
+use crate::lightning::{Lightning, Pass, Schedule, Tokens};
+use crate::plan::{MAX_LENGTH, Part, Rows, SLICE_SECONDS, fit_parts, grid};
+use crate::sweep::{Sweep, Tensor};
+
+/// One sweep with its pipelines.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedSweep {
+    /// Which tensor plays which role.
+    pub sweep: Sweep,
+    /// The pipeline that writes the outputs.
+    pub walk: LinearKey,
+    /// Of [`Schedule::Segments`]: the pipelines that give each segment the state it starts from.
+    pub states: Option<[LinearKey; 2]>,
+    /// The dim that plays the key dim, and the one that plays the value dim.
+    pub dims: [u32; 2],
+}
+
+impl PlannedSweep {
+    /// Workgroups of one of its pipelines that share a segment of a head.
+    #[must_use]
+    pub fn splits(&self, key: &LinearKey) -> u32 {
+        let [key_dim, value_dim] = self.dims;
+        match key.op {
+            LinearOp::Scan => (key_dim * value_dim).div_ceil(key.columns()),
+            _ => value_dim.div_ceil(4 * key.columns()),
+        }
+    }
+
+    /// Walks segments side by side instead.
+    fn segment(&mut self) {
+        let segment = LinearKey { op: LinearOp::Segment, state: false, ..self.walk };
+        // All scans of a kind are one pipeline, and write the last states.
+        let scan = LinearKey {
+            op: LinearOp::Scan,
+            kernel: Kernel::TileUniversal,
+            lanes: 0,
+            q: Storage::F32,
+            kv: Storage::F32,
+            access: Access::Any,
+            head_class: 0,
+            padded: false,
+            ..self.walk
+        };
+        self.states = Some([segment, scan]);
+        self.walk.state = false;
+    }
+}
+
+/// How a problem of linear attention runs on a device. All that is decided, is decided here; it prints itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearPlan {
+    /// The problem.
+    pub lightning: Lightning,
+    /// Its extent.
+    pub extent: Tokens,
+    /// Its sweeps, in order.
+    pub sweeps: Vec<PlannedSweep>,
+    /// How tokens are shared out.
+    pub schedule: Schedule,
+    /// Tokens of a segment, of [`Schedule::Segments`].
+    pub segment_tokens: u32,
+    /// Segments of all sequences together, at most.
+    pub segments: u32,
+    /// Why this kernel and this schedule.
+    pub reason: String,
+    /// Stretches of batch entries and heads, each with bindings of its own.
+    pub parts: Vec<Part>,
+    /// Submissions that keep each below about half a second by estimate.
+    pub slices: u32,
+    /// Workgroup memory, bytes a workgroup.
+    pub workgroup_bytes: u32,
+    /// Workgroup memory that the device allows.
+    pub workgroup_bytes_limit: u32,
+    /// Workgroups along one axis of a dispatch, at most.
+    pub workgroups_per_axis: u32,
+    /// Scratch memory that the caller provides, bytes: the states of all segments, whatever the number of tokens.
+    pub workspace_bytes: u64,
+    /// Useful floating point operations: `4 key_dim value_dim` a token, head and sweep.
+    pub flops: u64,
+    /// Bytes that must move at least: every operand once.
+    pub bytes: u64,
+    /// A rough estimate of the time from the device's kind alone, seconds.
+    pub estimated_seconds: f64,
+}
+
+/// Segments a head, at most.
+const MAX_SEGMENTS: u32 = 64;
+
+/// Tokens that a segment should have at least, so that its state is worth a scan.
+const MIN_SEGMENT: u32 = 128;
+
+impl LinearPlan {
+    /// Plans `lightning` over `extent` on a device.
+    ///
+    /// # Errors
+    /// An impossible shape or option, a device limit, or a pinned kernel that cannot serve.
+    pub fn new(lightning: &Lightning, extent: Tokens, device: &Capabilities) -> Result<Self, PlanError> {
+        lightning.check()?;
+        check(lightning, extent)?;
+        let (kernel, mut reason) = kernel(lightning, device)?;
+        let mut sweeps: Vec<PlannedSweep> =
+            lightning.sweeps().into_iter().map(|s| planned(lightning, s, kernel, device)).collect();
+        let heads = u64::from(lightning.heads);
+        let splits = sweeps.iter().map(|s| u64::from(s.splits(&s.walk)));
+        let (fewest, most) = (splits.clone().min().unwrap_or(1), splits.max().unwrap_or(1));
+        let items = u64::from(extent.batch) * heads * fewest;
+        let schedule = schedule(lightning, extent, items, device, &mut reason);
+        let (segment_tokens, segments) = match schedule {
+            Schedule::Sequential => (extent.tokens.max(1), extent.batch),
+            Schedule::Segments => segments(extent, items, device),
+        };
+        let largest = u64::from(segments.max(extent.batch)) * heads * most;
+        let scan = u64::from(extent.batch) * heads * u64::from(state_size(lightning).div_ceil(64));
+        if largest.max(scan) >= 1 << 32 {
+            return Err(PlanError::Limit {
+                argument: "extent",
+                needed: largest.max(scan),
+                available: (1 << 32) - 1,
+                unit: "workgroups",
+                advice: "; plan the batch in pieces",
+            });
+        }
+        if schedule == Schedule::Segments {
+            sweeps.iter_mut().for_each(PlannedSweep::segment);
+        }
+
+        let parts = fit_parts(&rows(lightning, extent, segments, schedule), lightning.heads, batches(extent), device)?;
+        let tokens = u64::from(extent.tokens) * u64::from(batches(extent));
+        let state = u64::from(state_size(lightning));
+        let flops = (4 * state).saturating_mul(tokens.saturating_mul(heads)).saturating_mul(sweeps.len() as u64);
+        let bytes = compulsory_bytes(lightning, extent);
+        let (rate, bandwidth) = device.rates();
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let estimated_seconds = (flops as f64 / rate).max(bytes as f64 / bandwidth);
+        let (workgroup_bytes, needed) = (
+            sweeps.iter().map(|s| s.walk.workgroup_bytes()).max().unwrap_or(0),
+            sweeps.iter().map(|s| s.walk.invocations()).max().unwrap_or(0),
+        );
+        for (needed, available, unit) in [
+            (workgroup_bytes, device.workgroup_bytes, "bytes of workgroup memory"),
+            (needed, device.workgroup_invocations, "invocations"),
+            (8, device.storage_buffers, "storage buffers"),
+        ] {
+            if needed > available {
+                let (needed, available) = (needed.into(), available.into());
+                return Err(PlanError::Limit { argument: "device", needed, available, unit, advice: "" });
+            }
+        }
+        let workspace_bytes = match schedule {
+            Schedule::Sequential => 0,
+            Schedule::Segments => u64::from(segments) * heads * (state + u64::from(lightning.is_gated())) * 4,
+        };
+        if workspace_bytes > device.binding_bytes {
+            return Err(PlanError::Limit {
+                argument: "extent",
+                needed: workspace_bytes,
+                available: device.binding_bytes,
+                unit: "bytes of segments' states",
+                advice: "; plan the batch in pieces",
+            });
+        }
+        Ok(Self {
+            lightning: lightning.clone(),
+            extent,
+            sweeps,
+            schedule,
+            segment_tokens,
+            segments,
+            reason,
+            parts,
+            slices: slices(estimated_seconds),
+            workgroup_bytes,
+            workgroup_bytes_limit: device.workgroup_bytes,
+            workgroups_per_axis: device.workgroups_per_axis,
+            workspace_bytes,
+            flops,
+            bytes,
+            estimated_seconds,
+        })
+    }
+
+    /// The pipelines of all sweeps.
+    pub fn keys(&self) -> impl Iterator<Item = LinearKey> + '_ {
+        self.sweeps.iter().flat_map(|s| s.states.into_iter().flatten().chain([s.walk]))
+    }
+
+    /// The grid of a dispatch of `workgroups`, which the kernels number row by row.
+    #[must_use]
+    pub fn grid(&self, workgroups: u32) -> [u32; 2] {
+        grid(workgroups, self.workgroups_per_axis)
+    }
+}
+
+fn check(lightning: &Lightning, extent: Tokens) -> Result<(), PlanError> {
+    if extent.tokens > MAX_LENGTH {
+        return Err(PlanError::invalid("tokens", extent.tokens, format!("at most {MAX_LENGTH}")));
+    }
+    if matches!(lightning.pass, Pass::Step { .. }) && (extent.tokens != 1 || extent.packed) {
+        return Err(PlanError::invalid("extent", extent, "one token a batch entry, since a step takes one"));
+    }
+    Ok(())
+}
+
+/// Batch entries along the operands' first axis.
+fn batches(extent: Tokens) -> u32 {
+    if extent.packed { 1 } else { extent.batch }
+}
+
+fn state_size(lightning: &Lightning) -> u32 {
+    lightning.dims.qk() * lightning.dims.value()
+}
+
+fn class(dim: u32) -> u32 {
+    HEAD_CLASSES.into_iter().find(|&class| dim <= class).unwrap_or(0)
+}
+
+/// The kernel that serves, and why.
+fn kernel(lightning: &Lightning, device: &Capabilities) -> Result<(Kernel, String), PlanError> {
+    if let Some(kernel) = lightning.kernel {
+        let why = serves(kernel, lightning, device).map_err(|reason| PlanError::Kernel { kernel, reason })?;
+        return Ok((kernel, format!("pinned; {why}")));
+    }
+    let order = match device.kind {
+        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileUniversal, Kernel::TileSubgroup],
+        _ => [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
+    };
+    let mut reasons = Vec::new();
+    for kernel in order {
+        match serves(kernel, lightning, device) {
+            Ok(why) => {
+                let passed_over: String = reasons.iter().map(|r| format!("; {r}")).collect();
+                return Ok((kernel, format!("{why}{passed_over}")));
+            }
+            Err(reason) => reasons.push(format!("not {kernel}: {reason}")),
+        }
+    }
+    Err(PlanError::NoKernel { reasons: reasons.join("; ") })
+}
+
+fn serves(kernel: Kernel, lightning: &Lightning, device: &Capabilities) -> Result<String, String> {
+    match (kernel, device.subgroups) {
+        (Kernel::TileUniversal, _) => Ok("the state in registers, with a copy in workgroup memory".to_owned()),
+        (Kernel::TileSubgroup | Kernel::Broadcast, None) => Err("the device has no subgroups".to_owned()),
+        (Kernel::TileSubgroup, Some((min, _))) if min < 8 => {
+            Err(format!("subgroups may have {min} lanes, 8 are needed"))
+        }
+        (Kernel::TileSubgroup, Some(_)) => {
+            Ok("the state in registers, with a copy in workgroup memory; rows follow subgroups".to_owned())
+        }
+        (Kernel::Broadcast, Some((min, max))) => {
+            if matches!(lightning.pass, Pass::Step { .. }) {
+                return Err("a step has nothing to broadcast".to_owned());
+            }
+            if min != max || !table::LANES.contains(&min) {
+                return Err(format!("subgroups have {min} to {max} lanes, one of {:?} is needed", table::LANES));
+            }
+            if lightning.access == Access::Any {
+                return Err("the state in registers needs dims and strides that are multiples of four".to_owned());
+            }
+            let backward = lightning.pass == Pass::Backward;
+            let dim = if backward { lightning.dims.qk().max(lightning.dims.value()) } else { lightning.dims.qk() };
+            if dim > BROADCAST_CLASS {
+                return Err(format!("a key dim of {dim} does not fit in registers, at most {BROADCAST_CLASS} does"));
+            }
+            if matches!(device.driver, Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || min > 8)) {
+                return Err("this driver takes minutes to compile it".to_owned());
+            }
+            Ok(format!("a CPU driver with subgroups of {min}, the state in registers"))
+        }
+        _ => Err("it is not in this version's menu".to_owned()),
+    }
+}
+
+/// The pipeline of a sweep's outputs.
+fn key(lightning: &Lightning, sweep: &Sweep, kernel: Kernel, device: &Capabilities) -> LinearKey {
+    let dim = |tensor: Tensor| if tensor.has_value_dim() { lightning.dims.value() } else { lightning.dims.qk() };
+    let storage = |tensor: Tensor| if tensor.is_stored_like_q() { lightning.q } else { lightning.kv };
+    let step = matches!(lightning.pass, Pass::Step { .. });
+    let lanes = match (kernel, device.subgroups) {
+        (Kernel::Broadcast, Some((min, _))) => min,
+        _ => 0,
+    };
+    let (q, kv, head_dim) = (storage(sweep.q), storage(sweep.k), dim(sweep.q));
+    // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
+    let wide = lanes > 0
+        && head_dim.is_multiple_of(8)
+        && ((device.int64 && lanes < 16) || (q != Storage::F32 && kv != Storage::F32));
+    let head_class = if step { 0 } else { class(head_dim) };
+    LinearKey {
+        op: if step { LinearOp::Step } else { LinearOp::Chunk },
+        kernel,
+        lanes,
+        q,
+        kv,
+        access: if wide { Access::Vec8 } else { lightning.access },
+        head_class,
+        padded: lanes > 0 && head_class > head_dim,
+        gated: lightning.is_gated(),
+        state: match lightning.pass {
+            Pass::Step { in_place } => in_place,
+            _ => sweep.state.is_some(),
+        },
+    }
+}
+
+/// A sweep, walked sequentially.
+fn planned(lightning: &Lightning, sweep: Sweep, kernel: Kernel, device: &Capabilities) -> PlannedSweep {
+    let (qk, value) = (lightning.dims.qk(), lightning.dims.value());
+    let dims = if sweep.q.has_value_dim() { [value, qk] } else { [qk, value] };
+    PlannedSweep { sweep, walk: key(lightning, &sweep, kernel, device), states: None, dims }
+}
+
+/// Side by side where sequences, heads and parts of the value dim leave the device mostly idle and are long enough.
+fn schedule(lightning: &Lightning, extent: Tokens, items: u64, device: &Capabilities, reason: &mut String) -> Schedule {
+    if matches!(lightning.pass, Pass::Step { .. }) {
+        return Schedule::Sequential;
+    }
+    let width = u64::from(device.width());
+    let (schedule, why) = match lightning.schedule {
+        Some(schedule) => (schedule, "pinned".to_owned()),
+        // States are walked twice: it must pay more than that.
+        None if items * 4 <= width
+            && u64::from(extent.tokens) >= 4 * u64::from(MIN_SEGMENT) * u64::from(extent.batch) =>
+        {
+            (Schedule::Segments, format!("{items} workgroups for a width of {width}"))
+        }
+        None => (Schedule::Sequential, format!("{items} workgroups for a width of {width}")),
+    };
+    *reason += &format!("; {schedule}: {why}");
+    schedule
+}
+
+/// Tokens of a segment, and how many segments all sequences have together at most.
+fn segments(extent: Tokens, items: u64, device: &Capabilities) -> (u32, u32) {
+    let wanted = u64::from(device.width()).div_ceil(items.max(1)).clamp(1, u64::from(MAX_SEGMENTS));
+    #[expect(clippy::cast_possible_truncation, reason = "at most MAX_SEGMENTS")]
+    let wanted = wanted as u32;
+    if extent.packed {
+        // All sequences share the segments, and each may leave a part of one empty.
+        let tokens = extent.tokens.div_ceil(wanted).max(MIN_SEGMENT);
+        (tokens, extent.tokens / tokens + extent.batch)
+    } else {
+        let tokens = extent.tokens.div_ceil(wanted).max(MIN_SEGMENT);
+        (tokens, extent.batch.saturating_mul(extent.tokens.div_ceil(tokens).max(1)))
+    }
+}
+
+/// Bytes of one (batch entry, head) of each operand.
+fn rows(lightning: &Lightning, extent: Tokens, segments: u32, schedule: Schedule) -> Vec<Rows> {
+    let row = |dim: u32, storage: Storage| u64::from(extent.tokens) * u64::from(dim) * u64::from(storage.bytes());
+    let (qk, value) = (lightning.dims.qk(), lightning.dims.value());
+    let state = u64::from(state_size(lightning)) * 4;
+    // The states of packed sequences, and those of segments, are in one binding whatever the batch entry.
+    let states = if extent.packed { u64::from(extent.batch) * state } else { state };
+    let segments = match schedule {
+        Schedule::Segments => u64::from(segments.div_ceil(batches(extent).max(1))) * state,
+        Schedule::Sequential => 0,
+    };
+    let gate = if lightning.is_gated() { u64::from(extent.tokens) * 4 } else { 0 };
+    [
+        ("q", row(qk, lightning.q)),
+        ("k", row(qk, lightning.kv)),
+        ("v", row(value, lightning.kv)),
+        ("out", row(value, lightning.q)),
+        ("state", states.max(segments)),
+        ("gate", gate),
+    ]
+    .map(|(argument, bytes)| Rows { argument, bytes })
+    .to_vec()
+}
+
+fn compulsory_bytes(lightning: &Lightning, extent: Tokens) -> u64 {
+    let row = |dim: u32, storage: Storage| u64::from(dim) * u64::from(storage.bytes());
+    let (qk, value) = (lightning.dims.qk(), lightning.dims.value());
+    let q_like = row(qk, lightning.q) + row(value, lightning.q);
+    let kv_like = row(qk, lightning.kv) + row(value, lightning.kv);
+    // The backward pass reads q, k, v and the output's gradient, and writes dq, dk and dv.
+    let token = match lightning.pass {
+        Pass::Backward => q_like + 2 * kv_like + row(qk, lightning.q),
+        _ => q_like + kv_like,
+    };
+    let heads = u64::from(lightning.heads);
+    let tokens = u64::from(extent.tokens) * u64::from(batches(extent)) * heads;
+    let states = u64::from(lightning.initial_state) + u64::from(lightning.final_state);
+    let in_place = u64::from(lightning.pass == Pass::Step { in_place: true });
+    let state = u64::from(state_size(lightning)) * 4 * u64::from(extent.batch) * heads * (states + in_place);
+    tokens.saturating_mul(token + if lightning.is_gated() { 4 } else { 0 }).saturating_add(state)
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
+fn slices(seconds: f64) -> u32 {
+    (seconds / SLICE_SECONDS).ceil().clamp(1.0, 1024.0) as u32
+}
+
+impl fmt::Display for LinearPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (lightning, dims) = (&self.lightning, self.lightning.dims);
+        let name = if lightning.is_gated() { "gated linear attention" } else { "lightning attention" };
+        let pass = match lightning.pass {
+            Pass::Forward => "",
+            Pass::Backward => ", backward",
+            Pass::Step { .. } => ", one step",
+        };
+        let (heads, qk, value) = (lightning.heads, dims.qk(), dims.value());
+        writeln!(f, "{name}{pass}: {}, {heads} heads, head dim {qk}/{value}", self.extent)?;
+        let kernel = self.sweeps.first().map_or("none", |s| s.walk.kernel.name());
+        writeln!(f, "  kernel      {kernel} ({})", self.reason)?;
+        let chunk = self.sweeps.first().map_or(0, |s| s.walk.chunk());
+        writeln!(
+            f,
+            "  schedule    {}, {} segments of at most {} tokens, chunks of {chunk}, {} sweeps",
+            self.schedule,
+            self.segments,
+            self.segment_tokens,
+            self.sweeps.len()
+        )?;
+        writeln!(
+            f,
+            "  memory      {} of {} bytes of workgroup memory, {} bytes of workspace",
+            self.workgroup_bytes, self.workgroup_bytes_limit, self.workspace_bytes
+        )?;
+        #[expect(clippy::cast_precision_loss, reason = "printed with four digits")]
+        let (gflop, mbyte) = (self.flops as f64 / 1e9, self.bytes as f64 / 1e6);
+        writeln!(f, "  work        {gflop:.3} GFLOP, {mbyte:.3} MB")?;
+        write!(f, "  estimate    {:.3} ms (from the kind of device alone)", self.estimated_seconds * 1e3)?;
+        for key in self.keys() {
+            write!(f, "\n  pipeline    {key}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,58 @@
+//! What operators have in common: an engine plans them.
+
+use wattn_scheduler::shaders::Key;
+use wattn_scheduler::{Attention, Extent, Lightning, PlanError, Tokens};
+
+use crate::engine::Engine;
+use crate::linear_plan::LinearPlan;
+use crate::plan::Plan;
+
+/// An operator that an [`Engine`] plans: [`Attention`] or [`Lightning`].
+pub trait Operator {
+    /// How much there is to do.
+    type Extent;
+    /// What comes out: which kernels run, and what that costs.
+    type Plan: Prepared;
+
+    /// Plans this operator; see [`Engine::plan`].
+    ///
+    /// # Errors
+    /// An impossible shape or option, a device limit, or a pinned kernel that cannot serve.
+    fn plan_on(&self, engine: &Engine, extent: Self::Extent) -> Result<Self::Plan, PlanError>;
+}
+
+impl Operator for Attention {
+    type Extent = Extent;
+    type Plan = Plan;
+
+    fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<Plan, PlanError> {
+        Ok(Plan::new(engine.clone(), wattn_scheduler::Plan::new(self, extent, engine.capabilities())?))
+    }
+}
+
+impl Operator for Lightning {
+    type Extent = Tokens;
+    type Plan = LinearPlan;
+
+    fn plan_on(&self, engine: &Engine, extent: Tokens) -> Result<LinearPlan, PlanError> {
+        Ok(LinearPlan::new(engine.clone(), wattn_scheduler::LinearPlan::new(self, extent, engine.capabilities())?))
+    }
+}
+
+/// A plan whose pipelines can be compiled ahead.
+pub trait Prepared {
+    /// Its pipelines.
+    fn keys(&self) -> Vec<Key>;
+}
+
+impl Prepared for Plan {
+    fn keys(&self) -> Vec<Key> {
+        vec![Key::Flash(self.details().key)]
+    }
+}
+
+impl Prepared for LinearPlan {
+    fn keys(&self) -> Vec<Key> {
+        self.details().keys().map(Key::Linear).collect()
+    }
+}

@@ -1,0 +1,139 @@
+// Linear attention with decay, chunk by chunk (Lightning attention, arXiv 2405.17381), for drivers that run on a CPU.
+//
+//   S_t = exp(g_t) S_{t-1} + k_t v_t^T,  out_t = scale q_t S_t
+//
+// A subgroup owns LANES vec4 columns of the value dim and walks a segment's tokens LANES at a time, one a lane, with the state's
+// columns in registers. Inside a chunk scores stand for the state; between chunks the state does. All decays are exp of sums <= 0.
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let item = item_at(workgroup, grid);
+    if (!item.live) {
+        return;
+    }
+    let s = segment_at(item.segment);
+    let head = item.head;
+    begin_decay(head);
+    let column = item.split * LANES + lane;   // of the value dim in vec4
+    let k_base = aux.params.k.offset + s.batch * aux.params.k.batch + head * aux.params.k.head;
+    let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + head * aux.params.v.head;
+    //$ if OUT
+    let q_base = aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head;
+    let out_base = aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head;
+    //$ end
+
+    var rows = array<vec4<f32>, HEAD_DIM>();   // indexed at run time: one load or store to compile, not one a row
+    if (s.state0 != NONE) {
+        for (var d = 0u; d < HEAD_DIM; d++) {
+            rows[d] = load_state(s, head, d, column);
+        }
+    }
+    //$ for d in 0..HEAD_DIM
+    var state_$d = rows[$d];
+    //$ end
+
+    var decay = 0.0;   // log decay of the whole segment
+    for (var t0 = 0u; t0 < s.tokens; t0 += LANES) {
+        let live = min(LANES, s.tokens - t0);
+        // Lanes past the last token repeat it; they write nothing.
+        let token = token_at(s, t0 + min(lane, live - 1u));
+        chunk_decay(s, head, lane, t0, live);
+        let at = decay_at(lane, live);
+        let total = decay_total(live);
+        decay += total;
+        let keep = exp(total);
+        let k_row = k_base + token * aux.params.k.seq;
+        //$ for d in 0..HEAD_DIM step 8
+        let k_pair_$d = load_pair_k(k_row, $du / 4u);
+        let k_$d = within_head($du / 4u, k_pair_$d.a);
+        let k_${d+4} = within_head($du / 4u + 1u, k_pair_$d.b);
+        //$ end
+        //$ for n in 0..LANES
+        let v_$n = load_v(v_base + token_at(s, t0 + min($nu, live - 1u)) * aux.params.v.seq, column);
+        //$ end
+
+        //$ if OUT
+        let q_row = q_base + token * aux.params.q.seq;
+        //$ for n in 0..LANES
+        var s_$n = 0.0;
+        //$ end
+        let read = exp(at) * aux.params.read_scale;
+        //$ for d in 0..HEAD_DIM step 8
+        let q_pair_$d = load_pair_q(q_row, $du / 4u);
+        let q_$d = within_head($du / 4u, q_pair_$d.a);
+        let q_${d+4} = within_head($du / 4u + 1u, q_pair_$d.b);
+        //$ for n in 0..LANES
+        s_$n += dot(q_$d, subgroupBroadcast(k_$d, $nu)) + dot(q_${d+4}, subgroupBroadcast(k_${d+4}, $nu));
+        //$ end
+        let read_$d = q_$d * read;
+        let read_${d+4} = q_${d+4} * read;
+        //$ end
+        // A lane's row sees the tokens up to its own.
+        //$ for n in 0..LANES
+        let w_$n = select(0.0, s_$n * aux.params.score_scale * exp(min(at - subgroupBroadcast(at, $nu), 0.0)), $nu <= lane);
+        //$ end
+
+        var row_out = array<vec4<f32>, LANES>();
+        //$ for r in 0..LANES step 4
+        {
+            //$ for m in 0..4
+            var o_$m = vec4<f32>();
+            //$ end
+            //$ for d in 0..HEAD_DIM step 4
+            //$ for m in 0..4
+            {
+                let b = subgroupBroadcast(read_$d, $ru + $mu);
+                o_$m += b.x * state_$d + b.y * state_${d+1} + b.z * state_${d+2} + b.w * state_${d+3};
+            }
+            //$ end
+            //$ end
+            //$ for n in 0..LANES
+            //$ for m in 0..4
+            o_$m += subgroupBroadcast(w_$n, $ru + $mu) * v_$n;
+            //$ end
+            //$ end
+            //$ for m in 0..4
+            row_out[$ru + $mu] = o_$m;
+            //$ end
+        }
+        //$ end
+        for (var n = 0u; n < live; n++) {
+            store_out(out_base + token_at(s, t0 + n) * aux.params.out.seq, column, row_out[n]);
+        }
+        //$ end
+
+        let write = select(0.0, exp(min(total - at, 0.0)) * aux.params.write_scale, lane < live);
+        //$ for d in 0..HEAD_DIM step 4
+        {
+            let w = k_$d * write;
+            state_$d *= keep;
+            state_${d+1} *= keep;
+            state_${d+2} *= keep;
+            state_${d+3} *= keep;
+            //$ for n in 0..LANES
+            let b_$n = subgroupBroadcast(w, $nu);
+            state_$d += b_$n.x * v_$n;
+            state_${d+1} += b_$n.y * v_$n;
+            state_${d+2} += b_$n.z * v_$n;
+            state_${d+3} += b_$n.w * v_$n;
+            //$ end
+        }
+        //$ end
+    }
+
+    //$ if STATE
+    //$ for d in 0..HEAD_DIM
+    rows[$d] = state_$d;
+    //$ end
+    for (var d = 0u; d < HEAD_DIM; d++) {
+        store_state(s, head, d, column, rows[d]);
+    }
+    //$ if TOTAL
+    store_total(s, head, decay);
+    //$ end
+    //$ end
+}

@@ -1,0 +1,245 @@
+//! The kernels of linear attention with decay: their keys, and what each is made of.
+
+use std::fmt;
+
+use crate::compose::{Binding, Element, elements, file};
+use crate::key::{Access, Kernel, Storage};
+
+/// What a linear-attention kernel does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LinearOp {
+    /// Walks segments of tokens and writes their outputs.
+    Chunk,
+    /// Walks segments of tokens, each from a state of zero, for the states that they end in.
+    Segment,
+    /// Turns the states that segments end in into those that they start from.
+    Scan,
+    /// One token: the state is read and written once.
+    Step,
+}
+
+/// What a compiled pipeline of the linear family depends on; its [`Display`](fmt::Display) is the pipeline's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinearKey {
+    /// What it does.
+    pub op: LinearOp,
+    /// The kernel design.
+    pub kernel: Kernel,
+    /// Lanes of a subgroup, of `broadcast`; else 0.
+    pub lanes: u32,
+    /// Storage of q and of the output.
+    pub q: Storage,
+    /// Storage of k and v.
+    pub kv: Storage,
+    /// How rows of q and k are loaded; those of v and the output by vec4 at most.
+    pub access: Access,
+    /// Upper bound of the key dim; 0 where it does not shape the kernel.
+    pub head_class: u32,
+    /// Whether the key dim is below its class, so that what lies past it must be zeroed (of `broadcast`).
+    pub padded: bool,
+    /// Whether each token brings its own log decay; else each head has a slope.
+    pub gated: bool,
+    /// Whether the states at the end are written (of `Chunk` and `Scan`), or replaced in place (of `Step`).
+    pub state: bool,
+}
+
+/// The classes that key dims are rounded up to.
+pub const HEAD_CLASSES: [u32; 5] = [16, 32, 64, 128, 256];
+
+/// The largest key dim and value dim of the linear family.
+pub const MAX_LINEAR_DIM: u32 = 256;
+
+/// The largest class whose state `broadcast` keeps in registers.
+pub const BROADCAST_CLASS: u32 = 64;
+
+/// Tokens a chunk of the tile kernels.
+const CHUNK: u32 = 32;
+const THREADS: u32 = 64;
+const K_CHUNKS: u32 = 4;
+
+impl LinearKey {
+    /// Vec4 columns of the value dim that one workgroup owns; of the scan, numbers of a state.
+    #[must_use]
+    pub fn columns(&self) -> u32 {
+        match (self.op, self.kernel) {
+            (LinearOp::Scan, _) => THREADS,
+            (LinearOp::Step, _) => 8,
+            (_, Kernel::Broadcast) => self.lanes,
+            // As much of the state as 8 KiB hold.
+            _ => (512 / self.head_class).min(16),
+        }
+    }
+
+    /// Tokens of a chunk.
+    #[must_use]
+    pub fn chunk(&self) -> u32 {
+        if self.kernel == Kernel::Broadcast { self.lanes } else { CHUNK }
+    }
+
+    /// Invocations a workgroup.
+    #[must_use]
+    pub fn invocations(&self) -> u32 {
+        match (self.op, self.kernel) {
+            (LinearOp::Chunk | LinearOp::Segment, Kernel::Broadcast) => self.lanes,
+            _ => THREADS,
+        }
+    }
+
+    /// Bytes of workgroup memory that the kernel declares.
+    #[must_use]
+    pub fn workgroup_bytes(&self) -> u32 {
+        let tile = self.kernel != Kernel::Broadcast;
+        let gates = if self.gated && tile { 4 * CHUNK + (4 * (CHUNK + 1)).next_multiple_of(16) } else { 0 };
+        match self.op {
+            LinearOp::Chunk if tile => {
+                let slab = 16 * CHUNK * (K_CHUNKS + 1);
+                let weights = 4 * CHUNK * (CHUNK + 1);
+                slab + weights + 16 * self.head_class * self.columns() + gates
+            }
+            LinearOp::Segment if tile => gates,
+            LinearOp::Step => 16 * THREADS,
+            _ => 0,
+        }
+    }
+
+    /// The bindings, at most eight.
+    pub(crate) fn bindings(&self) -> Vec<Binding> {
+        let walks = matches!(self.op, LinearOp::Chunk | LinearOp::Segment | LinearOp::Step);
+        let writes_state = self.state || matches!(self.op, LinearOp::Segment | LinearOp::Step);
+        let reads_state = !(self.op == LinearOp::Step && self.state);
+        let all = [
+            (walks && self.op != LinearOp::Segment, "q", false),
+            (walks, "k", false),
+            (walks, "v", false),
+            (self.op != LinearOp::Segment, if self.op == LinearOp::Scan { "segment_states" } else { "out" }, true),
+            (reads_state, "state0", false),
+            (writes_state, "state", true),
+            (walks && self.gated, "gate", false),
+            (true, "aux", false),
+        ];
+        (0..)
+            .zip(all)
+            .filter_map(|(slot, (used, name, writes))| used.then_some(Binding { slot, name, writes }))
+            .collect()
+    }
+
+    pub(crate) fn constants(&self) -> Vec<(&'static str, u32)> {
+        let flag = u32::from;
+        let mut all = vec![("STATE", flag(self.state || self.op == LinearOp::Segment))];
+        match (self.op, self.kernel) {
+            (LinearOp::Scan, _) => all.push(("THREADS", THREADS)),
+            (LinearOp::Step, _) => all.extend([("THREADS", THREADS), ("COLUMNS", self.columns())]),
+            (op, kernel) => {
+                let columns = self.columns();
+                all.extend([
+                    ("OUT", flag(op == LinearOp::Chunk)),
+                    ("TOTAL", flag(op == LinearOp::Segment && self.gated)),
+                    ("HEAD_DIM", self.head_class),
+                ]);
+                if kernel == Kernel::Broadcast {
+                    all.push(("LANES", self.lanes));
+                } else {
+                    all.extend([
+                        ("CHUNK", CHUNK),
+                        ("THREADS", THREADS),
+                        ("TX", 8),
+                        ("ROWS", 4),
+                        ("KEYS", 4),
+                        ("K_CHUNKS", K_CHUNKS),
+                        ("K_LOADS", CHUNK * K_CHUNKS / THREADS),
+                        ("COLUMNS", columns),
+                        ("OUT_ROWS", CHUNK * columns / THREADS),
+                        ("STATE_ROWS", self.head_class * columns / THREADS),
+                    ]);
+                }
+            }
+        }
+        all
+    }
+
+    pub(crate) fn parts(&self) -> Vec<String> {
+        let lanes = self.kernel == Kernel::Broadcast;
+        let mut files = vec!["view", "linear_params"];
+        let mut parts = Vec::new();
+        let v_access = if self.access == Access::Vec8 { Access::Vec4 } else { self.access };
+        let tensors = [
+            Element { name: "q", slot: 0, dim: "head_dim", storage: self.q, access: self.access, pairs: lanes },
+            Element { name: "k", slot: 1, dim: "head_dim", storage: self.kv, access: self.access, pairs: lanes },
+            Element { name: "v", slot: 2, dim: "value_dim", storage: self.kv, access: v_access, pairs: false },
+        ];
+        match self.op {
+            LinearOp::Scan => {
+                files.extend(["state0", "state"].into_iter().take(1 + usize::from(self.state)));
+                files.extend(if self.gated { vec!["scan_gates"] } else { vec!["decay_slopes", "scan_slopes"] });
+                files.push("lightning_scan");
+            }
+            LinearOp::Step => {
+                parts.extend(elements(&tensors, Some((self.q, v_access))));
+                files.push("state");
+                files.extend(if self.state { vec!["state_in_place"] } else { vec!["state0", "state_load"] });
+                files.extend(["state_store", if self.gated { "decay_token_gates" } else { "decay_token_slopes" }]);
+                files.push("lightning_step");
+            }
+            LinearOp::Chunk | LinearOp::Segment => {
+                let out = self.op == LinearOp::Chunk;
+                parts.extend(elements(if out { &tensors } else { &tensors[1..] }, out.then_some((self.q, v_access))));
+                files.extend(["state0", "state_load"]);
+                if self.state || !out {
+                    files.extend(["state", "state_store"]);
+                }
+                if self.gated && !out {
+                    files.push("state_total_gates");
+                }
+                files.extend(match (self.gated, lanes) {
+                    (false, _) => vec!["decay_slopes", "decay_chunk_slopes"],
+                    (true, true) => vec!["decay_chunk_gates_lane"],
+                    (true, false) => vec!["decay_chunk_gates_tile"],
+                });
+                if lanes {
+                    files.push(if self.padded { "head_padded" } else { "head_whole" });
+                    files.push("lightning_chunk_lanes");
+                } else {
+                    files.push(if self.kernel == Kernel::TileSubgroup { "invocation_subgroup" } else { "invocation" });
+                    files.push("lightning_chunk_tile");
+                }
+            }
+        }
+        files.into_iter().map(|name| file(name).to_owned()).chain(parts).collect()
+    }
+}
+
+impl fmt::Display for LinearKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.op {
+            LinearOp::Chunk => "lightning_chunk",
+            LinearOp::Segment => "lightning_segment",
+            LinearOp::Scan => "lightning_scan",
+            LinearOp::Step => "lightning_step",
+        })?;
+        if self.op != LinearOp::Scan {
+            write!(f, "/{}", self.kernel)?;
+            if self.lanes > 0 {
+                write!(f, "/{}", self.lanes)?;
+            }
+            write!(f, "/{}", self.q)?;
+            if self.kv != self.q {
+                write!(f, "-{}", self.kv)?;
+            }
+            if self.head_class > 0 {
+                write!(f, "/d{}", self.head_class)?;
+            }
+            f.write_str(if self.padded { "-padded" } else { "" })?;
+            f.write_str(match self.access {
+                Access::Vec4 => "",
+                Access::Vec8 => "/vec8",
+                Access::Any => "/any",
+            })?;
+        }
+        for (on, name) in [(self.gated, "gates"), (self.state, "state")] {
+            if on {
+                write!(f, "+{name}")?;
+            }
+        }
+        Ok(())
+    }
+}
