@@ -7,9 +7,14 @@
 //! | operator | reference |
 //! |---|---|
 //! | softmax attention, forward | [`SoftmaxProblem::flash_forward`] |
+//! | decayed linear attention, forward | [`LinearProblem::recurrent`], [`LinearProblem::parallel`] |
+//! | decayed linear attention, backward | [`LinearProblem::backward`] |
 
 mod flash_forward;
+mod linear;
+mod rows;
 mod softmax;
 
 pub use flash_forward::{Output, Row};
+pub use linear::{LinearDecay, LinearGradients, LinearOutput, LinearProblem};
 pub use softmax::{Broadcast, Causal, PackedLengths, SoftmaxProblem};
