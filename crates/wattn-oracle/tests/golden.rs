@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use wattn_oracle::{Broadcast, Causal, LinearDecay, LinearProblem, PackedLengths, SoftmaxProblem};
+use wattn_oracle::{BasedProblem, Broadcast, Causal, LinearDecay, LinearProblem, PackedLengths, SoftmaxProblem};
 
 /// A tensor's extents, and its values as f64, whatever their type.
 fn tensor(file: &SafeTensors<'_>, name: &str) -> Option<(Vec<usize>, Vec<f64>)> {
@@ -185,6 +185,43 @@ fn check_linear(path: &Path) {
     assert_all_agree(path, &file, &results);
 }
 
+fn check_based(path: &Path) {
+    let (options, bytes) = read(path, &["scale", "eps", "causal", "normalize"]);
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let [(q_shape, q), (_, k), (v_shape, v)] = ["q", "k", "v"].map(|name| tensor(&file, name).unwrap());
+    let problem = BasedProblem {
+        batch: q_shape[0],
+        heads: q_shape[1],
+        tokens: q_shape[2],
+        feature_dim: q_shape[3],
+        value_dim: v_shape[3],
+        scale: options["scale"].as_f64(),
+        eps: options["eps"].as_f64().unwrap(),
+        causal: options["causal"].as_bool().unwrap_or(true),
+        normalize: options["normalize"].as_bool().unwrap_or(true),
+        q: &q,
+        k: &k,
+        v: &v,
+        ..BasedProblem::default()
+    };
+    let (recurrent, parallel) = (problem.recurrent(), problem.parallel());
+    let grads = problem.backward(&tensor(&file, "grad.out").unwrap().1, None);
+    let moments = &recurrent.moments;
+    let results: [(&str, &[f64]); 10] = [
+        ("out", &recurrent.out),
+        ("out", &parallel.out),
+        ("s0", &moments.s0),
+        ("s1", &moments.s1),
+        ("s2", &moments.s2),
+        ("z1", &moments.z1),
+        ("z2", &moments.z2),
+        ("dq", &grads.dq),
+        ("dk", &grads.dk),
+        ("dv", &grads.dv),
+    ];
+    assert_all_agree(path, &file, &results);
+}
+
 #[test]
 fn golden_softmax() {
     for_each_file("softmax", 21, check_softmax);
@@ -203,4 +240,9 @@ fn golden_gated_linear() {
             check_linear(path);
         }
     });
+}
+
+#[test]
+fn golden_based() {
+    for_each_file("based", 5, check_based);
 }
