@@ -2,18 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Causal, Tensor};
-
-/// The order of the axes of q, k, v and out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Layout {
-    /// `[batch, heads, sequence, dim]`
-    Bhsd,
-    /// `[batch, sequence, heads, dim]`
-    Bshd,
-    /// `[total, heads, dim]`: sequences of different lengths one after the other.
-    Packed,
-}
+use crate::{Causal, Layout, Tensor};
 
 /// A boolean mask, `[batch or 1, heads or 1, queries, keys]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,14 +73,8 @@ pub struct SoftmaxCase {
 impl SoftmaxCase {
     /// The extents of the problem.
     pub fn dims(&self) -> Dims {
-        let axes = |tensor: &Tensor| match (self.layout, &tensor.shape[..]) {
-            (Layout::Bhsd, &[batch, heads, len, dim]) => [batch, heads, len, dim],
-            (Layout::Bshd, &[batch, len, heads, dim]) => [batch, heads, len, dim],
-            (Layout::Packed, &[len, heads, dim]) => [1, heads, len, dim],
-            (layout, shape) => panic!("{shape:?} is not {layout:?}"),
-        };
-        let [batch, heads, queries, head_dim] = axes(&self.q);
-        let [_, kv_heads, keys, value_dim] = axes(&self.v);
+        let [batch, heads, queries, head_dim] = self.layout.axes(&self.q.shape);
+        let [_, kv_heads, keys, value_dim] = self.layout.axes(&self.v.shape);
         Dims { batch, heads, kv_heads, queries, keys, head_dim, value_dim }
     }
 
@@ -121,7 +104,6 @@ impl SoftmaxCase {
 
     /// The expected output `name` of a case file, element by element as [`compare`](crate::compare) takes it.
     pub fn expected(&self, name: &str) -> Option<Vec<(usize, f64)>> {
-        let tensor = self.expect.get(name)?;
-        Some(tensor.values.iter().map(|&x| f64::from(x)).enumerate().collect())
+        self.expect.get(name).map(Tensor::elements)
     }
 }

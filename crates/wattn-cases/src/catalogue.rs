@@ -1,13 +1,17 @@
 //! The named problems on which every kernel is judged. Small, since they also run on software drivers.
 
+mod based;
 mod bench;
 mod dims;
 mod lengths;
+mod linear;
 mod options;
 mod ranges;
 mod values;
 
+pub use based::based_catalogue;
 pub use bench::bench_catalogue;
+pub use linear::linear_catalogue;
 
 use crate::{Causal, Recipe};
 
@@ -18,7 +22,7 @@ fn sized(name: &'static str, queries: usize, keys: usize) -> Recipe {
     Recipe { name, queries, keys, ..Recipe::default() }
 }
 
-/// All problems that are checked for correctness.
+/// All problems of softmax attention that are checked for correctness.
 pub fn catalogue() -> Vec<Recipe> {
     [lengths::recipes(), ranges::recipes(), options::recipes(), values::recipes(), dims::recipes()].concat()
 }

@@ -2,12 +2,41 @@
 
 use crate::{Causal, Layout, SoftmaxCase, Storage, Tensor};
 
-fn ensure(condition: bool, message: impl FnOnce() -> String) -> Result<(), String> {
+pub(crate) fn ensure(condition: bool, message: impl FnOnce() -> String) -> Result<(), String> {
     if condition { Ok(()) } else { Err(message()) }
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: T, want: T) -> Result<(), String> {
+pub(crate) fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: T, want: T) -> Result<(), String> {
     ensure(got == want, || format!("{what}: {got:?} where {want:?} is needed"))
+}
+
+/// Whether keys and values fit each other, and keys the queries, but for their batch, length and heads.
+pub(crate) fn check_qkv(layout: Layout, [q, k, v]: [&Tensor; 3]) -> Result<(), String> {
+    for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+        same(&format!("number of axes of `{name}`"), tensor.shape.len(), layout.rank())?;
+    }
+    same("type of `v`, which is that of `k`", v.storage, k.storage)?;
+    let dim = layout.rank() - 1;
+    same("shape of `v` but for its last axis", &v.shape[..dim], &k.shape[..dim])?;
+    same("head dim of `k`", k.shape[dim], q.shape[dim])
+}
+
+/// Whether running totals go from 0 to a length.
+pub(crate) fn check_totals(name: &str, totals: &[u32], len: usize) -> Result<(), String> {
+    same(&format!("start of {name}"), totals.first(), Some(&0))?;
+    same(&format!("end of {name}"), totals.last().map(|&n| n as usize), Some(len))?;
+    ensure(totals.is_sorted(), || format!("{name} decreases"))
+}
+
+/// Whether a tensor has these extents and, unless any will do, this type.
+pub(crate) fn check_tensor(
+    name: &str,
+    tensor: &Tensor,
+    shape: &[usize],
+    storage: Option<Storage>,
+) -> Result<(), String> {
+    same(&format!("shape of `{name}`"), &tensor.shape[..], shape)?;
+    storage.map_or(Ok(()), |storage| same(&format!("type of `{name}`"), tensor.storage, storage))
 }
 
 impl SoftmaxCase {
@@ -32,14 +61,7 @@ impl SoftmaxCase {
     }
 
     fn check_operands(&self) -> Result<(), String> {
-        let rank = if self.layout == Layout::Packed { 3 } else { 4 };
-        for (name, tensor) in [("q", &self.q), ("k", &self.k), ("v", &self.v)] {
-            same(&format!("number of axes of `{name}`"), tensor.shape.len(), rank)?;
-        }
-        same("type of `v`, which is that of `k`", self.v.storage, self.k.storage)?;
-        let dim = rank - 1;
-        same("shape of `v` but for its last axis", &self.v.shape[..dim], &self.k.shape[..dim])?;
-        same("head dim of `k`", self.k.shape[dim], self.q.shape[dim])?;
+        check_qkv(self.layout, [&self.q, &self.k, &self.v])?;
         if self.layout != Layout::Packed {
             same("batch of `k` and `v`", self.k.shape[0], self.q.shape[0])?;
         }
@@ -83,10 +105,7 @@ impl SoftmaxCase {
         let Some((q, k)) = &self.cu_seqlens else { return Ok(()) };
         same("length of `cu_seqlens_k`", k.len(), q.len())?;
         for (name, totals, len) in [("q", q, dims.queries), ("k", k, dims.keys)] {
-            let name = format!("`cu_seqlens_{name}`");
-            same(&format!("start of {name}"), totals.first(), Some(&0))?;
-            same(&format!("end of {name}"), totals.last().map(|&n| n as usize), Some(len))?;
-            ensure(totals.is_sorted(), || format!("{name} decreases"))?;
+            check_totals(&format!("`cu_seqlens_{name}`"), totals, len)?;
         }
         let excluded =
             [("bias", self.bias.is_some()), ("mask", self.mask.is_some()), ("kv_lens", self.kv_lens.is_some())];

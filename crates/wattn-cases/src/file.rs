@@ -1,12 +1,27 @@
 //! Reads case files: one problem each, with the outputs that must come out, as safetensors.
 
-use std::{collections::BTreeMap, fs, path::Path};
+mod based;
+mod linear;
+mod parts;
+mod softmax;
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use std::{fs, path::Path};
 
-use crate::{Causal, Layout, Mask, SoftmaxCase, Storage, Tensor};
+use safetensors::SafeTensors;
+
+use crate::{BasedCase, LinearCase, SoftmaxCase};
+use parts::{Options, Tensors};
+
+/// A problem of any operator.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Case {
+    /// Op `softmax`.
+    Softmax(SoftmaxCase),
+    /// Ops `lightning` and `gated_linear`.
+    Linear(LinearCase),
+    /// Op `based`.
+    Based(BasedCase),
+}
 
 /// What a case file holds, as far as it can be run.
 #[derive(Clone, Debug)]
@@ -18,13 +33,8 @@ pub struct CaseFile {
     /// Those of them that cannot be calculated yet, and why. The others can.
     pub unsupported: Vec<(String, String)>,
     /// The problem, or what is wrong with it: then no output can be calculated.
-    pub content: Result<SoftmaxCase, String>,
+    pub content: Result<Case, String>,
 }
-
-/// Outputs of the backward pass, and the gradients that it starts from.
-const GRADIENTS: [&str; 6] = ["dq", "dk", "dv", "dbias", "dsinks", "dalibi_slopes"];
-const INCOMING: [&str; 2] = ["grad.out", "grad.lse"];
-const OTHER_OPS: [&str; 4] = ["lightning", "based", "gated_linear", "delta"];
 
 impl CaseFile {
     /// Reads a file. Nothing in it is ignored: an op, option or tensor that is not known makes `content` an error that
@@ -44,12 +54,24 @@ impl CaseFile {
         file
     }
 
+    /// The problem, where it must be one of softmax attention.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or that it holds another operator.
+    pub fn softmax(&self) -> Result<&SoftmaxCase, String> {
+        match &self.content {
+            Ok(Case::Softmax(case)) => Ok(case),
+            Ok(other) => Err(format!("op `{}` is not `softmax`", other.op())),
+            Err(error) => Err(error.clone()),
+        }
+    }
+
     fn unread(name: &str, error: String) -> Self {
         let (expected, unsupported) = (Vec::new(), Vec::new());
         Self { case: name.into(), expected, unsupported, content: Err(error) }
     }
 
-    fn parse_content(&mut self, bytes: &[u8]) -> Result<SoftmaxCase, String> {
+    fn parse_content(&mut self, bytes: &[u8]) -> Result<Case, String> {
         let not_safetensors = |error| format!("not a safetensors file: {error}");
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_safetensors)?;
         let file = SafeTensors::deserialize(bytes).map_err(not_safetensors)?;
@@ -68,22 +90,18 @@ impl CaseFile {
             self.case = case;
         }
         let op: String = options.take("op")?.ok_or("there is no `op`")?;
-        if op != "softmax" {
-            let known = OTHER_OPS.contains(&op.as_str());
-            let problem = if known { "is not supported yet" } else { "is unknown" };
-            return Err(format!("op `{op}` {problem}"));
-        }
-
-        for name in GRADIENTS {
-            if tensors.0.remove(&format!("expect.{name}")).is_some() {
-                let reason = "the backward pass is not supported yet";
-                self.unsupported.push((name.into(), reason.into()));
+        let name = self.case.clone();
+        let case: Case = match op.as_str() {
+            "softmax" => {
+                self.unsupported = softmax::without_gradients(&mut tensors);
+                softmax::read(name, &mut options, &mut tensors)?.into()
             }
-        }
-        for name in INCOMING {
-            tensors.0.remove(name);
-        }
-        let case = softmax(self.case.clone(), &mut options, &mut tensors)?;
+            "lightning" => linear::read(name, &mut options, &mut tensors, linear::slopes)?.into(),
+            "gated_linear" => linear::read(name, &mut options, &mut tensors, linear::gates)?.into(),
+            "based" => based::read(name, &mut options, &mut tensors)?.into(),
+            "delta" => return Err("op `delta` is not supported yet".into()),
+            _ => return Err(format!("op `{op}` is unknown")),
+        };
         if let Some(key) = options.0.keys().next() {
             return Err(format!("unknown option `{key}`"));
         }
@@ -95,141 +113,58 @@ impl CaseFile {
     }
 }
 
-fn softmax(name: String, options: &mut Options, tensors: &mut Tensors<'_>) -> Result<SoftmaxCase, String> {
-    let cu_seqlens = match (tensors.totals("cu_seqlens_q")?, tensors.totals("cu_seqlens_k")?) {
-        (Some(q), Some(k)) => Some((q, k)),
-        (None, None) => None,
-        _ => return Err("`cu_seqlens_q` and `cu_seqlens_k` go together".into()),
-    };
-    let layout: Option<String> = options.take("layout")?;
-    let layout = match (layout.as_deref(), &cu_seqlens) {
-        (None | Some("bshd"), Some(_)) => Layout::Packed,
-        (None | Some("bhsd"), None) => Layout::Bhsd,
-        (Some("bshd"), None) => Layout::Bshd,
-        (Some(other), _) => return Err(format!("unknown `layout` \"{other}\"")),
-    };
-    let causal: Option<String> = options.take("causal")?;
-    let causal = match causal.as_deref() {
-        None => None,
-        Some("top_left") => Some(Causal::TopLeft),
-        Some("bottom_right") => Some(Causal::BottomRight),
-        Some(other) => return Err(format!("unknown `causal` \"{other}\"")),
-    };
-    let mut case = SoftmaxCase {
-        name,
-        source: options.take("source")?,
-        layout,
-        scale: options.take("scale")?,
-        causal,
-        causal_offsets: None,
-        window: options.take("window")?.unwrap_or_default(),
-        softcap: options.take("softcap")?,
-        q: tensors.float("q")?.ok_or("there is no `q`")?,
-        k: tensors.float("k")?.ok_or("there is no `k`")?,
-        v: tensors.float("v")?.ok_or("there is no `v`")?,
-        alibi_slopes: tensors.per_head("alibi_slopes")?,
-        sinks: tensors.per_head("sinks")?,
-        bias: tensors.float("bias")?,
-        mask: tensors.mask("mask")?,
-        kv_lens: tensors.key_lengths("kv_lens")?,
-        cu_seqlens,
-        rms_tolerance: options.take("rms_tolerance")?,
-        expect: BTreeMap::new(),
-    };
-    for output in ["out", "lse"] {
-        if let Some(tensor) = tensors.float(&format!("expect.{output}"))? {
-            case.expect.insert(output.into(), tensor);
+impl Case {
+    /// The case's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Softmax(case) => &case.name,
+            Self::Linear(case) => &case.name,
+            Self::Based(case) => &case.name,
         }
     }
-    let offset: Option<i32> = options.take("causal_offset")?;
-    case.causal_offsets = match (offset, tensors.integers("causal_offset")?) {
-        (None, None) => None,
-        (Some(offset), None) => Some(vec![offset; case.sequences()]),
-        (None, Some(_)) if layout == Layout::Packed => {
-            return Err("the tensor `causal_offset` does not go with `cu_seqlens_q`".into());
-        }
-        (None, Some(offsets)) => {
-            let narrow = offsets.into_iter().map(i32::try_from).collect::<Result<_, _>>();
-            Some(narrow.map_err(|_| "`causal_offset` is beyond 32 bits")?)
-        }
-        (Some(_), Some(_)) => return Err("`causal_offset` is given twice".into()),
-    };
-    Ok(case)
-}
 
-/// Options that nobody has taken yet.
-struct Options(Map<String, Value>);
+    /// The operator's name in case files.
+    pub fn op(&self) -> &'static str {
+        match self {
+            Self::Softmax(_) => "softmax",
+            Self::Linear(case) => case.op(),
+            Self::Based(_) => "based",
+        }
+    }
 
-impl Options {
-    fn take<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<T>, String> {
-        let value = self.0.remove(key).unwrap_or_default();
-        serde_json::from_value(value).map_err(|error| format!("option `{key}`: {error}"))
+    /// Says what is wrong with the case.
+    ///
+    /// # Errors
+    /// The first contradiction, naming the tensor or option.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Softmax(case) => case.check(),
+            Self::Linear(case) => case.check(),
+            Self::Based(case) => case.check(),
+        }
     }
 }
 
-/// Tensors that nobody has taken yet.
-struct Tensors<'a>(BTreeMap<String, TensorView<'a>>);
-
-impl Tensors<'_> {
-    fn float(&mut self, name: &str) -> Result<Option<Tensor>, String> {
-        let Some(view) = self.0.remove(name) else { return Ok(None) };
-        let storage = match view.dtype() {
-            Dtype::F32 => Storage::F32,
-            Dtype::F16 => Storage::F16,
-            Dtype::BF16 => Storage::Bf16,
-            other => return Err(format!("tensor `{name}` is {other:?}, not F32, F16 or BF16")),
-        };
-        Ok(Some(Tensor::from_bytes(storage, view.shape(), view.data())))
+impl From<SoftmaxCase> for Case {
+    fn from(case: SoftmaxCase) -> Self {
+        Self::Softmax(case)
     }
+}
 
-    fn per_head(&mut self, name: &str) -> Result<Option<Vec<f32>>, String> {
-        match self.float(name)? {
-            None => Ok(None),
-            Some(Tensor { storage: Storage::F32, shape, values }) if shape.len() == 1 => Ok(Some(values)),
-            Some(Tensor { storage, shape, .. }) => {
-                Err(format!("tensor `{name}` is {storage} {shape:?}, not f32 [heads]"))
-            }
-        }
+impl From<LinearCase> for Case {
+    fn from(case: LinearCase) -> Self {
+        Self::Linear(case)
     }
+}
 
-    fn integers(&mut self, name: &str) -> Result<Option<Vec<i64>>, String> {
-        let Some(view) = self.0.remove(name) else { return Ok(None) };
-        if view.shape().len() != 1 {
-            return Err(format!("tensor `{name}` is {:?}, not a list", view.shape()));
-        }
-        let bytes = view.data();
-        match view.dtype() {
-            Dtype::I32 => {
-                let word = |x: &[u8]| i32::from_le_bytes([x[0], x[1], x[2], x[3]]).into();
-                Ok(Some(bytes.chunks_exact(4).map(word).collect()))
-            }
-            Dtype::I64 => {
-                let word = |x: &[u8]| i64::from_le_bytes(x.try_into().expect("eight bytes"));
-                Ok(Some(bytes.chunks_exact(8).map(word).collect()))
-            }
-            other => Err(format!("tensor `{name}` is {other:?}, not I32 or I64")),
-        }
+impl From<BasedCase> for Case {
+    fn from(case: BasedCase) -> Self {
+        Self::Based(case)
     }
+}
 
-    fn totals(&mut self, name: &str) -> Result<Option<Vec<u32>>, String> {
-        let Some(values) = self.integers(name)? else { return Ok(None) };
-        let totals = values.into_iter().map(u32::try_from).collect::<Result<_, _>>();
-        Ok(Some(totals.map_err(|_| format!("`{name}` is negative or beyond 32 bits"))?))
-    }
-
-    /// Key lengths are clamped to the keys that there are, below and above.
-    fn key_lengths(&mut self, name: &str) -> Result<Option<Vec<u32>>, String> {
-        let clamp = |x: i64| u32::try_from(x.max(0)).unwrap_or(u32::MAX);
-        Ok(self.integers(name)?.map(|values| values.into_iter().map(clamp).collect()))
-    }
-
-    fn mask(&mut self, name: &str) -> Result<Option<Mask>, String> {
-        let Some(view) = self.0.remove(name) else { return Ok(None) };
-        let (Dtype::BOOL | Dtype::U8, &[b, h, i, j]) = (view.dtype(), view.shape()) else {
-            let (dtype, shape) = (view.dtype(), view.shape());
-            return Err(format!("tensor `{name}` is {dtype:?} {shape:?}, not BOOL with four axes"));
-        };
-        let values = view.data().iter().map(|&x| x != 0).collect();
-        Ok(Some(Mask { shape: [b, h, i, j], values }))
+impl<T: Clone + Into<Self>> From<&T> for Case {
+    fn from(case: &T) -> Self {
+        case.clone().into()
     }
 }

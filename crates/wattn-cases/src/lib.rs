@@ -12,22 +12,28 @@
 //! assert!(!comparison.pass, "zeros are not the result of {}", case.name);
 //! ```
 
+mod based;
 mod case;
 mod catalogue;
 mod check;
 mod file;
 mod inputs;
+mod layout;
+mod linear;
 mod recipe;
 mod reference;
 mod tensor;
 mod tolerance;
 mod write;
 
-pub use case::{Dims, Layout, Mask, SoftmaxCase};
-pub use catalogue::{bench_catalogue, catalogue};
-pub use file::CaseFile;
+pub use based::{BasedCase, BasedRecipe};
+pub use case::{Dims, Mask, SoftmaxCase};
+pub use catalogue::{based_catalogue, bench_catalogue, catalogue, linear_catalogue};
+pub use file::{Case, CaseFile};
+pub use layout::Layout;
+pub use linear::{Decay, Decays, LinearCase, LinearDims, LinearRecipe};
 pub use recipe::{Bias, Recipe, Spread, Values};
-pub use reference::{Reference, Rows};
+pub use reference::{Reference, References, Rows};
 pub use tensor::{Storage, Tensor};
 pub use tolerance::{Comparison, Rules, compare};
 pub use wattn_oracle::Causal;

@@ -133,13 +133,7 @@ impl Recipe {
     /// Makes the tensors; the same ones each time.
     pub fn build(&self) -> SoftmaxCase {
         let mut source = Source::named(self.name);
-        let totals = |side: fn(&(u32, u32)) -> u32| {
-            let ends = self.sequences.iter().scan(0, |total, lens| {
-                *total += side(lens);
-                Some(*total)
-            });
-            std::iter::once(0).chain(ends).collect::<Vec<u32>>()
-        };
+        let totals = |side: fn(&(u32, u32)) -> u32| totals(self.sequences.iter().map(side));
         let cu_seqlens = (!self.sequences.is_empty()).then(|| (totals(|s| s.0), totals(|s| s.1)));
         let layout = match (&cu_seqlens, self.bshd) {
             (Some(_), _) => Layout::Packed,
@@ -150,11 +144,7 @@ impl Recipe {
             Some((q, k)) => (*q.last().unwrap_or(&0) as usize, *k.last().unwrap_or(&0) as usize),
             None => (self.queries, self.keys),
         };
-        let shape = |heads, len, dim| match layout {
-            Layout::Bhsd => vec![self.batch, heads, len, dim],
-            Layout::Bshd => vec![self.batch, len, heads, dim],
-            Layout::Packed => vec![len, heads, dim],
-        };
+        let shape = |heads, len, dim| layout.shape([self.batch, heads, len, dim]);
         let [q, k, v] = [
             shape(self.heads, queries, self.head_dim),
             shape(self.kv_heads, keys, self.head_dim),
@@ -251,6 +241,15 @@ impl Recipe {
         let mut value = |ix: usize| source.chance(0.75) && !self.is_barred(ix);
         Mask { shape, values: (0..shape.iter().product()).map(&mut value).collect() }
     }
+}
+
+/// Running totals from 0.
+pub(crate) fn totals(lens: impl Iterator<Item = u32>) -> Vec<u32> {
+    let ends = lens.scan(0, |total, len| {
+        *total += len;
+        Some(*total)
+    });
+    std::iter::once(0).chain(ends).collect()
 }
 
 fn poison(case: &mut SoftmaxCase) {

@@ -1,6 +1,6 @@
 //! What must come out of a case, by the oracle.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, SeedableRng};
 use rand_pcg::Pcg64Mcg;
@@ -33,6 +33,9 @@ pub struct Reference {
     pub largest_logit: f64,
 }
 
+/// What must come out, by output: pairs of the flat element index in that output and its value.
+pub type References = BTreeMap<&'static str, Vec<(usize, f64)>>;
+
 /// The operands of a case, as the oracle takes them.
 struct Operands {
     q: Vec<f64>,
@@ -46,36 +49,23 @@ struct Operands {
     cu_seqlens: Option<[Vec<usize>; 2]>,
 }
 
-fn wide(values: &[f32]) -> Vec<f64> {
+pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| x.into()).collect()
 }
 
-fn counts(values: &[u32]) -> Vec<usize> {
+pub(crate) fn counts(values: &[u32]) -> Vec<usize> {
     values.iter().map(|&x| x as usize).collect()
 }
 
-/// Brings a tensor into `[batch, heads, sequence, dim]`.
-fn heads_first(layout: Layout, tensor: &Tensor) -> Vec<f64> {
-    let (batch, len, heads, dim) = match (layout, &tensor.shape[..]) {
-        (Layout::Bshd, &[batch, len, heads, dim]) => (batch, len, heads, dim),
-        (Layout::Packed, &[len, heads, dim]) => (1, len, heads, dim),
-        _ => return wide(&tensor.values),
-    };
-    let mut turned = Vec::with_capacity(tensor.values.len());
-    for b in 0..batch {
-        for h in 0..heads {
-            for n in 0..len {
-                let start = ((b * len + n) * heads + h) * dim;
-                turned.extend(tensor.values[start..start + dim].iter().map(|&x| f64::from(x)));
-            }
-        }
-    }
-    turned
+/// All elements of an output as the tensor that a file holds.
+pub(crate) fn stored(shape: &[usize], mut pairs: Vec<(usize, f64)>) -> Tensor {
+    pairs.sort_by_key(|&(ix, _)| ix);
+    Tensor::new(Storage::F32, shape, pairs.into_iter().map(|(_, x)| x as f32).collect())
 }
 
 impl Operands {
     fn new(case: &SoftmaxCase) -> Self {
-        let turn = |tensor| heads_first(case.layout, tensor);
+        let turn = |tensor| case.layout.heads_first(tensor);
         Self {
             q: turn(&case.q),
             k: turn(&case.k),
@@ -152,12 +142,9 @@ impl SoftmaxCase {
 
     /// Stores all of the reference as the expected outputs, so that the case can be written to a file.
     pub fn expect_reference(&mut self) {
-        let Reference { mut out, mut lse, .. } = self.reference(Rows::All);
-        let outputs = [("out", self.out_shape(), &mut out), ("lse", self.lse_shape(), &mut lse)];
-        for (name, shape, pairs) in outputs {
-            pairs.sort_by_key(|&(ix, _)| ix);
-            let values = pairs.iter().map(|&(_, x)| x as f32).collect();
-            self.expect.insert(name.into(), Tensor::new(Storage::F32, &shape, values));
+        let Reference { out, lse, .. } = self.reference(Rows::All);
+        for (name, shape, pairs) in [("out", self.out_shape(), out), ("lse", self.lse_shape(), lse)] {
+            self.expect.insert(name.into(), stored(&shape, pairs));
         }
         self.source = Some("wattn-oracle, f64".into());
     }

@@ -78,6 +78,11 @@ impl Tensor {
         }
     }
 
+    /// The elements as [`compare`](crate::compare) takes expected ones.
+    pub(crate) fn elements(&self) -> Vec<(usize, f64)> {
+        self.values.iter().map(|&x| f64::from(x)).enumerate().collect()
+    }
+
     /// The reverse of [`bytes`](Self::bytes).
     ///
     /// # Panics
