@@ -133,12 +133,18 @@ impl LinearCase {
     /// If there is no such output.
     pub fn rules(&self, name: &str) -> Rules {
         let (shape, storage) = self.output(name).unwrap_or_else(|| panic!("{} has no output `{name}`", self.op()));
-        let LinearDims { batch, tokens, .. } = self.dims();
+        let LinearDims { batch, tokens, key_dim, value_dim, .. } = self.dims();
+        let terms = match name {
+            // Inner products of whole states, and for a slope their sum.
+            "dg" => tokens.max(key_dim * value_dim),
+            "dslopes" => batch * tokens * key_dim * value_dim,
+            _ => tokens,
+        };
         Rules {
             elements: shape.iter().product(),
             storage,
             largest_logit: 0.0,
-            terms: if name == "dslopes" { batch * tokens } else { tokens },
+            terms,
             rms_tolerance: self.rms_tolerance,
         }
     }

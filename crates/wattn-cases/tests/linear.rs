@@ -103,7 +103,8 @@ fn every_case_can_tell_right_from_wrong() {
     for case in all() {
         for (output, want) in reference(&case) {
             let rules = rules(&case, output);
-            assert!(want.iter().all(|(_, x)| x.is_finite()), "{} {output}", case.name());
+            let fits = |x: f64| rules.storage.round(x as f32).is_finite();
+            assert!(want.iter().all(|&(_, x)| fits(x)), "{} {output}", case.name());
             let mut got = dense(&want);
             let right = compare(output, &got, &want, &rules);
             assert!(right.pass, "{}: {right:?}", case.name());
