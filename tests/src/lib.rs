@@ -1,12 +1,15 @@
 //! The harness: runs a case on a device and judges the result. Tests, `xtask verify`, `replay` and `bench` share it.
 
 mod adapters;
+mod buffers;
+mod linear;
 mod problem;
 mod reference;
 mod run;
 mod variant;
 
 pub use adapters::{adapters, device_label};
+pub use linear::{judge_linear, lightning, lightning_backward, tokens};
 pub use problem::{attention, extent};
 pub use reference::{judge_expected, rows};
 pub use run::{Loaded, Outputs, judge, judge_all};

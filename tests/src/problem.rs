@@ -56,7 +56,7 @@ pub fn extent(case: &SoftmaxCase) -> Result<Extent> {
     })
 }
 
-fn storage(storage: wattn_cases::Storage) -> Storage {
+pub(crate) fn storage(storage: wattn_cases::Storage) -> Storage {
     match storage {
         wattn_cases::Storage::F32 => Storage::F32,
         wattn_cases::Storage::F16 => Storage::F16,

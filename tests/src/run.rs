@@ -1,22 +1,13 @@
-//! Runs a case on a device. Outputs are filled with NaN before a run and fenced with guard words, inputs are fenced with NaN.
+//! Runs a case of softmax attention on a device.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
-use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt};
-use wattn::wgpu::{self, Buffer, BufferUsages};
+use anyhow::Result;
+use wattn::wgpu::{self, Buffer};
 use wattn::{Attention, Engine, Lengths, Operands, Plan, View, mask_words};
 use wattn_cases::{Comparison, Layout, Reference, Rows, SoftmaxCase, Tensor, compare};
 
+use crate::buffers::{GUARD, fenced, poisoned, read};
 use crate::problem::{attention, extent};
 use crate::variant::Variant;
-
-/// A NaN as f32, as two f16 and as two bf16: what outputs hold and are fenced with.
-const POISON: u32 = 0x7fff_7fff;
-/// Another one, around inputs: read too far and written too far, it does not pass for a guard word.
-const FENCE: u32 = 0x7fd5_7fd5;
-/// Bytes of guard words at each end of a buffer.
-const GUARD: usize = 256;
 
 /// A case's tensors on a device.
 #[derive(Debug)]
@@ -44,21 +35,8 @@ impl<'a> Loaded<'a> {
     /// Uploads a case.
     #[must_use]
     pub fn new(engine: &Engine, case: &'a SoftmaxCase) -> Self {
-        let guarded = |label, bytes: &[u8], word: u32| {
-            let guard = bytemuck::cast_slice::<u32, u8>(&[word; GUARD / 4]).to_vec();
-            let padding = vec![0xff; bytes.len().next_multiple_of(4) - bytes.len()];
-            let contents = [&guard, bytes, &padding, &guard].concat();
-            let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
-            engine.device().create_buffer_init(&BufferInitDescriptor { label: Some(label), contents: &contents, usage })
-        };
-        let fenced = |label, bytes: &[u8]| guarded(label, bytes, FENCE);
-        let poisoned = |label, bytes: usize| {
-            guarded(
-                label,
-                bytemuck::cast_slice(&vec![POISON; bytes.div_ceil(4)]).get(..bytes).unwrap_or_default(),
-                POISON,
-            )
-        };
+        let fenced = |label, bytes: &[u8]| fenced(engine, label, bytes);
+        let poisoned = |label, bytes| poisoned(engine, label, bytes);
         let elements = |shape: Vec<usize>| shape.iter().product::<usize>();
         Self {
             case,
@@ -118,16 +96,7 @@ impl<'a> Loaded<'a> {
     /// # Errors
     /// A device that fails, or a guard word that was overwritten.
     pub fn read(&self, engine: &Engine) -> Result<Outputs> {
-        let tensor = |buffer: &Buffer, label, storage, shape: Vec<usize>| -> Result<Vec<f32>> {
-            let bytes = read_buffer(engine, buffer)?;
-            let size = shape.iter().product::<usize>() * wattn_cases::Storage::size(storage);
-            let (before, rest) = bytes.split_at(GUARD);
-            let (inside, after) = rest.split_at(size);
-            let after = &after[size.next_multiple_of(4) - size..];
-            let intact = |guard: &[u8]| guard.iter().eq(POISON.to_le_bytes().iter().cycle().take(GUARD));
-            ensure!(intact(before) && intact(after), "{label}: a guard word was overwritten");
-            Ok(Tensor::from_bytes(storage, &shape, inside).values)
-        };
+        let tensor = |buffer, label, storage, shape: Vec<usize>| read(engine, buffer, label, storage, &shape);
         Ok(Outputs {
             out: tensor(&self.out, "out", self.case.q.storage, self.case.out_shape())?,
             lse: tensor(&self.lse, "lse", wattn_cases::Storage::F32, self.case.lse_shape())?,
@@ -146,34 +115,6 @@ impl<'a> Loaded<'a> {
         }
         self.read(engine)
     }
-}
-
-/// A buffer's bytes.
-///
-/// # Errors
-/// A device that fails or does not finish within ten minutes.
-fn read_buffer(engine: &Engine, buffer: &Buffer) -> Result<Vec<u8>> {
-    let (device, queue) = (engine.device(), engine.queue());
-    let target = device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("read back"),
-        size: buffer.size(),
-        usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    encoder.copy_buffer_to_buffer(buffer, 0, &target, 0, buffer.size());
-    let submission = queue.submit([encoder.finish()]);
-    let (sender, receiver) = std::sync::mpsc::channel();
-    target.slice(..).map_async(wgpu::MapMode::Read, move |result| {
-        // The receiver is gone only if the wait below failed, which reports itself.
-        let _ = sender.send(result);
-    });
-    let timeout = Some(Duration::from_secs(600));
-    device
-        .poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout })
-        .context("waiting for the device")?;
-    receiver.recv().context("the buffer was not mapped")?.context("mapping the buffer")?;
-    Ok(target.slice(..).get_mapped_range()?.to_vec())
 }
 
 /// Plans a case with `variant` forced, runs it, and compares with `reference`: one comparison an output.

@@ -3,10 +3,11 @@
 use std::fmt;
 
 use anyhow::Result;
-use wattn::{Attention, Capabilities, DeviceKind, Engine, Kernel, PlanError, Shape};
-use wattn_cases::SoftmaxCase;
+use wattn::{Attention, Capabilities, DeviceKind, Engine, Kernel, Lightning, PlanError, Schedule, Shape};
+use wattn_cases::{LinearCase, SoftmaxCase};
 use wattn_shaders::table;
 
+use crate::linear::{lightning, lightning_backward, tokens};
 use crate::problem::{attention, extent};
 
 /// A kernel to force, in the shape for this device or in that for GPUs.
@@ -16,6 +17,15 @@ pub struct Variant {
     pub kernel: Kernel,
     /// Whether in the shape for GPUs, on a device that has its own choice.
     pub gpu_shape: bool,
+    /// How linear attention shares out tokens.
+    pub schedule: Option<Schedule>,
+}
+
+impl From<Kernel> for Variant {
+    /// A kernel, all else left to the device.
+    fn from(kernel: Kernel) -> Self {
+        Self { kernel, gpu_shape: false, schedule: None }
+    }
 }
 
 impl Variant {
@@ -23,12 +33,47 @@ impl Variant {
     /// GPUs run is executed somewhere. (`tile-subgroup` has no other.)
     #[must_use]
     pub fn all(device: &Capabilities) -> Vec<Self> {
-        let own = |kernel| Self { kernel, gpu_shape: false };
-        let mut all = Kernel::ALL.map(own).to_vec();
+        let mut all = Kernel::ALL.map(Self::from).to_vec();
         if device.kind == DeviceKind::Cpu {
-            all.push(Self { kernel: Kernel::TileUniversal, gpu_shape: true });
+            all.push(Self { gpu_shape: true, ..Kernel::TileUniversal.into() });
         }
         all
+    }
+
+    /// All variants of linear attention: every kernel in both schedules.
+    #[must_use]
+    pub fn linear() -> Vec<Self> {
+        Kernel::ALL.into_iter().flat_map(Self::schedules).collect()
+    }
+
+    /// A kernel in both schedules of linear attention.
+    #[must_use]
+    pub fn schedules(kernel: Kernel) -> [Self; 2] {
+        [Schedule::Sequential, Schedule::Segments].map(|schedule| Self { schedule: Some(schedule), ..kernel.into() })
+    }
+
+    /// The operator, with this forced.
+    #[must_use]
+    pub fn force_linear(self, lightning: Lightning) -> Lightning {
+        let forced = lightning.kernel(self.kernel);
+        match self.schedule {
+            Some(schedule) => forced.schedule(schedule),
+            None => forced,
+        }
+    }
+
+    /// Why this cannot serve the case, forward or backward, if it cannot. Other refusals are for the run to report.
+    ///
+    /// # Errors
+    /// Sizes that no kernel takes.
+    pub fn linear_refusal(self, engine: &Engine, case: &LinearCase) -> Result<Option<String>> {
+        let passes = [Some(lightning(case)?), if case.has_backward() { Some(lightning_backward(case)?) } else { None }];
+        for lightning in passes.into_iter().flatten() {
+            if let Err(PlanError::Kernel { reason, .. }) = engine.plan(&self.force_linear(lightning), tokens(case)?) {
+                return Ok(Some(reason));
+            }
+        }
+        Ok(None)
     }
 
     /// The operator, with this forced.
@@ -54,6 +99,9 @@ impl Variant {
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kernel)?;
-        if self.gpu_shape { f.write_str("-gpu-shape") } else { Ok(()) }
+        if self.gpu_shape {
+            f.write_str("-gpu-shape")?;
+        }
+        if self.schedule == Some(Schedule::Segments) { f.write_str("-segments") } else { Ok(()) }
     }
 }

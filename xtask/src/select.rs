@@ -53,7 +53,7 @@ impl Selection {
 
     /// The pinned kernel, in the shape for the device.
     pub(crate) fn variant(&self) -> Option<Variant> {
-        self.kernel.map(|kernel| Variant { kernel, gpu_shape: false })
+        self.kernel.map(Variant::from)
     }
 }
 

@@ -184,11 +184,16 @@ impl<'a> Call<'a> {
         resolved.span(&part, u64::from(capabilities.binding_alignment), capabilities.binding_bytes)
     }
 
-    /// Binds what is given. Without tokens there are no rows to bind; nothing looks at them.
+    /// Binds what is given.
     fn bound(&self, resolved: Option<Resolved<'a>>, state: bool) -> Result<Option<(&'a Buffer, Span)>, EncodeError> {
-        match resolved.filter(|r| !r.is_empty()) {
-            Some(resolved) => Ok(Some((resolved.buffer, self.span(&resolved, state)?))),
+        match resolved {
             None => Ok(None),
+            // Without tokens there are no rows. Nothing looks at them, but what a kernel might write must be bound.
+            Some(r) if r.is_empty() && r.buffer.size() >= 4 => Ok(Some((r.buffer, Span::whole(4)))),
+            Some(r) if r.is_empty() => {
+                Err(EncodeError::TooSmall { argument: r.name, needed: 4, available: r.buffer.size() })
+            }
+            Some(r) => Ok(Some((r.buffer, self.span(&r, state)?))),
         }
     }
 

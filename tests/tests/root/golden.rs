@@ -26,10 +26,9 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
     let mut trials = Vec::new();
     for file in files {
         let name = format!("golden/{}", file.case);
-        let case = match &file.content {
+        let case = match file.softmax() {
             Ok(case) => case,
             Err(error) => {
-                let error = error.clone();
                 trials.push(gpu.trial(&name, move |_| anyhow::bail!("{error}")));
                 continue;
             }
@@ -42,7 +41,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
                     refused(gpu, variant, &name, move |gpu| refusal_stands(gpu, &case, variant))
                 }
                 _ => gpu.trial_by(variant, &name, move |gpu, variant| {
-                    let case = file.content.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+                    let case = file.softmax().map_err(anyhow::Error::msg)?;
                     check(gpu, case, variant)
                 }),
             });

@@ -8,6 +8,7 @@ mod errors;
 mod golden;
 mod gpu;
 mod harness;
+mod linear;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     }
     let cases = catalogue::cases();
     let files = golden::files();
+    let linear = linear::cases();
     let trials: Vec<Trial> = gpus
         .iter()
         .flat_map(|gpu| {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
                 device::trials(gpu),
                 golden::trials(gpu, &files),
                 catalogue::trials(gpu, &cases),
+                linear::trials(gpu, &linear),
             ];
             all.into_iter().flatten()
         })

@@ -1,0 +1,190 @@
+//! Runs a case of linear attention on a device, forward and, where gradients come in, backward.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use wattn::wgpu::{self, Buffer, BufferUsages};
+use wattn::{Decay, Engine, HeadDim, Lightning, LinearOperands, LinearPlan, Tokens, View};
+use wattn_cases::{Comparison, Layout, LinearCase, References, Tensor, compare};
+
+use crate::buffers::{GUARD, fenced, poisoned, read};
+use crate::problem::storage;
+use crate::variant::Variant;
+
+/// The forward pass of a case, its states asked for.
+///
+/// # Errors
+/// Sizes that the library refuses.
+pub fn lightning(case: &LinearCase) -> Result<Lightning> {
+    let dims = case.dims();
+    let size = |n: usize| u32::try_from(n).context("a size beyond 32 bits");
+    let head_dim = HeadDim::with_value(size(dims.key_dim)?, size(dims.value_dim)?)?;
+    let decay = match &case.decay {
+        wattn_cases::Decay::Slopes(slopes) => Decay::slopes(slopes),
+        wattn_cases::Decay::Gates(_) => Decay::Gates,
+    };
+    let mut lightning = Lightning::new(size(dims.heads)?, head_dim)
+        .decay(decay)
+        .mixed_storage(storage(case.q.storage), storage(case.k.storage))
+        .final_state();
+    #[expect(clippy::cast_possible_truncation, reason = "options are f64 in files, f32 on devices")]
+    if let Some(scale) = case.scale {
+        lightning = lightning.scale(scale as f32);
+    }
+    Ok(if case.state.is_some() { lightning.initial_state() } else { lightning })
+}
+
+/// The backward pass of a case, every gradient asked for.
+///
+/// # Errors
+/// As [`lightning`].
+pub fn lightning_backward(case: &LinearCase) -> Result<Lightning> {
+    // The gradient of the state to start from exists without such a state too.
+    Ok(lightning(case)?.initial_state().backward())
+}
+
+/// The extent of a case.
+///
+/// # Errors
+/// Sizes beyond 32 bits.
+pub fn tokens(case: &LinearCase) -> Result<Tokens> {
+    let dims = case.dims();
+    let size = |n: usize| u32::try_from(n).context("a size beyond 32 bits");
+    Ok(match case.layout {
+        Layout::Packed => Tokens::packed(size(case.sequences())?, size(dims.tokens)?),
+        Layout::Bhsd | Layout::Bshd => Tokens::new(size(dims.batch)?, size(dims.tokens)?),
+    })
+}
+
+/// A case's tensors on a device.
+struct Loaded<'a> {
+    case: &'a LinearCase,
+    inputs: BTreeMap<&'static str, Buffer>,
+    outputs: BTreeMap<&'static str, Buffer>,
+}
+
+impl<'a> Loaded<'a> {
+    fn new(engine: &Engine, case: &'a LinearCase) -> Self {
+        let zeros = |name| {
+            let (shape, storage) = case.output(name).expect("an output of linear attention");
+            Tensor::new(storage, &shape, vec![0.0; shape.iter().product()])
+        };
+        let or_zeros = |tensor: &Option<Tensor>, name| tensor.clone().unwrap_or_else(|| zeros(name));
+        let mut inputs = vec![
+            ("q", case.q.clone()),
+            ("k", case.k.clone()),
+            ("v", case.v.clone()),
+            ("state0", or_zeros(&case.state, "state")),
+            ("grad_out", or_zeros(&case.grad_out, "out")),
+            ("grad_state", or_zeros(&case.grad_state, "state")),
+        ];
+        if let wattn_cases::Decay::Gates(gates) = &case.decay {
+            inputs.push(("gate", gates.clone()));
+        }
+        let outputs = case.outputs().map(|name| {
+            let (shape, storage) = case.output(name).expect("an output of linear attention");
+            (name, poisoned(engine, name, shape.iter().product::<usize>() * storage.size()))
+        });
+        let inputs = inputs.into_iter().map(|(name, tensor)| (name, fenced(engine, name, &tensor.bytes()))).collect();
+        Self { case, inputs, outputs: outputs.into() }
+    }
+
+    fn rows(&self, buffer: &'a Buffer, element: usize) -> View<'a> {
+        let view = match self.case.layout {
+            Layout::Bhsd => View::bhsd(buffer),
+            Layout::Bshd | Layout::Packed => View::bshd(buffer),
+        };
+        view.at((GUARD / element) as u64)
+    }
+
+    /// What both passes read.
+    fn operands(&'a self) -> LinearOperands<'a> {
+        let (q, kv) = (self.case.q.storage.size(), self.case.k.storage.size());
+        let [q, k, v] = [("q", q), ("k", kv), ("v", kv)].map(|(name, size)| self.rows(&self.inputs[name], size));
+        LinearOperands {
+            gate: self.inputs.get("gate").map(words),
+            bounds: self.case.cu_seqlens.as_deref().unwrap_or_default(),
+            ..LinearOperands::new(q, k, v)
+        }
+    }
+
+    fn forward(&'a self) -> LinearOperands<'a> {
+        LinearOperands {
+            out: Some(self.rows(&self.outputs["out"], self.case.q.storage.size())),
+            state0: self.case.state.is_some().then(|| words(&self.inputs["state0"])),
+            state: Some(words(&self.outputs["state"])),
+            ..self.operands()
+        }
+    }
+
+    fn backward(&'a self) -> LinearOperands<'a> {
+        let (q, kv) = (self.case.q.storage.size(), self.case.k.storage.size());
+        LinearOperands {
+            grad_out: Some(self.rows(&self.inputs["grad_out"], q)),
+            grad_state: Some(words(&self.inputs["grad_state"])),
+            state0: Some(words(&self.inputs["state0"])),
+            dq: Some(self.rows(&self.outputs["dq"], q)),
+            dk: Some(self.rows(&self.outputs["dk"], kv)),
+            dv: Some(self.rows(&self.outputs["dv"], kv)),
+            dstate: Some(words(&self.outputs["dstate"])),
+            ..self.operands()
+        }
+    }
+}
+
+fn words(buffer: &Buffer) -> View<'_> {
+    View::bhsd(buffer).at((GUARD / 4) as u64)
+}
+
+fn run(engine: &Engine, plan: &LinearPlan, operands: LinearOperands<'_>) -> Result<()> {
+    // Poisoned, so that what nobody wrote shows when it is read.
+    let bytes = usize::try_from(plan.workspace_bytes())?;
+    let workspace = (bytes > 0).then(|| {
+        wgpu::util::DeviceExt::create_buffer_init(
+            engine.device(),
+            &wgpu::util::BufferInitDescriptor {
+                label: Some("workspace"),
+                contents: &vec![0xff; bytes],
+                usage: BufferUsages::STORAGE,
+            },
+        )
+    });
+    let operands = LinearOperands { workspace: workspace.as_ref(), ..operands };
+    for slice in 0..plan.slices() {
+        let mut encoder = engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.encode_slice(&mut encoder, &operands, slice)?;
+        engine.queue().submit([encoder.finish()]);
+    }
+    Ok(())
+}
+
+/// Plans a case with `variant` forced, runs it, and compares every output that `reference` has: the forward pass's plan, and one
+/// comparison an output.
+///
+/// # Errors
+/// A refused problem or a device that fails.
+pub fn judge_linear(
+    engine: &Engine,
+    case: &LinearCase,
+    variant: Option<Variant>,
+    reference: &References,
+) -> Result<(LinearPlan, Vec<Comparison>)> {
+    let force = |lightning: Lightning| match variant {
+        Some(variant) => variant.force_linear(lightning),
+        None => lightning,
+    };
+    let extent = tokens(case)?;
+    let loaded = Loaded::new(engine, case);
+    let plan = engine.plan(&force(lightning(case)?), extent)?;
+    run(engine, &plan, loaded.forward())?;
+    if reference.keys().any(|name| name.starts_with('d')) {
+        let backward = engine.plan(&force(lightning_backward(case)?), extent)?;
+        run(engine, &backward, loaded.backward())?;
+    }
+    let compared = reference.iter().filter(|(name, _)| !["dslopes", "dg"].contains(name)).map(|(&name, want)| {
+        let (shape, storage) = case.output(name).with_context(|| format!("there is no output {name}"))?;
+        let got = read(engine, &loaded.outputs[name], name, storage, &shape)?;
+        Ok(compare(name, &got, want, &case.rules(name)))
+    });
+    Ok((plan, compared.collect::<Result<_>>()?))
+}
