@@ -26,15 +26,18 @@ fn main(
     let out_base = aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head;
     //$ end
 
-    var rows = array<vec4<f32>, HEAD_DIM>();   // indexed at run time: one load or store to compile, not one a row
+    // Registers have no index: loops over them load and store by selection, since drivers compile one load fast and many slowly.
+    //$ for d in 0..HEAD_DIM
+    var state_$d = vec4<f32>();
+    //$ end
     if (s.state0 != NONE) {
         for (var d = 0u; d < HEAD_DIM; d++) {
-            rows[d] = load_state(s, head, d, column);
+            let x = load_state(s, head, d, column);
+            //$ for d in 0..HEAD_DIM
+            state_$d = select(state_$d, x, d == $du);
+            //$ end
         }
     }
-    //$ for d in 0..HEAD_DIM
-    var state_$d = rows[$d];
-    //$ end
 
     var decay = 0.0;   // log decay of the whole segment
     for (var t0 = 0u; t0 < s.tokens; t0 += LANES) {
@@ -77,7 +80,9 @@ fn main(
         let w_$n = select(0.0, s_$n * aux.params.score_scale * exp(min(at - subgroupBroadcast(at, $nu), 0.0)), $nu <= lane);
         //$ end
 
-        var row_out = array<vec4<f32>, LANES>();
+        //$ for r in 0..LANES
+        var row_$r = vec4<f32>();
+        //$ end
         //$ for r in 0..LANES step 4
         {
             //$ for m in 0..4
@@ -96,13 +101,18 @@ fn main(
             o_$m += subgroupBroadcast(w_$n, $ru + $mu) * v_$n;
             //$ end
             //$ end
-            //$ for m in 0..4
-            row_out[$ru + $mu] = o_$m;
-            //$ end
+            row_$r = o_0;
+            row_${r+1} = o_1;
+            row_${r+2} = o_2;
+            row_${r+3} = o_3;
         }
         //$ end
         for (var n = 0u; n < live; n++) {
-            store_out(out_base + token_at(s, t0 + n) * aux.params.out.seq, column, row_out[n]);
+            var row = row_0;
+            //$ for r in 1..LANES
+            row = select(row, row_$r, n == $ru);
+            //$ end
+            store_out(out_base + token_at(s, t0 + n) * aux.params.out.seq, column, row);
         }
         //$ end
 
@@ -126,11 +136,12 @@ fn main(
     }
 
     //$ if STATE
-    //$ for d in 0..HEAD_DIM
-    rows[$d] = state_$d;
-    //$ end
     for (var d = 0u; d < HEAD_DIM; d++) {
-        store_state(s, head, d, column, rows[d]);
+        var row = state_0;
+        //$ for d in 1..HEAD_DIM
+        row = select(row, state_$d, d == $du);
+        //$ end
+        store_state(s, head, d, column, row);
     }
     //$ if TOTAL
     store_total(s, head, decay);

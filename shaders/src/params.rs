@@ -78,8 +78,11 @@ mirror!(
 mod tests {
     use super::*;
 
+    /// Name, fields with their offsets, and size of a struct.
+    type Struct<'a> = (&'a str, Vec<(&'static str, usize)>, usize);
+
     /// The structs of these files are laid out as on the host.
-    fn agree(source: &str, structs: &[(&str, Vec<(&str, usize)>, usize)]) {
+    fn agree(source: &str, structs: &[Struct<'_>]) {
         let module = naga::front::wgsl::parse_str(source).expect("the files parse by themselves");
         for (name, fields, size) in structs {
             let found = module.types.iter().find(|(_, t)| t.name.as_deref() == Some(*name)).expect(name).1;

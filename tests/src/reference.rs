@@ -1,9 +1,10 @@
 //! What a case is judged against: the oracle, or what its file expects.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use wattn::{Engine, Plan};
-use wattn_cases::{Comparison, Reference, Rows, SoftmaxCase};
+use wattn_cases::{Case, Comparison, LinearCase, Reference, References, Rows, SoftmaxCase};
 
+use crate::linear::judge_linear;
 use crate::run::judge;
 use crate::variant::Variant;
 
@@ -42,4 +43,56 @@ fn expected(case: &SoftmaxCase) -> Reference {
         lse: case.expected("lse").unwrap_or(oracle.lse),
         largest_logit: oracle.largest_logit,
     }
+}
+
+/// What a device made of a case.
+#[derive(Debug)]
+pub struct Ran {
+    /// The kernel that ran.
+    pub kernel: &'static str,
+    /// How it was laid out, which its name leaves open.
+    pub shape: String,
+    /// One an output.
+    pub comparisons: Vec<Comparison>,
+}
+
+impl Ran {
+    /// Softmax attention.
+    #[must_use]
+    pub fn softmax(plan: &Plan, comparisons: Vec<Comparison>) -> Self {
+        let key = &plan.details().key;
+        Self { kernel: key.kernel.name(), shape: key.shape.to_string(), comparisons }
+    }
+
+    /// Linear attention.
+    #[must_use]
+    pub fn linear(plan: &wattn::LinearPlan, comparisons: Vec<Comparison>) -> Self {
+        let details = plan.details();
+        let kernel = details.sweeps.first().map_or("none", |sweep| sweep.walk.kernel.name());
+        Self { kernel, shape: details.schedule.to_string(), comparisons }
+    }
+}
+
+/// Runs a case from a file against what the file expects.
+///
+/// # Errors
+/// A refused problem, an operator that is not supported yet, or a device that fails.
+pub fn judge_file(engine: &Engine, case: &Case, variant: Option<Variant>) -> Result<Ran> {
+    match case {
+        Case::Softmax(case) => {
+            let (plan, comparisons) = judge_expected(engine, case, variant)?;
+            Ok(Ran::softmax(&plan, comparisons))
+        }
+        Case::Linear(case) => {
+            let (plan, comparisons) = judge_linear(engine, case, variant, &linear_expected(case))?;
+            Ok(Ran::linear(&plan, comparisons))
+        }
+        Case::Based(_) => bail!("op `based` is not supported yet"),
+    }
+}
+
+/// What the file of a case of linear attention expects.
+#[must_use]
+pub fn linear_expected(case: &LinearCase) -> References {
+    case.outputs().into_iter().filter_map(|name| Some((name, case.expected(name)?))).collect()
 }

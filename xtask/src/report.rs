@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use wattn::Plan;
 use wattn_cases::Comparison;
+use wattn_tests::Ran;
 
 use crate::select::Device;
 
@@ -30,13 +30,18 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn compared(case: &str, plan: &Plan, comparison: Comparison) -> Self {
-        let key = &plan.details().key;
+    /// A row an output.
+    pub(crate) fn compared(case: &str, ran: Ran) -> Vec<Self> {
+        let Ran { kernel, shape, comparisons } = ran;
+        comparisons.into_iter().map(|comparison| Self::judged(case, kernel, &shape, comparison)).collect()
+    }
+
+    fn judged(case: &str, kernel: &'static str, shape: &str, comparison: Comparison) -> Self {
         Self {
             case: case.to_owned(),
             output: Some(comparison.output),
-            kernel: Some(key.kernel.name()),
-            shape: Some(key.shape.to_string()),
+            kernel: Some(kernel),
+            shape: Some(shape.to_owned()),
             max_abs: Some(comparison.max_abs),
             rms_ratio: Some(comparison.rms_ratio),
             tolerance: Some(comparison.tolerance),

@@ -8,8 +8,11 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::to_value;
-use wattn_cases::{Recipe, Reference, SoftmaxCase, catalogue, write};
-use wattn_tests::{Variant, judge, rows};
+use wattn::Kernel;
+use wattn_cases::{
+    Case, LinearCase, LinearRecipe, Recipe, Reference, References, SoftmaxCase, catalogue, linear_catalogue, write,
+};
+use wattn_tests::{Ran, UNSUPPORTED, Variant, judge, judge_linear, rows};
 
 use crate::report::{Row, guarded, target, write_json};
 use crate::select::{Device, Selection};
@@ -35,10 +38,108 @@ struct Skip {
     reason: String,
 }
 
+/// A problem of the catalogue, not built yet.
+#[derive(Debug, Clone, Copy)]
+enum Problem {
+    Softmax(Recipe),
+    Linear(LinearRecipe),
+}
+
+/// A case with what must come out of it.
+enum Judge {
+    Softmax(Box<SoftmaxCase>, Reference),
+    Linear(Box<LinearCase>, References),
+}
+
+impl Problem {
+    fn all() -> Vec<Self> {
+        let softmax = catalogue().into_iter().map(Self::Softmax);
+        softmax.chain(linear_catalogue().into_iter().map(Self::Linear)).collect()
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Softmax(recipe) => recipe.name,
+            Self::Linear(recipe) => recipe.name,
+        }
+    }
+
+    fn build(&self) -> Judge {
+        match self {
+            Self::Softmax(recipe) => {
+                let case = recipe.build();
+                let reference = case.reference(rows(&case));
+                Judge::Softmax(Box::new(case), reference)
+            }
+            Self::Linear(recipe) => {
+                let case = recipe.build();
+                let reference = case.reference();
+                Judge::Linear(Box::new(case), reference)
+            }
+        }
+    }
+}
+
+impl Judge {
+    fn variants(&self, device: &Device, pinned: Option<Kernel>) -> Vec<Variant> {
+        let mut variants = match self {
+            Self::Softmax(..) => Variant::all(device.engine.capabilities()),
+            Self::Linear(..) => Variant::linear(),
+        };
+        variants.retain(|variant| pinned.is_none_or(|kernel| kernel == variant.kernel));
+        variants
+    }
+
+    fn refusal(&self, device: &Device, variant: Variant) -> Result<Option<String>> {
+        match self {
+            Self::Softmax(case, _) => variant.refusal(&device.engine, case),
+            Self::Linear(case, _) => variant.linear_refusal(&device.engine, case),
+        }
+    }
+
+    fn run(&self, device: &Device, variant: Variant) -> Result<Ran> {
+        match self {
+            Self::Softmax(case, reference) => {
+                let (plan, comparisons) = judge(&device.engine, case, Some(variant), reference)?;
+                Ok(Ran::softmax(&plan, comparisons.into()))
+            }
+            Self::Linear(case, reference) => {
+                let (plan, comparisons) = judge_linear(&device.engine, case, Some(variant), reference)?;
+                Ok(Ran::linear(&plan, comparisons))
+            }
+        }
+    }
+
+    fn outputs(&self) -> Vec<&'static str> {
+        match self {
+            Self::Softmax(..) => vec!["out", "lse"],
+            Self::Linear(_, reference) => {
+                reference.keys().copied().filter(|output| !UNSUPPORTED.contains(output)).collect()
+            }
+        }
+    }
+
+    /// The case with its expected outputs.
+    fn expecting(&self) -> Case {
+        match self {
+            Self::Softmax(case, _) => {
+                let mut case = case.as_ref().clone();
+                case.expect_reference();
+                case.into()
+            }
+            Self::Linear(case, _) => {
+                let mut case = case.as_ref().clone();
+                case.expect_reference();
+                case.into()
+            }
+        }
+    }
+}
+
 /// What the run has found so far.
 struct Run {
     device: Device,
-    variants: Vec<Variant>,
+    pinned: Option<Kernel>,
     progress: ProgressBar,
     rows: Vec<Row>,
     skipped: Vec<Skip>,
@@ -51,17 +152,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let device = args.selection.device()?;
     println!("{device}");
     let filter = args.filter.as_deref().unwrap_or_default();
-    let recipes: Vec<Recipe> = catalogue().into_iter().filter(|recipe| recipe.name.contains(filter)).collect();
+    let problems: Vec<Problem> = Problem::all().into_iter().filter(|problem| problem.name().contains(filter)).collect();
     let pinned = args.selection.kernel;
-    let mut variants = Variant::all(device.engine.capabilities());
-    variants.retain(|variant| pinned.is_none_or(|kernel| kernel == variant.kernel));
 
     let start = Instant::now();
-    let progress = progress(recipes.len());
-    let mut run = Run { device, variants, progress, rows: Vec::new(), skipped: Vec::new(), runs: 0, failed: 0 };
-    for recipe in &recipes {
-        run.progress.set_message(recipe.name);
-        run.check(recipe);
+    let progress = progress(problems.len());
+    let mut run = Run { device, pinned, progress, rows: Vec::new(), skipped: Vec::new(), runs: 0, failed: 0 };
+    for problem in &problems {
+        run.progress.set_message(problem.name());
+        run.check(problem);
         run.progress.inc(1);
     }
     run.progress.finish_and_clear();
@@ -72,7 +171,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let elements: usize = run.rows.iter().map(|row| row.elements).sum();
     println!(
         "{} cases, {} runs: {elements} elements compared, {} runs skipped, {} failed, {:.0} s",
-        recipes.len(),
+        problems.len(),
         run.runs,
         run.skipped.len(),
         run.failed,
@@ -95,56 +194,56 @@ impl Run {
     }
 
     /// One case by all variants.
-    fn check(&mut self, recipe: &Recipe) {
-        let case = recipe.build();
-        let reference = case.reference(rows(&case));
+    fn check(&mut self, problem: &Problem) {
+        let (name, case) = (problem.name(), problem.build());
         let (first, mut served) = (self.rows.len(), 0);
         let mut refusals = Vec::new();
-        for variant in self.variants.clone() {
-            if let Ok(Some(reason)) = variant.refusal(&self.device.engine, &case) {
-                refusals.push(format!("skip  {:<34} {variant}: {reason}", case.name));
-                self.skipped.push(Skip { case: case.name.clone(), kernel: variant.to_string(), reason });
+        for variant in case.variants(&self.device, self.pinned) {
+            if let Ok(Some(reason)) = case.refusal(&self.device, variant) {
+                refusals.push(format!("skip  {name:<34} {variant}: {reason}"));
+                self.skipped.push(Skip { case: name.to_owned(), kernel: variant.to_string(), reason });
                 continue;
             }
             served += 1;
-            self.judge(&case, variant, &reference);
+            self.judge(name, &case, variant);
         }
         let judged = &self.rows[first..];
         if served > 0 && judged.iter().all(|row| row.pass) {
-            self.say(&format!("ok    {:<34} {}; {served} kernel variants", case.name, worst(judged)));
+            self.say(&format!("ok    {name:<34} {}; {served} kernel variants", worst(judged)));
         }
         refusals.iter().for_each(|line| self.say(line));
     }
 
-    fn judge(&mut self, case: &SoftmaxCase, variant: Variant, reference: &Reference) {
+    fn judge(&mut self, name: &str, case: &Judge, variant: Variant) {
         self.runs += 1;
-        let judged = match guarded(|| judge(&self.device.engine, case, Some(variant), reference)) {
-            Ok((plan, comparisons)) => comparisons.map(|comparison| Row::compared(&case.name, &plan, comparison)),
-            Err(error) => ["out", "lse"].map(|output| Row {
-                kernel: Some(variant.kernel.name()),
-                ..Row::failed(&case.name, Some(output), format!("{error:#}"))
-            }),
+        let judged = match guarded(|| case.run(&self.device, variant)) {
+            Ok(ran) => Row::compared(name, ran),
+            Err(error) => {
+                let failed = |output| Row {
+                    kernel: Some(variant.kernel.name()),
+                    ..Row::failed(name, Some(output), format!("{error:#}"))
+                };
+                case.outputs().into_iter().map(failed).collect()
+            }
         };
         if judged.iter().any(|row| !row.pass) {
             self.failed += 1;
             for row in judged.iter().filter(|row| !row.pass) {
                 let [output, error] = [&row.output, &row.error].map(|text| text.as_deref().unwrap_or_default());
-                self.say(&format!("FAIL  {:<34} {variant} {output}: {error}", case.name));
+                self.say(&format!("FAIL  {name:<34} {variant} {output}: {error}"));
             }
-            let again = self.dump(case, variant);
+            let again = self.dump(name, case, variant);
             self.say(&format!("      {}", again.unwrap_or_else(|error| format!("it could not be saved: {error:#}"))));
         }
         self.rows.extend(judged);
     }
 
     /// Writes the case with its expected outputs; returns the command that runs it again.
-    fn dump(&self, case: &SoftmaxCase, variant: Variant) -> Result<String> {
+    fn dump(&self, name: &str, case: &Judge, variant: Variant) -> Result<String> {
         let folder = target().join("failures");
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let path = folder.join(format!("{}.safetensors", case.name.replace('/', "-")));
-        let mut case = case.clone();
-        case.expect_reference();
-        write(&path, &case)?;
+        let path = folder.join(format!("{}.safetensors", name.replace('/', "-")));
+        write(&path, case.expecting())?;
         let shape = if variant.gpu_shape { " --gpu-shape" } else { "" };
         let (path, label) = (path.display(), &self.device.label);
         Ok(format!("cargo xtask replay {path} --adapter {label} --kernel {}{shape}", variant.kernel))

@@ -24,7 +24,7 @@ pub enum DecayModel {
     /// `TransNormerLLM`, the original MiniMax-01 and vLLM: factor `1 - layer / (layers - 1) + 1e-5`; where the number of heads is no
     /// power of two, the heads beyond it take every other slope of the next one, as ALiBi does.
     TransNormer,
-    /// The MiniMax of Hugging Face's transformers: factor `1 - layer / (layers - 1 + 1e-5) + 1e-5`, the base for any number of heads.
+    /// The `MiniMax` of Hugging Face's transformers: factor `1 - layer / (layers - 1 + 1e-5) + 1e-5`, the base for any number of heads.
     MiniMax,
 }
 

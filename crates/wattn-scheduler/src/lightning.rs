@@ -60,7 +60,6 @@ pub struct Lightning {
     pub(crate) pass: Pass,
     pub(crate) initial_state: bool,
     pub(crate) final_state: bool,
-    pub(crate) decay_gradient: bool,
     pub(crate) q: Storage,
     pub(crate) kv: Storage,
     pub(crate) access: Access,
@@ -81,7 +80,6 @@ impl Lightning {
             pass: Pass::Forward,
             initial_state: false,
             final_state: false,
-            decay_gradient: false,
             q: Storage::F32,
             kv: Storage::F32,
             access: if whole { Access::Vec4 } else { Access::Any },
@@ -123,14 +121,6 @@ impl Lightning {
     #[must_use]
     pub fn backward(mut self) -> Self {
         self.pass = Pass::Backward;
-        self
-    }
-
-    /// Backward: the gradient of the decay too, one number a head (of slopes) or a token (of gates). Where a gradient of the final
-    /// state comes in, this takes the final state itself.
-    #[must_use]
-    pub fn decay_gradient(mut self) -> Self {
-        self.decay_gradient = true;
         self
     }
 
@@ -233,12 +223,6 @@ impl Lightning {
         self.final_state
     }
 
-    /// Whether the gradient of the decay is asked for.
-    #[must_use]
-    pub fn has_decay_gradient(&self) -> bool {
-        self.decay_gradient
-    }
-
     /// The storage of q and the output.
     #[must_use]
     pub fn q_storage(&self) -> Storage {
@@ -281,9 +265,6 @@ impl Lightning {
             if layer >= layers {
                 return Err(PlanError::invalid("decay", format!("layer {layer} of {layers}"), "a layer below layers"));
             }
-        }
-        if self.decay_gradient && self.pass != Pass::Backward {
-            return Err(PlanError::invalid("decay_gradient", "a pass that is not backward", "backward()"));
         }
         Ok(())
     }

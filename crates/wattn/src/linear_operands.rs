@@ -26,8 +26,7 @@ pub struct LinearOperands<'a> {
     pub out: Option<View<'a>>,
     /// The states to start from.
     pub state0: Option<View<'a>>,
-    /// The states after the last token; of a step in place, before and after it. Backward: only for the gradient of the decay, where
-    /// `grad_state` is given.
+    /// Forward: the states after the last token. Step: the state after it, in place before it too.
     pub state: Option<View<'a>>,
     /// Log decays [batch, heads, tokens], f32, at most 0.
     pub gate: Option<View<'a>>,

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use wattn_cases::{Case, CaseFile, LinearCase, References, linear_catalogue};
-use wattn_tests::{Variant, judge_linear};
+use wattn_tests::{Variant, judge_linear, linear_expected};
 
 use crate::gpu::Gpu;
 
@@ -25,11 +25,7 @@ impl Linear {
     /// What its file expects, else what the oracle calculates.
     fn reference(&self) -> &References {
         self.reference.get_or_init(|| {
-            if self.case.expect.is_empty() {
-                return self.case.reference();
-            }
-            let expected = |name| Some((name, self.case.expected(name)?));
-            self.case.outputs().into_iter().filter_map(expected).collect()
+            if self.case.expect.is_empty() { self.case.reference() } else { linear_expected(&self.case) }
         })
     }
 }
