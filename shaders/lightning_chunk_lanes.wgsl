@@ -2,8 +2,9 @@
 //
 //   S_t = exp(g_t) S_{t-1} + k_t v_t^T,  out_t = scale q_t S_t
 //
-// A subgroup owns LANES vec4 columns of the value dim and walks a segment's tokens LANES at a time, one a lane, with the state's
-// columns in registers. Inside a chunk scores stand for the state; between chunks the state does. All decays are exp of sums <= 0.
+// A subgroup owns LANES / SHARES vec4 columns of the value dim and walks a segment's tokens LANES at a time, one a lane. The state's
+// columns are in registers, STATE_ROWS of the key dim a lane: SHARES neighbouring lanes have one column's rows together. Inside a chunk
+// scores stand for the state; between chunks the state does. All decays are exp of sums <= 0.
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -18,7 +19,8 @@ fn main(
     let s = segment_at(item.segment);
     let head = item.head;
     begin_decay(head);
-    let column = item.split * LANES + lane;   // of the value dim in vec4
+    let column = item.split * (LANES / SHARES) + lane / SHARES;   // of the value dim in vec4
+    let share = lane % SHARES;
     let k_base = aux.params.k.offset + s.batch * aux.params.k.batch + head * aux.params.k.head;
     let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + head * aux.params.v.head;
     //$ if OUT
@@ -27,13 +29,13 @@ fn main(
     //$ end
 
     // Registers have no index: loops over them load and store by selection, since drivers compile one load fast and many slowly.
-    //$ for d in 0..HEAD_DIM
+    //$ for d in 0..STATE_ROWS
     var state_$d = vec4<f32>();
     //$ end
     if (s.state0 != NONE) {
-        for (var d = 0u; d < HEAD_DIM; d++) {
-            let x = load_state(s, head, d, column);
-            //$ for d in 0..HEAD_DIM
+        for (var d = 0u; d < STATE_ROWS; d++) {
+            let x = load_state(s, head, share * STATE_ROWS + d, column);
+            //$ for d in 0..STATE_ROWS
             state_$d = select(state_$d, x, d == $du);
             //$ end
         }
@@ -88,12 +90,20 @@ fn main(
             //$ for m in 0..4
             var o_$m = vec4<f32>();
             //$ end
-            //$ for d in 0..HEAD_DIM step 4
+            //$ for d in 0..STATE_ROWS step 4
             //$ for m in 0..4
             {
-                let b = subgroupBroadcast(read_$d, $ru + $mu);
+                var b = subgroupBroadcast(read_$d, $ru + $mu);
+                //$ if SHARED
+                b = select(b, subgroupBroadcast(read_${d+64}, $ru + $mu), share == 1u);
+                //$ end
                 o_$m += b.x * state_$d + b.y * state_${d+1} + b.z * state_${d+2} + b.w * state_${d+3};
             }
+            //$ end
+            //$ end
+            //$ if SHARED
+            //$ for m in 0..4
+            o_$m += subgroupShuffleXor(o_$m, 1u);
             //$ end
             //$ end
             //$ for n in 0..LANES
@@ -112,20 +122,28 @@ fn main(
             //$ for r in 1..LANES
             row = select(row, row_$r, n == $ru);
             //$ end
-            store_out(out_base + token_at(s, t0 + n) * aux.params.out.seq, column, row);
+            // One lane of a column stores; the others' chunk is past the end.
+            let chunk = select(column, aux.params.value_chunks, share > 0u);
+            store_out(out_base + token_at(s, t0 + n) * aux.params.out.seq, chunk, row);
         }
         //$ end
 
         let write = select(0.0, exp(min(total - at, 0.0)) * aux.params.write_scale, lane < live);
-        //$ for d in 0..HEAD_DIM step 4
+        //$ for d in 0..STATE_ROWS step 4
         {
             let w = k_$d * write;
+            //$ if SHARED
+            let other = k_${d+64} * write;
+            //$ end
             state_$d *= keep;
             state_${d+1} *= keep;
             state_${d+2} *= keep;
             state_${d+3} *= keep;
             //$ for n in 0..LANES
-            let b_$n = subgroupBroadcast(w, $nu);
+            var b_$n = subgroupBroadcast(w, $nu);
+            //$ if SHARED
+            b_$n = select(b_$n, subgroupBroadcast(other, $nu), share == 1u);
+            //$ end
             state_$d += b_$n.x * v_$n;
             state_${d+1} += b_$n.y * v_$n;
             state_${d+2} += b_$n.z * v_$n;
@@ -136,12 +154,12 @@ fn main(
     }
 
     //$ if STATE
-    for (var d = 0u; d < HEAD_DIM; d++) {
+    for (var d = 0u; d < STATE_ROWS; d++) {
         var row = state_0;
-        //$ for d in 1..HEAD_DIM
+        //$ for d in 1..STATE_ROWS
         row = select(row, state_$d, d == $du);
         //$ end
-        store_state(s, head, d, column, row);
+        store_state(s, head, share * STATE_ROWS + d, column, row);
     }
     //$ if TOTAL
     store_total(s, head, decay);

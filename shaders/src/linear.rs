@@ -50,7 +50,10 @@ pub const HEAD_CLASSES: [u32; 5] = [16, 32, 64, 128, 256];
 pub const MAX_LINEAR_DIM: u32 = 256;
 
 /// The largest class whose state `broadcast` keeps in registers.
-pub const BROADCAST_CLASS: u32 = 64;
+pub const BROADCAST_CLASS: u32 = 128;
+
+/// State rows that a lane of `broadcast` keeps in registers; neighbouring lanes share a column with more.
+const LANE_STATE_ROWS: u32 = 64;
 
 /// Tokens a chunk of the tile kernels.
 const CHUNK: u32 = 32;
@@ -64,10 +67,15 @@ impl LinearKey {
         match (self.op, self.kernel) {
             (LinearOp::Scan, _) => THREADS,
             (LinearOp::Step, _) => 8,
-            (_, Kernel::Broadcast) => self.lanes,
+            (_, Kernel::Broadcast) => self.lanes / self.shares(),
             // As much of the state as 8 KiB hold.
             _ => (512 / self.head_class).min(16),
         }
+    }
+
+    /// Lanes of `broadcast` that share a column.
+    fn shares(&self) -> u32 {
+        self.head_class.div_ceil(LANE_STATE_ROWS).max(1)
     }
 
     /// Tokens of a chunk.
@@ -137,7 +145,13 @@ impl LinearKey {
                     ("HEAD_DIM", self.head_class),
                 ]);
                 if kernel == Kernel::Broadcast {
-                    all.push(("LANES", self.lanes));
+                    let shares = self.shares();
+                    all.extend([
+                        ("LANES", self.lanes),
+                        ("SHARES", shares),
+                        ("SHARED", flag(shares > 1)),
+                        ("STATE_ROWS", self.head_class / shares),
+                    ]);
                 } else {
                     all.extend([
                         ("CHUNK", CHUNK),

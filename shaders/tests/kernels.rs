@@ -2,8 +2,8 @@
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wattn_shaders::{
-    Access, FlashKey, HEAD_CLASSES, Kernel, Key, LaneShape, LinearKey, LinearOp, ScoreOptions, Shape, Storage,
-    bindings, compose, table,
+    Access, BROADCAST_CLASS, FlashKey, HEAD_CLASSES, Kernel, Key, LaneShape, LinearKey, LinearOp, ScoreOptions, Shape,
+    Storage, bindings, compose, table,
 };
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
@@ -58,7 +58,9 @@ fn linear_keys() -> Vec<LinearKey> {
     let mut keys = Vec::new();
     for op in [LinearOp::Chunk, LinearOp::Segment, LinearOp::Scan, LinearOp::Step] {
         for (kernel, lanes) in Kernel::ALL.into_iter().zip([0, 0, 8]) {
-            for head_class in HEAD_CLASSES.into_iter().filter(|&class| kernel != Kernel::Broadcast || class <= 64) {
+            for head_class in
+                HEAD_CLASSES.into_iter().filter(|&class| kernel != Kernel::Broadcast || class <= BROADCAST_CLASS)
+            {
                 for (q, access) in [(Storage::F32, Access::Vec4), (Storage::F16, Access::Any)] {
                     for (gated, state) in [(false, false), (true, false), (false, true), (true, true)] {
                         let (kv, padded) = (Storage::F32, lanes > 0 && gated);
