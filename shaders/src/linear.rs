@@ -84,6 +84,22 @@ impl LinearKey {
         if self.kernel == Kernel::Broadcast { self.lanes } else { CHUNK }
     }
 
+    /// Turns of its loops that a chunk takes at most.
+    #[must_use]
+    pub fn turns(&self, key_dim: u32) -> u32 {
+        let chunks = key_dim.div_ceil(4);
+        match (self.op, self.kernel) {
+            (LinearOp::Chunk, Kernel::Broadcast) => 2 + self.lanes,
+            (LinearOp::Chunk, _) => {
+                let scores = chunks.div_ceil(K_CHUNKS) * (2 + K_CHUNKS);
+                4 + scores + chunks + CHUNK + if self.gated { CHUNK } else { 0 }
+            }
+            (LinearOp::Segment, Kernel::Broadcast) => 1,
+            (LinearOp::Segment, _) => 2 + CHUNK + if self.gated { CHUNK } else { 0 },
+            _ => 1,
+        }
+    }
+
     /// Invocations a workgroup.
     #[must_use]
     pub fn invocations(&self) -> u32 {

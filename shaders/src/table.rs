@@ -75,6 +75,19 @@ pub fn value_keys(tile: TileShape, value_class: u32) -> u32 {
     (fit / step * step).min(tile.tx * tile.keys)
 }
 
+/// Turns of its loops that a kernel takes for a tile of keys, at most.
+#[must_use]
+pub fn turns(key: &FlashKey, head_dim: u32) -> u32 {
+    match key.shape {
+        Shape::Lanes(_) => 1,
+        Shape::Tile(tile) => {
+            let slabs = head_dim.div_ceil(4).div_ceil(tile.k_chunks);
+            let values = value_keys(tile, key.value_class);
+            2 + slabs * (2 + tile.k_chunks) + (tile.tx * tile.keys).div_ceil(values) * (2 + values / KEY_STEP)
+        }
+    }
+}
+
 /// Bytes of workgroup memory that a key's kernel declares.
 #[must_use]
 pub fn workgroup_bytes(key: &FlashKey) -> u32 {

@@ -161,6 +161,49 @@ fn run(engine: &Engine, plan: &LinearPlan, operands: LinearOperands<'_>) -> Resu
 /// Outputs that no kernel calculates yet: the gradient of the decay.
 pub const UNSUPPORTED: [&str; 2] = ["dslopes", "dg"];
 
+/// Runs a case with `variant` forced, forward and where a gradient comes in backward: the forward pass's plan, and the tensors.
+fn ran<'a>(
+    engine: &Engine,
+    case: &'a LinearCase,
+    variant: Option<Variant>,
+    backward: bool,
+) -> Result<(LinearPlan, Loaded<'a>)> {
+    let force = |lightning: Lightning| match variant {
+        Some(variant) => variant.force_linear(lightning),
+        None => lightning,
+    };
+    let extent = tokens(case)?;
+    let loaded = Loaded::new(engine, case);
+    let plan = engine.plan(&force(lightning(case)?), extent)?;
+    run(engine, &plan, loaded.forward())?;
+    if backward {
+        let backward = engine.plan(&force(lightning_backward(case)?), extent)?;
+        run(engine, &backward, loaded.backward())?;
+    }
+    Ok((plan, loaded))
+}
+
+impl Loaded<'_> {
+    fn output(&self, engine: &Engine, name: &str) -> Result<Vec<f32>> {
+        let (shape, storage) = self.case.output(name).with_context(|| format!("there is no output {name}"))?;
+        read(engine, &self.outputs[name], name, storage, &shape)
+    }
+}
+
+/// Runs a case with `variant` forced and returns all outputs.
+///
+/// # Errors
+/// A refused problem or a device that fails.
+pub fn run_linear(
+    engine: &Engine,
+    case: &LinearCase,
+    variant: Option<Variant>,
+) -> Result<BTreeMap<&'static str, Vec<f32>>> {
+    let (_, loaded) = ran(engine, case, variant, case.has_backward())?;
+    let supported = |name: &&str| !UNSUPPORTED.contains(name) && (case.has_backward() || !name.starts_with('d'));
+    case.outputs().into_iter().filter(supported).map(|name| Ok((name, loaded.output(engine, name)?))).collect()
+}
+
 /// Plans a case with `variant` forced, runs it, and compares every output that `reference` has: the forward pass's plan, and one
 /// comparison an output.
 ///
@@ -172,22 +215,11 @@ pub fn judge_linear(
     variant: Option<Variant>,
     reference: &References,
 ) -> Result<(LinearPlan, Vec<Comparison>)> {
-    let force = |lightning: Lightning| match variant {
-        Some(variant) => variant.force_linear(lightning),
-        None => lightning,
-    };
-    let extent = tokens(case)?;
-    let loaded = Loaded::new(engine, case);
-    let plan = engine.plan(&force(lightning(case)?), extent)?;
-    run(engine, &plan, loaded.forward())?;
-    if reference.keys().any(|name| name.starts_with('d')) {
-        let backward = engine.plan(&force(lightning_backward(case)?), extent)?;
-        run(engine, &backward, loaded.backward())?;
-    }
-    let compared = reference.iter().filter(|(name, _)| !UNSUPPORTED.contains(name)).map(|(&name, want)| {
-        let (shape, storage) = case.output(name).with_context(|| format!("there is no output {name}"))?;
-        let got = read(engine, &loaded.outputs[name], name, storage, &shape)?;
-        Ok(compare(name, &got, want, &case.rules(name)))
-    });
+    let backward = reference.keys().any(|name| name.starts_with('d'));
+    let (plan, loaded) = ran(engine, case, variant, backward)?;
+    let compared = reference
+        .iter()
+        .filter(|(name, _)| !UNSUPPORTED.contains(name))
+        .map(|(&name, want)| Ok(compare(name, &loaded.output(engine, name)?, want, &case.rules(name))));
     Ok((plan, compared.collect::<Result<_>>()?))
 }

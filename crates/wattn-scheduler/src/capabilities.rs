@@ -78,6 +78,13 @@ impl Capabilities {
         }
     }
 
+    /// Turns of all its loops together after which the driver ends an invocation's loops without a word, where it does so.
+    #[must_use]
+    pub fn loop_turns(&self) -> Option<u32> {
+        // LP_MAX_TGSI_LOOP_ITERATIONS of Mesa's gallivm.
+        matches!(self.driver, Driver::Llvmpipe { .. }).then_some(65_535)
+    }
+
     /// A guess of how many workgroups of a linear-attention kernel keep the device busy.
     #[must_use]
     pub fn width(&self) -> u32 {

@@ -3,6 +3,8 @@
 /// The decay of linear attention: each token multiplies the state by `exp(-slope)`, or by `exp(g)` with a `g` of its own.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decay {
+    /// Nothing is forgotten: all slopes are 0.
+    None,
     /// One slope a head, at least 0; 0 never forgets.
     Slopes(Vec<f32>),
     /// The slopes of one of a model's layers.
@@ -57,6 +59,7 @@ impl Decay {
     pub fn for_heads(&self, heads: u32) -> Vec<f32> {
         match self {
             Self::Gates => Vec::new(),
+            Self::None => vec![0.0; heads as usize],
             Self::Slopes(slopes) => slopes.clone(),
             &Self::Layer { model, layer, layers } => {
                 let (layer, last) = (f64::from(layer), f64::from(layers.max(1) - 1));

@@ -68,14 +68,14 @@ pub struct Lightning {
 }
 
 impl Lightning {
-    /// The forward pass in f32 that never forgets (all slopes 0), scale 1. Key and value dims are at most 256.
+    /// The forward pass in f32 that never forgets ([`Decay::None`]), scale 1. Key and value dims are at most 256.
     #[must_use]
     pub fn new(heads: u32, dims: HeadDim) -> Self {
         let whole = dims.qk().is_multiple_of(4) && dims.value().is_multiple_of(4);
         Self {
             heads,
             dims,
-            decay: Decay::Slopes(vec![0.0; heads as usize]),
+            decay: Decay::None,
             scale: 1.0,
             pass: Pass::Forward,
             initial_state: false,
@@ -250,20 +250,18 @@ impl Lightning {
         if !self.scale.is_finite() {
             return Err(PlanError::invalid("scale", self.scale, "a finite number"));
         }
-        let slopes = self.slopes();
-        if !self.is_gated() && slopes.len() != self.heads as usize {
-            return Err(PlanError::invalid(
-                "slopes",
-                format!("{} slopes", slopes.len()),
-                format!("{}, one a head", self.heads),
-            ));
-        }
-        if let Some(slope) = slopes.iter().find(|s| !(s.is_finite() && **s >= 0.0)) {
-            return Err(PlanError::invalid("slopes", slope, "finite numbers of at least 0"));
-        }
         if let Decay::Layer { layer, layers, .. } = self.decay {
             if layer >= layers {
                 return Err(PlanError::invalid("decay", format!("layer {layer} of {layers}"), "a layer below layers"));
+            }
+        }
+        if let Decay::Slopes(slopes) = &self.decay {
+            if slopes.len() != self.heads as usize {
+                let given = format!("{} slopes", slopes.len());
+                return Err(PlanError::invalid("slopes", given, format!("{}, one a head", self.heads)));
+            }
+            if let Some(slope) = slopes.iter().find(|s| !(s.is_finite() && **s >= 0.0)) {
+                return Err(PlanError::invalid("slopes", slope, "finite numbers of at least 0"));
             }
         }
         Ok(())

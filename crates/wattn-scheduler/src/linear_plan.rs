@@ -36,7 +36,8 @@ impl PlannedSweep {
 
     /// Walks segments side by side instead.
     fn segment(&mut self) {
-        let segment = LinearKey { op: LinearOp::Segment, state: false, ..self.walk };
+        // Queries have no part in the states.
+        let segment = LinearKey { op: LinearOp::Segment, q: self.walk.kv, state: false, ..self.walk };
         // All scans of a kind are one pipeline, and write the last states.
         let scan = LinearKey {
             op: LinearOp::Scan,
@@ -111,14 +112,16 @@ impl LinearPlan {
         let heads = u64::from(lightning.heads);
         let splits = sweeps.iter().map(|s| u64::from(s.splits(&s.walk)));
         let (fewest, most) = (splits.clone().min().unwrap_or(1), splits.max().unwrap_or(1));
-        let items = u64::from(extent.batch) * heads * fewest;
-        let schedule = schedule(lightning, extent, items, device, &mut reason);
+        let items = (u64::from(extent.batch) * heads).saturating_mul(fewest);
+        let longest = longest_walk(&sweeps, device);
+        let schedule = schedule(lightning, extent, items, longest, device, &mut reason)?;
         let (segment_tokens, segments) = match schedule {
             Schedule::Sequential => (extent.tokens.max(1), extent.batch),
-            Schedule::Segments => segments(extent, items, device),
+            Schedule::Segments => segments(extent, items, longest, device),
         };
-        let largest = u64::from(segments.max(extent.batch)) * heads * most;
-        let scan = u64::from(extent.batch) * heads * u64::from(state_size(lightning).div_ceil(64));
+        // Saturating, here and below: what does not fit 64 bits is beyond every limit.
+        let largest = u64::from(segments.max(extent.batch)).saturating_mul(heads * most);
+        let scan = (u64::from(extent.batch) * heads).saturating_mul(state_size(lightning).div_ceil(64).into());
         if largest.max(scan) >= 1 << 32 {
             return Err(PlanError::Limit {
                 argument: "extent",
@@ -154,19 +157,8 @@ impl LinearPlan {
                 return Err(PlanError::Limit { argument: "device", needed, available, unit, advice: "" });
             }
         }
-        let workspace_bytes = match schedule {
-            Schedule::Sequential => 0,
-            Schedule::Segments => u64::from(segments) * heads * (state + u64::from(lightning.is_gated())) * 4,
-        };
-        if workspace_bytes > device.binding_bytes {
-            return Err(PlanError::Limit {
-                argument: "extent",
-                needed: workspace_bytes,
-                available: device.binding_bytes,
-                unit: "bytes of segments' states",
-                advice: "; plan the batch in pieces",
-            });
-        }
+        let workspace_bytes =
+            parts.iter().map(|part| workspace(lightning, extent, segments, schedule, part)).max().unwrap_or(0);
         Ok(Self {
             lightning: lightning.clone(),
             extent,
@@ -318,38 +310,75 @@ fn planned(lightning: &Lightning, sweep: Sweep, kernel: Kernel, device: &Capabil
     PlannedSweep { sweep, walk: key(lightning, &sweep, kernel, device), states: None, dims }
 }
 
+/// Tokens that one workgroup may walk before the driver ends its loops.
+fn longest_walk(sweeps: &[PlannedSweep], device: &Capabilities) -> u32 {
+    /// Turns left for what comes before and after the walk.
+    const SPARE: u32 = 1024;
+    let Some(turns) = device.loop_turns() else { return MAX_LENGTH };
+    let of = |sweep: &PlannedSweep| (turns - SPARE) / sweep.walk.turns(sweep.dims[0]) * sweep.walk.chunk();
+    sweeps.iter().map(of).min().unwrap_or(MAX_LENGTH)
+}
+
 /// Side by side where sequences, heads and parts of the value dim leave the device mostly idle and are long enough.
-fn schedule(lightning: &Lightning, extent: Tokens, items: u64, device: &Capabilities, reason: &mut String) -> Schedule {
+fn schedule(
+    lightning: &Lightning,
+    extent: Tokens,
+    items: u64,
+    longest: u32,
+    device: &Capabilities,
+    reason: &mut String,
+) -> Result<Schedule, PlanError> {
     if matches!(lightning.pass, Pass::Step { .. }) {
-        return Schedule::Sequential;
+        return Ok(Schedule::Sequential);
     }
     let width = u64::from(device.width());
+    let enough = u64::from(extent.tokens) >= 4 * u64::from(MIN_SEGMENT) * u64::from(extent.batch);
     let (schedule, why) = match lightning.schedule {
+        Some(Schedule::Sequential) if extent.tokens > longest => {
+            return Err(PlanError::invalid(
+                "schedule",
+                format!("sequential over {} tokens", extent.tokens),
+                format!("at most {longest} tokens in one walk: this driver ends longer loops; or segments"),
+            ));
+        }
         Some(schedule) => (schedule, "pinned".to_owned()),
+        None if extent.tokens > longest => {
+            (Schedule::Segments, format!("this driver ends loops after {longest} tokens"))
+        }
         // States are walked twice: it must pay more than that.
-        None if items * 4 <= width
-            && u64::from(extent.tokens) >= 4 * u64::from(MIN_SEGMENT) * u64::from(extent.batch) =>
-        {
+        None if items.saturating_mul(4) <= width && enough => {
             (Schedule::Segments, format!("{items} workgroups for a width of {width}"))
         }
         None => (Schedule::Sequential, format!("{items} workgroups for a width of {width}")),
     };
     *reason += &format!("; {schedule}: {why}");
-    schedule
+    Ok(schedule)
 }
 
 /// Tokens of a segment, and how many segments all sequences have together at most.
-fn segments(extent: Tokens, items: u64, device: &Capabilities) -> (u32, u32) {
+fn segments(extent: Tokens, items: u64, longest: u32, device: &Capabilities) -> (u32, u32) {
     let wanted = u64::from(device.width()).div_ceil(items.max(1)).clamp(1, u64::from(MAX_SEGMENTS));
     #[expect(clippy::cast_possible_truncation, reason = "at most MAX_SEGMENTS")]
-    let wanted = wanted as u32;
-    if extent.packed {
-        // All sequences share the segments, and each may leave a part of one empty.
-        let tokens = extent.tokens.div_ceil(wanted).max(MIN_SEGMENT);
-        (tokens, extent.tokens / tokens + extent.batch)
+    let tokens = extent.tokens.div_ceil(wanted as u32).max(MIN_SEGMENT).min(longest);
+    // Packed sequences may each leave a part of one empty.
+    let segments = if extent.packed {
+        u64::from(extent.tokens / tokens) + u64::from(extent.batch)
     } else {
-        let tokens = extent.tokens.div_ceil(wanted).max(MIN_SEGMENT);
-        (tokens, extent.batch.saturating_mul(extent.tokens.div_ceil(tokens).max(1)))
+        u64::from(extent.batch) * u64::from(extent.tokens.div_ceil(tokens).max(1))
+    };
+    // More than 2^32 workgroups are refused in any case.
+    (tokens, u32::try_from(segments).unwrap_or(u32::MAX))
+}
+
+/// Bytes of scratch memory of a part: the states of its segments, and their decays.
+fn workspace(lightning: &Lightning, extent: Tokens, segments: u32, schedule: Schedule, part: &Part) -> u64 {
+    let [batch, heads] = [&part.batch, &part.kv_heads].map(|range| u64::from(range.end - range.start));
+    let own = u64::from(segments.div_ceil(batches(extent).max(1))) * batch;
+    match schedule {
+        Schedule::Sequential => 0,
+        Schedule::Segments => own
+            .saturating_mul(heads)
+            .saturating_mul((u64::from(state_size(lightning)) + u64::from(lightning.is_gated())) * 4),
     }
 }
 
@@ -359,9 +388,9 @@ fn rows(lightning: &Lightning, extent: Tokens, segments: u32, schedule: Schedule
     let (qk, value) = (lightning.dims.qk(), lightning.dims.value());
     let state = u64::from(state_size(lightning)) * 4;
     // The states of packed sequences, and those of segments, are in one binding whatever the batch entry.
-    let states = if extent.packed { u64::from(extent.batch) * state } else { state };
+    let states = if extent.packed { u64::from(extent.batch).saturating_mul(state) } else { state };
     let segments = match schedule {
-        Schedule::Segments => u64::from(segments.div_ceil(batches(extent).max(1))) * state,
+        Schedule::Segments => u64::from(segments.div_ceil(batches(extent).max(1))) * (state + 4),
         Schedule::Sequential => 0,
     };
     let gate = if lightning.is_gated() { u64::from(extent.tokens) * 4 } else { 0 };
@@ -388,10 +417,11 @@ fn compulsory_bytes(lightning: &Lightning, extent: Tokens) -> u64 {
         _ => q_like + kv_like,
     };
     let heads = u64::from(lightning.heads);
-    let tokens = u64::from(extent.tokens) * u64::from(batches(extent)) * heads;
+    let tokens = (u64::from(extent.tokens) * u64::from(batches(extent))).saturating_mul(heads);
     let states = u64::from(lightning.initial_state) + u64::from(lightning.final_state);
     let in_place = u64::from(lightning.pass == Pass::Step { in_place: true });
-    let state = u64::from(state_size(lightning)) * 4 * u64::from(extent.batch) * heads * (states + in_place);
+    let state =
+        (u64::from(state_size(lightning)) * 4 * (states + in_place)).saturating_mul(u64::from(extent.batch) * heads);
     tokens.saturating_mul(token + if lightning.is_gated() { 4 } else { 0 }).saturating_add(state)
 }
 

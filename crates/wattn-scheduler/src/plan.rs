@@ -76,6 +76,7 @@ impl Plan {
     pub fn new(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<Self, PlanError> {
         check(attention, extent, device)?;
         let (key, reason) = choose::kernel(attention, device)?;
+        check_turns(attention, extent, &key, device)?;
         let splits = attention.head_dim.value().div_ceil(table::VALUE_SPLIT);
         let heads = attention.heads;
 
@@ -187,6 +188,28 @@ fn check(attention: &Attention, extent: Extent, device: &Capabilities) -> Result
             available: device.storage_buffers.into(),
             unit: "storage buffers",
             advice: "; ask for a higher max_storage_buffers_per_shader_stage",
+        });
+    }
+    Ok(())
+}
+
+/// Some drivers end long loops without a word: keys that these would not reach are refused.
+fn check_turns(attention: &Attention, extent: Extent, key: &FlashKey, device: &Capabilities) -> Result<(), PlanError> {
+    /// Turns left for what comes before and after the keys.
+    const SPARE: u32 = 1024;
+    let Some(turns) = device.loop_turns() else { return Ok(()) };
+    let most = (turns - SPARE) / table::turns(key, attention.head_dim.qk()) * key.shape.tile_keys();
+    let span = match attention.window {
+        (Some(left), Some(right)) => left.saturating_add(right).saturating_add(1 + key.shape.tile_queries()),
+        _ => extent.keys,
+    };
+    if span.min(extent.keys) > most {
+        return Err(PlanError::Limit {
+            argument: "keys",
+            needed: span.min(extent.keys).into(),
+            available: most.into(),
+            unit: "keys in one loop",
+            advice: ", it ends longer ones; a window, or pieces merged by their log-sum-exp, would do",
         });
     }
     Ok(())

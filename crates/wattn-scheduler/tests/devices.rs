@@ -139,6 +139,17 @@ fn long_problems_come_in_slices() {
 }
 
 #[test]
+fn loops_that_a_driver_would_end_are_refused() {
+    let cpu = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
+    let long = Extent::new(1, 1, 1 << 20);
+    let error = Plan::new(&attention(1, 16), long, &cpu).unwrap_err();
+    assert!(error.to_string().contains("keys: 1048576"), "{error}");
+    Plan::new(&attention(1, 16).sliding(1000), long, &cpu).unwrap();
+    let other = Capabilities { driver: Driver::Other, ..cpu };
+    Plan::new(&attention(1, 16), long, &other).unwrap();
+}
+
+#[test]
 fn work_is_counted_from_visible_scores() {
     let device = Capabilities::webgpu_defaults();
     let plan = |a: Attention| Plan::new(&a, Extent::new(1, 100, 100), &device).unwrap();

@@ -143,6 +143,9 @@ pub enum RunError {
         /// The length needed.
         needed: usize,
     },
+    /// A file of states that cannot be written or read.
+    #[error("states in a file: {0}")]
+    File(String),
     /// No adapter or no device.
     #[error("no GPU to run on: {0}")]
     NoDevice(String),

@@ -417,6 +417,26 @@ fn buffer(engine: &Engine, argument: &'static str, bytes: u64, usage: BufferUsag
     }
 }
 
+/// A buffer's bytes, once all that was submitted is done.
+#[cfg(feature = "states")]
+pub(crate) fn download(engine: &Engine, buffer: &Buffer, timeout: Duration) -> Result<Vec<u8>, RunError> {
+    let target = self::buffer(engine, "state", buffer.size(), BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
+    let mut encoder = engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    encoder.copy_buffer_to_buffer(buffer, 0, &target, 0, buffer.size());
+    engine.queue().submit([encoder.finish()]);
+    let mapped = Arc::new(Mutex::new(None));
+    let result = Arc::clone(&mapped);
+    target.slice(..).map_async(MapMode::Read, move |mapped| {
+        *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(mapped);
+    });
+    let failed = |error: &dyn std::fmt::Display| RunError::Device(error.to_string());
+    let wait = PollType::Wait { submission_index: None, timeout: Some(timeout) };
+    engine.device().poll(wait).map_err(|error| failed(&error))?;
+    let mapped = mapped.lock().unwrap_or_else(PoisonError::into_inner).take();
+    mapped.unwrap_or(Err(wgpu::BufferAsyncError)).map_err(|error| failed(&error))?;
+    Ok(target.slice(..).get_mapped_range().map_err(|error| failed(&error))?.to_vec())
+}
+
 fn lock(mapping: &Mutex<Mapping>) -> std::sync::MutexGuard<'_, Mapping> {
     mapping.lock().unwrap_or_else(PoisonError::into_inner)
 }

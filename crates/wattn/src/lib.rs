@@ -13,6 +13,7 @@ mod operands;
 mod operator;
 mod plan;
 mod ring;
+mod state;
 mod view;
 
 pub use capabilities::{wanted_features, wanted_limits};
@@ -24,6 +25,7 @@ pub use linear_plan::LinearPlan;
 pub use operands::Operands;
 pub use operator::{Operator, Prepared};
 pub use plan::Plan;
+pub use state::LightningState;
 pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{

@@ -9,6 +9,7 @@ mod golden;
 mod gpu;
 mod harness;
 mod linear;
+mod linear_calls;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
                 golden::trials(gpu, &files),
                 catalogue::trials(gpu, &cases),
                 linear::trials(gpu, &linear),
+                linear_calls::trials(gpu),
             ];
             all.into_iter().flatten()
         })

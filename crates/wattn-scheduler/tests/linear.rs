@@ -1,0 +1,111 @@
+//! What is planned for linear attention on simulated devices.
+
+use wattn_scheduler::shaders::Kernel;
+use wattn_scheduler::{Capabilities, DeviceKind, Driver, HeadDim, Lightning, LinearPlan, Schedule, Tokens};
+
+fn gpu() -> Capabilities {
+    Capabilities {
+        kind: DeviceKind::Discrete,
+        subgroups: Some((32, 32)),
+        workgroup_bytes: 32 << 10,
+        workgroup_invocations: 1024,
+        binding_bytes: 2 << 30,
+        ..Capabilities::webgpu_defaults()
+    }
+}
+
+fn lavapipe() -> Capabilities {
+    Capabilities {
+        kind: DeviceKind::Cpu,
+        driver: Driver::Llvmpipe { mesa: 22 },
+        subgroups: Some((8, 8)),
+        int64: true,
+        ..gpu()
+    }
+}
+
+fn lightning(heads: u32, dim: u32) -> Lightning {
+    Lightning::new(heads, HeadDim::new(dim).unwrap())
+}
+
+#[test]
+fn few_heads_are_cut_into_segments() {
+    let plan = |heads, tokens| LinearPlan::new(&lightning(heads, 64), Tokens::new(1, tokens), &gpu()).unwrap();
+    let few = plan(4, 65_536);
+    assert_eq!(few.schedule, Schedule::Segments, "{few}");
+    assert!(few.segments > 8 && few.segments <= 64, "{few}");
+    assert!(few.segment_tokens * few.segments >= 65_536, "{few}");
+    assert_eq!(plan(512, 65_536).schedule, Schedule::Sequential);
+    assert_eq!(plan(4, 256).schedule, Schedule::Sequential, "too short to be worth a scan");
+}
+
+#[test]
+fn workspace_does_not_grow_with_tokens() {
+    let bytes = |tokens| LinearPlan::new(&lightning(4, 64), Tokens::new(1, tokens), &gpu()).unwrap().workspace_bytes;
+    assert_eq!(bytes(1 << 16), bytes(1 << 20));
+    assert_eq!(bytes(1 << 16), 64 * 4 * 64 * 64 * 4);
+    let sequential = lightning(4, 64).schedule(Schedule::Sequential);
+    assert_eq!(LinearPlan::new(&sequential, Tokens::new(1, 1 << 20), &gpu()).unwrap().workspace_bytes, 0);
+}
+
+#[test]
+fn each_device_gets_its_kernel_and_no_plan_exceeds_it() {
+    let devices = [
+        (Capabilities::webgpu_defaults(), Kernel::TileUniversal),
+        (gpu(), Kernel::TileSubgroup),
+        (Capabilities { subgroups: Some((4, 16)), ..gpu() }, Kernel::TileUniversal),
+        (lavapipe(), Kernel::Broadcast),
+        (Capabilities { subgroups: None, ..lavapipe() }, Kernel::TileUniversal),
+    ];
+    for (device, kernel) in devices {
+        for dim in [1, 13, 16, 40, 64, 128, 256] {
+            for lightning in [lightning(3, dim), lightning(3, dim).backward(), lightning(3, dim).step()] {
+                let step = lightning == lightning.clone().step();
+                let tokens = Tokens::new(2, if step { 1 } else { 1000 });
+                let plan = LinearPlan::new(&lightning, tokens, &device).unwrap();
+                assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{plan}");
+                if dim == 64 && !step {
+                    assert_eq!(plan.sweeps[0].walk.kernel, kernel, "{plan}");
+                }
+                assert!(plan.to_string().contains(plan.sweeps[0].walk.kernel.name()), "{plan}");
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_is_three_sweeps_of_the_same() {
+    let plan = LinearPlan::new(&lightning(8, 64).backward(), Tokens::new(1, 512), &lavapipe()).unwrap();
+    assert_eq!(plan.sweeps.len(), 3);
+    assert_eq!(plan.flops, 3 * 4 * 64 * 64 * 8 * 512);
+    assert!(plan.sweeps.windows(2).all(|s| s[0].walk == s[1].walk), "one pipeline serves all where dims are equal");
+}
+
+#[test]
+fn walks_that_a_driver_would_end_are_cut() {
+    let long = Tokens::new(1, 1 << 20);
+    let plan = LinearPlan::new(&lightning(64, 64), long, &lavapipe()).unwrap();
+    assert_eq!(plan.schedule, Schedule::Segments, "{plan}");
+    let pinned = lightning(64, 64).schedule(Schedule::Sequential);
+    let error = LinearPlan::new(&pinned, long, &lavapipe()).unwrap_err();
+    assert!(error.to_string().contains("1048576"), "{error}");
+    assert_eq!(LinearPlan::new(&lightning(512, 64), long, &gpu()).unwrap().schedule, Schedule::Sequential);
+}
+
+#[test]
+fn extents_beyond_all_limits_are_refused_without_overflow() {
+    for device in [gpu(), lavapipe(), Capabilities::webgpu_defaults()] {
+        for heads in [1, 1 << 16, u32::MAX] {
+            for batch in [1, u32::MAX] {
+                for tokens in [1, 1 << 18, 1 << 29] {
+                    for extent in [Tokens::new(batch, tokens), Tokens::packed(batch, tokens)] {
+                        let lightning = Lightning::new(heads, HeadDim::new(64).unwrap());
+                        if let Ok(plan) = LinearPlan::new(&lightning, extent, &device) {
+                            assert!(plan.parts.len() <= 1 << 16, "{plan}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

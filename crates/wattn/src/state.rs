@@ -1,0 +1,177 @@
+//! States of linear attention as values: sized, made, copied, saved and restored.
+
+use wattn_scheduler::Lightning;
+use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoder};
+
+use crate::engine::{Engine, ready};
+use crate::error::RunError;
+use crate::view::View;
+
+/// The states of [`Lightning`] for a number of sequences: what has been seen of each, [sequences, heads, key dim, value dim] in f32,
+/// and how many tokens that were.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use wattn::{Decay, Engine, HeadDim, Lightning, LightningState};
+/// # if Engine::headless().is_err() { return Ok(()) }
+/// let engine = Engine::headless()?;
+/// let lightning = Lightning::new(8, HeadDim::new(64)?).decay(Decay::transnormer(3, 12));
+/// let mut state = LightningState::new(&engine, &lightning, 1)?;
+/// // ... plan.encode(.., LinearOperands { state: Some(state.view()), ..}) ...
+/// state.set_tokens(state.tokens() + 1);
+/// let saved = state.save()?;
+/// assert_eq!(LightningState::restore(&engine, &saved)?.tokens(), 1);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct LightningState {
+    engine: Engine,
+    buffer: Buffer,
+    shape: [u32; 4],
+    tokens: u64,
+}
+
+impl LightningState {
+    /// States of zero for `sequences` sequences of this operator.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn new(engine: &Engine, lightning: &Lightning, sequences: u32) -> Result<Self, RunError> {
+        let dims = lightning.dims();
+        Self::of_shape(engine, [sequences, lightning.heads(), dims.qk(), dims.value()])
+    }
+
+    /// States of zero, of the same extents on the same device.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn like(&self) -> Result<Self, RunError> {
+        Self::of_shape(&self.engine, self.shape)
+    }
+
+    fn of_shape(engine: &Engine, shape: [u32; 4]) -> Result<Self, RunError> {
+        let device = engine.device();
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let bytes = shape.iter().fold(4_u64, |bytes, &n| bytes.saturating_mul(u64::from(n)));
+        // wgpu fills new buffers with zeros, and has no empty ones.
+        let buffer = device.create_buffer(&BufferDescriptor {
+            label: Some("wattn state"),
+            size: bytes.max(4),
+            usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let errors = [ready(validation.pop()), ready(memory.pop())];
+        match errors.into_iter().flatten().flatten().next() {
+            Some(error) => Err(RunError::OutOfMemory { argument: "state", bytes, message: error.to_string() }),
+            None => Ok(Self { engine: engine.clone(), buffer, shape, tokens: 0 }),
+        }
+    }
+
+    /// The extents: sequences, heads, key dim, value dim.
+    #[must_use]
+    pub fn shape(&self) -> [u32; 4] {
+        self.shape
+    }
+
+    /// Bytes of device memory.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.buffer.size()
+    }
+
+    /// The buffer.
+    #[must_use]
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// The states as an operand.
+    #[must_use]
+    pub fn view(&self) -> View<'_> {
+        View::bhsd(&self.buffer)
+    }
+
+    /// Tokens that went into each state, as far as [`set_tokens`](Self::set_tokens) was told.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Says how many tokens the states now hold; recorded calls do not count them.
+    pub fn set_tokens(&mut self, tokens: u64) {
+        self.tokens = tokens;
+    }
+
+    /// Records that the states start over.
+    pub fn reset(&mut self, encoder: &mut CommandEncoder) {
+        encoder.clear_buffer(&self.buffer, 0, None);
+        self.tokens = 0;
+    }
+
+    /// Records a copy: a generation that forks.
+    ///
+    /// # Errors
+    /// A device without the memory.
+    pub fn fork(&self, encoder: &mut CommandEncoder) -> Result<Self, RunError> {
+        let mut copy = self.like()?;
+        copy.tokens = self.tokens;
+        encoder.copy_buffer_to_buffer(&self.buffer, 0, &copy.buffer, 0, self.buffer.size());
+        Ok(copy)
+    }
+}
+
+#[cfg(feature = "states")]
+mod file {
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+    use super::LightningState;
+    use crate::engine::Engine;
+    use crate::error::RunError;
+    use crate::host::download;
+
+    /// How long the device may take to finish what comes before a save.
+    const TIMEOUT: Duration = Duration::from_secs(120);
+
+    impl LightningState {
+        /// The states as a safetensors file, bit by bit, with the number of tokens: all that was submitted is waited for.
+        ///
+        /// # Errors
+        /// A device that fails or does not finish within two minutes.
+        pub fn save(&self) -> Result<Vec<u8>, RunError> {
+            let bytes = download(&self.engine, &self.buffer, TIMEOUT)?;
+            let shape = self.shape.map(|n| n as usize).to_vec();
+            let size = shape.iter().product::<usize>() * 4;
+            let file = |error: safetensors::SafeTensorError| RunError::File(error.to_string());
+            let view = TensorView::new(Dtype::F32, shape, &bytes[..size]).map_err(file)?;
+            let metadata = HashMap::from([("tokens".to_owned(), self.tokens.to_string())]);
+            safetensors::serialize([("lightning", view)], Some(metadata)).map_err(file)
+        }
+
+        /// States from a file of [`save`](Self::save), on any device.
+        ///
+        /// # Errors
+        /// A file that is none of these, or a device without the memory.
+        pub fn restore(engine: &Engine, bytes: &[u8]) -> Result<Self, RunError> {
+            let file = |error: safetensors::SafeTensorError| RunError::File(error.to_string());
+            let wrong = |what: &str| RunError::File(what.to_owned());
+            let (_, header) = SafeTensors::read_metadata(bytes).map_err(file)?;
+            let tokens = header.metadata().as_ref().and_then(|m| m.get("tokens")).and_then(|n| n.parse().ok());
+            let tokens = tokens.ok_or_else(|| wrong("there is no number of tokens"))?;
+            let tensors = SafeTensors::deserialize(bytes).map_err(file)?;
+            let tensor = tensors.tensor("lightning").map_err(file)?;
+            let extents: Vec<u32> = tensor.shape().iter().filter_map(|&n| u32::try_from(n).ok()).collect();
+            let shape: [u32; 4] = extents.try_into().map_err(|_| wrong("a state has four axes"))?;
+            if tensor.dtype() != Dtype::F32 {
+                return Err(wrong("a state is f32"));
+            }
+            let mut state = Self::of_shape(engine, shape)?;
+            state.tokens = tokens;
+            engine.queue().write_buffer(&state.buffer, 0, tensor.data());
+            Ok(state)
+        }
+    }
+}
