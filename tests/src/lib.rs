@@ -9,7 +9,7 @@ mod run;
 mod variant;
 
 pub use adapters::{adapters, device_label};
-pub use linear::{UNSUPPORTED, judge_linear, lightning, lightning_backward, run_linear, tokens};
+pub use linear::{LinearRun, UNSUPPORTED, judge_linear, lightning, lightning_backward, run_linear, tokens};
 pub use problem::{attention, extent};
 pub use reference::{Ran, judge_expected, judge_file, linear_expected, rows};
 pub use run::{Loaded, Outputs, judge, judge_all};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wattn::wgpu::{self, Buffer, BufferUsages};
 use wattn::{Decay, Engine, HeadDim, Lightning, LinearOperands, LinearPlan, Tokens, View};
 use wattn_cases::{Comparison, Layout, LinearCase, References, Tensor, compare};
@@ -57,6 +58,7 @@ pub fn tokens(case: &LinearCase) -> Result<Tokens> {
 }
 
 /// A case's tensors on a device.
+#[derive(Debug)]
 struct Loaded<'a> {
     case: &'a LinearCase,
     inputs: BTreeMap<&'static str, Buffer>,
@@ -136,59 +138,107 @@ fn words(buffer: &Buffer) -> View<'_> {
     View::bhsd(buffer).at((GUARD / 4) as u64)
 }
 
-fn run(engine: &Engine, plan: &LinearPlan, operands: LinearOperands<'_>) -> Result<()> {
-    // Poisoned, so that what nobody wrote shows when it is read.
-    let bytes = usize::try_from(plan.workspace_bytes())?;
-    let workspace = (bytes > 0).then(|| {
-        wgpu::util::DeviceExt::create_buffer_init(
-            engine.device(),
-            &wgpu::util::BufferInitDescriptor {
-                label: Some("workspace"),
-                contents: &vec![0xff; bytes],
-                usage: BufferUsages::STORAGE,
-            },
-        )
-    });
-    let operands = LinearOperands { workspace: workspace.as_ref(), ..operands };
-    for slice in 0..plan.slices() {
-        let mut encoder = engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        plan.encode_slice(&mut encoder, &operands, slice)?;
-        engine.queue().submit([encoder.finish()]);
+/// A case on a device with its plans: the forward pass, and where asked for the backward pass.
+#[derive(Debug)]
+pub struct LinearRun<'a> {
+    engine: Engine,
+    loaded: Loaded<'a>,
+    plans: [Option<LinearPlan>; 2],
+    workspace: Option<Buffer>,
+}
+
+impl<'a> LinearRun<'a> {
+    /// Plans a case with `variant` forced, and uploads it.
+    ///
+    /// # Errors
+    /// A refused problem.
+    pub fn new(engine: &Engine, case: &'a LinearCase, variant: Option<Variant>, backward: bool) -> Result<Self> {
+        let force = |lightning: Lightning| match variant {
+            Some(variant) => variant.force_linear(lightning),
+            None => lightning,
+        };
+        let extent = tokens(case)?;
+        let forward = engine.plan(&force(lightning(case)?), extent)?;
+        let backward = if backward { Some(engine.plan(&force(lightning_backward(case)?), extent)?) } else { None };
+        let plans = [Some(forward), backward];
+        // Poisoned, so that what nobody wrote shows when it is read.
+        let bytes = plans.iter().flatten().map(LinearPlan::workspace_bytes).max().unwrap_or(0);
+        let contents = vec![0xff; usize::try_from(bytes)?];
+        let workspace = (bytes > 0).then(|| {
+            let (label, usage) = (Some("workspace"), BufferUsages::STORAGE);
+            engine.device().create_buffer_init(&BufferInitDescriptor { label, contents: &contents, usage })
+        });
+        Ok(Self { engine: engine.clone(), loaded: Loaded::new(engine, case), plans, workspace })
     }
-    Ok(())
+
+    /// The plan of a pass, if it was asked for.
+    #[must_use]
+    pub fn plan(&self, backward: bool) -> Option<&LinearPlan> {
+        self.plans[usize::from(backward)].as_ref()
+    }
+
+    fn operands(&self, backward: bool) -> LinearOperands<'_> {
+        let operands = if backward { self.loaded.backward() } else { self.loaded.forward() };
+        LinearOperands { workspace: self.workspace.as_ref(), ..operands }
+    }
+
+    fn submit(&self, backward: bool) -> Result<()> {
+        let plan = self.plan(backward).context("this pass was not planned")?;
+        for slice in 0..plan.slices() {
+            let descriptor = wgpu::CommandEncoderDescriptor::default();
+            let mut encoder = self.engine.device().create_command_encoder(&descriptor);
+            plan.encode_slice(&mut encoder, &self.operands(backward), slice)?;
+            self.engine.queue().submit([encoder.finish()]);
+        }
+        Ok(())
+    }
+
+    /// Submits the forward pass.
+    ///
+    /// # Errors
+    /// A refused call.
+    pub fn forward(&self) -> Result<()> {
+        self.submit(false)
+    }
+
+    /// Submits the backward pass.
+    ///
+    /// # Errors
+    /// A refused call, or a pass that was not planned.
+    pub fn backward(&self) -> Result<()> {
+        self.submit(true)
+    }
+
+    /// Records a pass.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn encode_in_pass(&self, pass: &mut wgpu::ComputePass<'_>, backward: bool) -> Result<()> {
+        let plan = self.plan(backward).context("this pass was not planned")?;
+        Ok(plan.encode_in_pass(pass, &self.operands(backward))?)
+    }
+
+    fn output(&self, name: &str) -> Result<Vec<f32>> {
+        let case = self.loaded.case;
+        let (shape, storage) = case.output(name).with_context(|| format!("there is no output {name}"))?;
+        read(&self.engine, &self.loaded.outputs[name], name, storage, &shape)
+    }
+
+    /// Compares every output that `reference` has and kernels calculate.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn compare(&self, reference: &References) -> Result<Vec<Comparison>> {
+        let supported = reference.iter().filter(|(name, _)| !UNSUPPORTED.contains(name));
+        let compared = |(&name, want): (&&'static str, &Vec<(usize, f64)>)| {
+            Ok(compare(name, &self.output(name)?, want, &self.loaded.case.rules(name)))
+        };
+        supported.map(compared).collect()
+    }
 }
 
 /// Outputs that no kernel calculates yet: the gradient of the decay.
 pub const UNSUPPORTED: [&str; 2] = ["dslopes", "dg"];
-
-/// Runs a case with `variant` forced, forward and where a gradient comes in backward: the forward pass's plan, and the tensors.
-fn ran<'a>(
-    engine: &Engine,
-    case: &'a LinearCase,
-    variant: Option<Variant>,
-    backward: bool,
-) -> Result<(LinearPlan, Loaded<'a>)> {
-    let force = |lightning: Lightning| match variant {
-        Some(variant) => variant.force_linear(lightning),
-        None => lightning,
-    };
-    let extent = tokens(case)?;
-    let loaded = Loaded::new(engine, case);
-    let plan = engine.plan(&force(lightning(case)?), extent)?;
-    run(engine, &plan, loaded.forward())?;
-    if backward {
-        let backward = engine.plan(&force(lightning_backward(case)?), extent)?;
-        run(engine, &backward, loaded.backward())?;
-    }
-    Ok((plan, loaded))
-}
-
-impl Loaded<'_> {
-    fn output(&self, engine: &Engine, name: &str) -> Result<Vec<f32>> {
-        let (shape, storage) = self.case.output(name).with_context(|| format!("there is no output {name}"))?;
-        read(engine, &self.outputs[name], name, storage, &shape)
-    }
-}
 
 /// Runs a case with `variant` forced and returns all outputs.
 ///
@@ -199,9 +249,14 @@ pub fn run_linear(
     case: &LinearCase,
     variant: Option<Variant>,
 ) -> Result<BTreeMap<&'static str, Vec<f32>>> {
-    let (_, loaded) = ran(engine, case, variant, case.has_backward())?;
-    let supported = |name: &&str| !UNSUPPORTED.contains(name) && (case.has_backward() || !name.starts_with('d'));
-    case.outputs().into_iter().filter(supported).map(|name| Ok((name, loaded.output(engine, name)?))).collect()
+    let backward = case.has_backward();
+    let run = LinearRun::new(engine, case, variant, backward)?;
+    run.forward()?;
+    if backward {
+        run.backward()?;
+    }
+    let supported = |name: &&str| !UNSUPPORTED.contains(name) && (backward || !name.starts_with('d'));
+    case.outputs().into_iter().filter(supported).map(|name| Ok((name, run.output(name)?))).collect()
 }
 
 /// Plans a case with `variant` forced, runs it, and compares every output that `reference` has: the forward pass's plan, and one
@@ -216,10 +271,11 @@ pub fn judge_linear(
     reference: &References,
 ) -> Result<(LinearPlan, Vec<Comparison>)> {
     let backward = reference.keys().any(|name| name.starts_with('d'));
-    let (plan, loaded) = ran(engine, case, variant, backward)?;
-    let compared = reference
-        .iter()
-        .filter(|(name, _)| !UNSUPPORTED.contains(name))
-        .map(|(&name, want)| Ok(compare(name, &loaded.output(engine, name)?, want, &case.rules(name))));
-    Ok((plan, compared.collect::<Result<_>>()?))
+    let run = LinearRun::new(engine, case, variant, backward)?;
+    run.forward()?;
+    if backward {
+        run.backward()?;
+    }
+    let plan = run.plan(false).context("the forward pass was not planned")?.clone();
+    Ok((plan, run.compare(reference)?))
 }

@@ -11,7 +11,7 @@ mod values;
 
 pub use based::based_catalogue;
 pub use bench::bench_catalogue;
-pub use linear::linear_catalogue;
+pub use linear::{linear_bench_catalogue, linear_catalogue};
 
 use crate::{Causal, Recipe};
 

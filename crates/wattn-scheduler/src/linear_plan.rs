@@ -36,8 +36,9 @@ impl PlannedSweep {
 
     /// Walks segments side by side instead.
     fn segment(&mut self) {
-        // Queries have no part in the states.
-        let segment = LinearKey { op: LinearOp::Segment, q: self.walk.kv, state: false, ..self.walk };
+        // Neither queries nor subgroups have a part in the states.
+        let kernel = if self.walk.kernel == Kernel::TileSubgroup { Kernel::TileUniversal } else { self.walk.kernel };
+        let segment = LinearKey { op: LinearOp::Segment, kernel, q: self.walk.kv, state: false, ..self.walk };
         // All scans of a kind are one pipeline, and write the last states.
         let scan = LinearKey {
             op: LinearOp::Scan,

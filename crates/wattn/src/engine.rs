@@ -143,11 +143,16 @@ impl Engine {
         let device = &self.inner.device;
         let label = key.to_string();
         log::debug!("compiling {label}");
+        let mut source = compose(key);
+        // Browsers ask for the directive, which naga does not know.
+        if device.adapter_info().backend == wgpu::Backend::BrowserWebGpu && source.contains("subgroup") {
+            source.insert_str(0, "enable subgroups;\n");
+        }
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(compose(key).into()),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
         });
         let entries: Vec<BindGroupLayoutEntry> = bindings(key)
             .into_iter()

@@ -184,16 +184,24 @@ impl<'a> Call<'a> {
         resolved.span(&part, u64::from(capabilities.binding_alignment), capabilities.binding_bytes)
     }
 
-    /// Binds what is given.
+    /// Binds what is given and has elements; nothing looks at what has none.
     fn bound(&self, resolved: Option<Resolved<'a>>, state: bool) -> Result<Option<(&'a Buffer, Span)>, EncodeError> {
-        match resolved {
-            None => Ok(None),
-            // Without tokens there are no rows. Nothing looks at them, but what a kernel might write must be bound.
-            Some(r) if r.is_empty() && r.buffer.size() >= 4 => Ok(Some((r.buffer, Span::whole(4)))),
-            Some(r) if r.is_empty() => {
-                Err(EncodeError::TooSmall { argument: r.name, needed: 4, available: r.buffer.size() })
-            }
+        match resolved.filter(|r| !r.is_empty()) {
             Some(r) => Ok(Some((r.buffer, self.span(&r, state)?))),
+            None => Ok(None),
+        }
+    }
+
+    /// Binds the output. Without tokens none is written, but what a kernel might write must be bound.
+    fn output(&self, access: Access) -> Result<Option<(&'a Buffer, Span)>, EncodeError> {
+        /// Bytes of the widest element that kernels store.
+        const ELEMENT: u64 = 16;
+        match self.checked.get(self.sweep.sweep.out).filter(|r| r.is_empty()) {
+            None => self.rows(self.sweep.sweep.out, access),
+            Some(r) if r.buffer.size() < ELEMENT => {
+                Err(EncodeError::TooSmall { argument: r.name, needed: ELEMENT, available: r.buffer.size() })
+            }
+            Some(r) => Ok(Some((r.buffer, Span::whole(ELEMENT)))),
         }
     }
 
@@ -221,7 +229,7 @@ impl<'a> Call<'a> {
         let wide = key.access;
         let narrow = if wide == Access::Vec8 { Access::Vec4 } else { wide };
         let (q, k) = (self.rows(sweep.q, wide)?, self.rows(sweep.k, wide)?);
-        let (v, out) = (self.rows(sweep.v, narrow)?, self.rows(sweep.out, narrow)?);
+        let (v, out) = (self.rows(sweep.v, narrow)?, self.output(narrow)?);
         let (state0, state) = (self.states(sweep.state0)?, self.states(sweep.state)?);
         let gate = self.bound(self.checked.gate, false)?;
 

@@ -10,6 +10,8 @@ use wattn_tests::{Loaded, Variant, attention, extent};
 
 use super::ceilings::{Around, Beside, Ceilings};
 use super::clock::{Clock, Sample};
+use super::linear;
+use super::row::Figures;
 use super::stats::{Series, Summary};
 use super::unfused::Passes;
 
@@ -42,7 +44,7 @@ pub(crate) struct Contestant<'a> {
     pub(crate) plan: Plan,
     loaded: Loaded<'a>,
     /// The first call of the checks, seconds: includes compiling what this run has not compiled before.
-    pub(crate) first: f64,
+    first: f64,
 }
 
 impl<'a> Contestant<'a> {
@@ -51,6 +53,19 @@ impl<'a> Contestant<'a> {
         let (_, _, first) = checked(engine, &subject.reduced, &subject.reduced_reference, variant)?;
         let (plan, loaded, _) = checked(engine, &subject.full, &subject.full_reference, variant)?;
         Ok(Self { plan, loaded, first })
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of operations, for rates")]
+    pub(crate) fn figures(&self) -> Figures {
+        let plan = self.plan.details();
+        Figures {
+            kernel: plan.key.kernel.name(),
+            tile: [plan.key.shape.tile_queries(), plan.key.shape.tile_keys()],
+            flops: plan.flops as f64,
+            bytes: plan.bytes as f64,
+            workspace_bytes: plan.workspace_bytes,
+            first: self.first,
+        }
     }
 
     fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
@@ -121,6 +136,8 @@ impl Effort {
 pub(crate) enum Runner<'a> {
     Kernel(&'a Contestant<'a>),
     Baseline(&'a Passes<'a>),
+    Linear(&'a linear::Contestant<'a>),
+    Scan(&'a linear::Scan<'a>),
 }
 
 impl Runner<'_> {
@@ -128,7 +145,19 @@ impl Runner<'_> {
         match self {
             Self::Kernel(contestant) => contestant.sample(clock, count),
             Self::Baseline(passes) => passes.sample(clock, count),
+            Self::Linear(contestant) => contestant.sample(clock, count),
+            Self::Scan(scan) => scan.sample(clock),
         }
+    }
+
+    /// How often a kernel may be repeated within a sample; `None` of a baseline.
+    fn repeats(&self) -> Option<f64> {
+        let whole = match self {
+            Self::Kernel(contestant) => contestant.plan.slices() == 1,
+            Self::Linear(contestant) => contestant.plan.slices() == 1,
+            Self::Baseline(_) | Self::Scan(_) => return None,
+        };
+        Some(if whole { 64.0 } else { 1.0 })
     }
 }
 
@@ -146,16 +175,15 @@ impl<'a> Turns<'a> {
     /// Sizes the samples of a kernel by a run that warms it up. Baselines have run when they were checked, and are long.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded on both sides")]
     fn new(runner: &'a Runner<'a>, clock: &Clock, effort: Effort) -> Result<Self> {
-        let (count, wanted) = match runner {
-            Runner::Kernel(contestant) => {
-                let seconds = contestant.sample(clock, 1)?.seconds();
-                let repeats = if contestant.plan.slices() == 1 { 64.0 } else { 1.0 };
+        let (count, wanted) = match runner.repeats() {
+            Some(repeats) => {
+                let seconds = runner.sample(clock, 1)?.seconds();
                 let count = (SAMPLE / seconds).ceil().clamp(1.0, repeats);
                 let [least, most] = effort.samples;
                 let wanted = (effort.seconds / (seconds * count)).ceil() as usize;
                 (count as u32, wanted.clamp(least, most))
             }
-            Runner::Baseline(_) => (1, effort.baseline_samples),
+            None => (1, effort.baseline_samples),
         };
         Ok(Self { runner, count, wanted, series: Series::default(), at: Vec::new() })
     }

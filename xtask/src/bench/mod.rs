@@ -8,6 +8,8 @@ mod compare;
 mod contest;
 mod device;
 mod host;
+mod lengths;
+mod linear;
 mod report;
 mod row;
 mod shader;
@@ -20,7 +22,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use wattn::Engine;
-use wattn_cases::{Recipe, bench_catalogue};
+use wattn_cases::{LinearRecipe, Recipe, bench_catalogue, linear_bench_catalogue};
 use wattn_tests::Variant;
 
 use crate::report::guarded;
@@ -35,8 +37,14 @@ use row::{Row, Run, Shared};
 use unfused::{Form, Passes, Unfused};
 
 /// The cases of a quick run.
-const QUICK: [&str; 4] =
-    ["softmax/full_1024", "softmax/causal_1024", "softmax/full_1024_f16", "softmax/gqa_9_3_causal_1024"];
+const QUICK: [&str; 6] = [
+    "softmax/full_1024",
+    "softmax/causal_1024",
+    "softmax/full_1024_f16",
+    "softmax/gqa_9_3_causal_1024",
+    "lightning/forward_8192",
+    "lightning/backward_8192",
+];
 /// The case that all kernels are timed on.
 const SHOWCASE: &str = "softmax/full_1024";
 
@@ -71,10 +79,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let engine = device::open(&adapter)?;
     let pinned = args.selection.variant();
-    let recipes = recipes(&args);
-    ensure!(!recipes.is_empty(), "no case matches {:?}", args.filter.unwrap_or_default());
+    let wanted = |name: &str| match (&args.filter, args.quick) {
+        (Some(filter), _) => name.contains(filter.as_str()),
+        (None, true) => QUICK.contains(&name),
+        (None, false) => true,
+    };
+    let recipes: Vec<Recipe> = bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
+    let linear: Vec<LinearRecipe> = linear_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
+    let cases = recipes.len() + linear.len();
+    ensure!(cases > 0, "no case matches {:?}", args.filter.unwrap_or_default());
 
-    let bar = ProgressBar::new(recipes.len() as u64 + 1);
+    let bar = ProgressBar::new(cases as u64 + 1);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}")?);
     bar.set_message("ceilings");
     bar.tick();
@@ -91,10 +106,28 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bar.set_message(recipe.name);
         rows.extend(bench.case(recipe, pinned)?);
     }
+    for recipe in &linear {
+        bar.inc(1);
+        bar.set_message(recipe.name);
+        rows.push(bench.linear(recipe, pinned)?);
+    }
+    // The sweep takes its time, and kernels that were found right in this run.
+    let swept = match &args.filter {
+        Some(_) => Vec::new(),
+        None if args.quick => Vec::new(),
+        None => {
+            bar.set_message("time against length");
+            let passed = |case: &str| rows.iter().any(|row: &Row| row.case == case && row.median_us.is_some());
+            lengths::measure(&bench.engine, &bench.clock, passed)?
+        }
+    };
     bar.finish_and_clear();
     println!("\n{}", table::table(&rows));
+    if !swept.is_empty() {
+        println!("\n{}", table::lengths(&swept));
+    }
 
-    let run = Run { schema: 1, device, rows };
+    let run = Run { schema: 1, device, rows, lengths: swept };
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&run)? + "\n")
             .with_context(|| format!("writing {}", path.display()))?;
@@ -126,15 +159,6 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
     ensure!(failed.is_empty(), "{} FAILED: {}", failed.len(), failed.join(", "));
     ensure!(slower == 0, "{slower} slower beyond noise");
     Ok(())
-}
-
-fn recipes(args: &Args) -> Vec<Recipe> {
-    let wanted = |recipe: &Recipe| match (&args.filter, args.quick) {
-        (Some(filter), _) => recipe.name.contains(filter.as_str()),
-        (None, true) => QUICK.contains(&recipe.name),
-        (None, false) => true,
-    };
-    bench_catalogue().into_iter().filter(wanted).collect()
 }
 
 /// What all cases are measured with.
@@ -191,9 +215,29 @@ impl Bench {
             baseline_error,
         };
         let measured =
-            contestants.iter().zip(own).map(|((row, c), outcome)| row.clone().measured(c, *outcome, &shared));
+            contestants.iter().zip(own).map(|((row, c), outcome)| row.clone().measured(c.figures(), *outcome, &shared));
         rows.splice(0..0, measured.collect::<Vec<_>>());
         Ok(rows)
+    }
+
+    /// One case of linear attention: a row for the plan's choice or the pinned kernel, with the token-by-token scan as its baseline.
+    fn linear(&self, recipe: &LinearRecipe, pinned: Option<Variant>) -> Result<Row> {
+        let subject = linear::Subject::new(recipe);
+        let row = Row::linear(recipe, subject.op(), &pinned.map_or("plan".into(), |v| v.to_string()));
+        let contestant = match guarded(|| linear::Contestant::new(&self.engine, &subject, pinned)) {
+            Ok(contestant) => contestant,
+            Err(error) => return Ok(row.failed(&error)),
+        };
+        let scan = linear::Scan::new(&self.engine, &self.clock, &subject);
+        let baseline_error = scan.as_ref().err().map(|error| format!("{error:#}"));
+        let scan = scan.ok().flatten();
+        let mut runners = vec![Runner::Linear(&contestant)];
+        runners.extend(scan.as_ref().map(Runner::Scan));
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &runners)?;
+        let baseline = outcomes.get(1).map(|outcome| outcome.time.median);
+        let shared = Shared { baseline, baseline_error, ..Shared::default() };
+        let outcome = outcomes.first().context("no outcome")?;
+        Ok(row.measured(contestant.figures(), *outcome, &shared))
     }
 
     /// A baseline that passed its checks; `None` if it would take too long.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use super::lengths::{Line, Point};
 use super::row::{Row, Run};
 use super::table::{HEADER, LEGEND, cells, headline};
 
@@ -46,6 +47,10 @@ fn page(run: &Run) -> Result<String> {
         html += &svg(480, |area| roofline(area, run, &measured))?;
         html += "<h2>Time against unfused passes</h2><p>From top to bottom: the kernel, three tiled passes, three naive passes; as multiples of the first.</p>";
         html += &svg(80 + u32::try_from(measured.len() * 40)?, |area| bars(area, &measured))?;
+    }
+    if !run.lengths.is_empty() {
+        html += "<h2>Time against length</h2><p>Dashed: extrapolated by the fitted exponent, not run.</p>";
+        html += &svg(480, |area| lengths(area, &run.lengths))?;
     }
     Ok(html + "</html>\n")
 }
@@ -89,6 +94,44 @@ fn roofline(area: &Area<'_>, run: &Run, rows: &[&Row]) -> Result<()> {
         EmptyElement::at(point) + Text::new(name(row), (8, -5), ("sans-serif", 11))
     };
     chart.draw_series(rows.iter().zip(&points).map(label)).map_err(drawing)?;
+    Ok(())
+}
+
+fn lengths(area: &Area<'_>, lines: &[Line]) -> Result<()> {
+    let all = || lines.iter().flat_map(|line| &line.points);
+    let bounds = |value: fn(&Point) -> f64| {
+        let least = all().map(value).fold(f64::INFINITY, f64::min);
+        let most = all().map(value).fold(0.0, f64::max);
+        least / 1.5..most * 3.0
+    };
+    let mut chart = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(64)
+        .build_cartesian_2d(
+            bounds(|point| f64::from(point.tokens)).log_scale(),
+            bounds(|point| point.us / 1e3).log_scale(),
+        )
+        .map_err(drawing)?;
+    let mesh = &mut chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT).x_desc("tokens").y_desc("ms").draw().map_err(drawing)?;
+    for (line, colour) in lines.iter().zip(COLOURS) {
+        let place = |point: &Point| (f64::from(point.tokens), point.us / 1e3);
+        let measured: Vec<_> = line.points.iter().filter(|point| !point.extrapolated).map(place).collect();
+        // The dashes begin at the last point that was measured.
+        let dashed: Vec<_> = line.points.iter().map(place).skip(measured.len().saturating_sub(1)).collect();
+        chart.draw_series(measured.iter().map(|&point| Circle::new(point, 4, colour.filled()))).map_err(drawing)?;
+        chart.draw_series([PathElement::new(measured, colour.stroke_width(2))]).map_err(drawing)?;
+        let dashes = DashedLineSeries::new(dashed.iter().copied(), 6, 6, colour.stroke_width(2));
+        chart.draw_series(dashes).map_err(drawing)?;
+        if let Some(&end) = dashed.last() {
+            let exponent = line.exponent.map_or(String::new(), |x| format!(", exponent {x:.2}"));
+            let text = format!("{}{exponent}", line.op);
+            chart
+                .draw_series([EmptyElement::at(end) + Text::new(text, (-120, -16), ("sans-serif", 12))])
+                .map_err(drawing)?;
+        }
+    }
     Ok(())
 }
 
@@ -157,9 +200,13 @@ mod tests {
             ..Row::default()
         };
         let rows = vec![row, Row { error: Some("wrong".into()), ..Row::default() }];
-        let run = Run { schema: 1, device: serde_json::from_value(device).expect("all fields"), rows };
+        let point = |tokens, us, extrapolated| Point { tokens, us, extrapolated };
+        let points = vec![point(1024, 10.0, false), point(2048, 40.0, false), point(4096, 160.0, true)];
+        let lengths = vec![Line { op: "softmax".into(), gate: "softmax/x".into(), exponent: Some(2.0), points }];
+        let run = Run { schema: 1, device: serde_json::from_value(device).expect("all fields"), rows, lengths };
         let html = page(&run).expect("drawn");
-        assert_eq!(html.matches("<svg").count(), 2);
+        assert_eq!(html.matches("<svg").count(), 3);
+        assert!(html.contains("exponent 2.00"), "the line's label");
         assert!(html.contains("FAILED: wrong") && html.contains("a &lt;name&gt;"));
         assert!(!html.contains("src=") && !html.contains("href="), "something outside of the page");
     }

@@ -1,9 +1,9 @@
 //! One measured case, as it stands in the JSON file.
 
 use serde::{Deserialize, Serialize};
-use wattn_cases::Recipe;
+use wattn_cases::{LinearRecipe, Recipe};
 
-use super::contest::{Contestant, Outcome};
+use super::contest::Outcome;
 
 /// A run: what is written, and what a later run compares itself with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -11,6 +11,9 @@ pub(crate) struct Run {
     pub(crate) schema: u32,
     pub(crate) device: super::device::Device,
     pub(crate) rows: Vec<Row>,
+    /// Time against length; not measured by quick or filtered runs.
+    #[serde(default)]
+    pub(crate) lengths: Vec<super::lengths::Line>,
 }
 
 /// A case and a kernel. A case that failed has no numbers but an error.
@@ -22,7 +25,7 @@ pub(crate) struct Row {
     pub(crate) kernel: String,
     /// `plan` for the plan's own choice, else what was forced.
     pub(crate) variant: String,
-    /// Queries and keys.
+    /// Queries and keys; of linear attention tokens of a chunk, and segments.
     pub(crate) tile: Option<[u32; 2]>,
     /// Of q and the output.
     pub(crate) dtype: String,
@@ -70,6 +73,19 @@ pub(crate) struct Row {
     pub(crate) baseline_error: Option<String>,
 }
 
+/// What a plan says, and how long its first call took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Figures {
+    pub(crate) kernel: &'static str,
+    /// Queries and keys; of linear attention tokens of a chunk, and segments.
+    pub(crate) tile: [u32; 2],
+    pub(crate) flops: f64,
+    pub(crate) bytes: f64,
+    pub(crate) workspace_bytes: u64,
+    /// Seconds.
+    pub(crate) first: f64,
+}
+
 /// What all kernels of one case share.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shared {
@@ -100,22 +116,35 @@ impl Row {
         }
     }
 
+    /// A row of linear attention with the case's extents and no figures yet.
+    pub(crate) fn linear(recipe: &LinearRecipe, op: &str, variant: &str) -> Self {
+        Self {
+            case: recipe.name.into(),
+            op: op.into(),
+            variant: variant.into(),
+            dtype: storage(recipe.q_storage).into(),
+            kv_dtype: storage(recipe.kv_storage).into(),
+            batch: recipe.batch,
+            heads: recipe.heads,
+            kv_heads: recipe.heads,
+            queries: recipe.tokens,
+            keys: recipe.tokens,
+            head_dim: recipe.key_dim,
+            value_head_dim: recipe.value_dim,
+            causal: true,
+            ..Self::default()
+        }
+    }
+
     /// The row with a kernel's figures.
-    #[expect(clippy::cast_precision_loss, reason = "counts of operations, for rates")]
-    pub(crate) fn measured(
-        self,
-        contestant: &Contestant<'_>,
-        Outcome { time, beside }: Outcome,
-        shared: &Shared,
-    ) -> Self {
-        let plan = contestant.plan.details();
-        let (flops, bytes) = (plan.flops as f64, plan.bytes as f64);
+    pub(crate) fn measured(self, figures: Figures, Outcome { time, beside }: Outcome, shared: &Shared) -> Self {
+        let Figures { kernel, tile, flops, bytes, workspace_bytes, first } = figures;
         let (by_fma, by_bandwidth) = (flops / beside.fma_rate, bytes / beside.bandwidth);
         let floor = by_fma.max(by_bandwidth);
         let us = |seconds: f64| Some(seconds * 1e6);
         Self {
-            kernel: plan.key.kernel.name().into(),
-            tile: Some([plan.key.shape.tile_queries(), plan.key.shape.tile_keys()]),
+            kernel: kernel.into(),
+            tile: Some(tile),
             median_us: us(time.median),
             mad_us: us(time.mad),
             baseline_us: shared.baseline.and_then(us),
@@ -127,9 +156,9 @@ impl Row {
             gbps: Some(bytes / time.median / 1e9),
             flops: Some(flops),
             bytes: Some(bytes),
-            workspace_bytes: Some(plan.workspace_bytes),
+            workspace_bytes: Some(workspace_bytes),
             baseline_workspace_bytes: shared.baseline_workspace_bytes,
-            first_us: us(contestant.first),
+            first_us: us(first),
             clock: Some(time.clock.into()),
             fma_gflops: Some(beside.fma_rate / 1e9),
             fma_gflop: Some(beside.fma_flops / 1e9),

@@ -98,9 +98,7 @@ fn head_dims() -> Vec<LinearRecipe> {
         LinearRecipe { heads: 1, ..dims(256, 256, lightning("lightning/d256", 33)) },
         LinearRecipe { bshd: true, batch: 2, ..with_state(lightning("lightning/bshd_state", 41)) },
         LinearRecipe { bshd: true, ..dims(13, 7, lightning("lightning/bshd_d13_v7", 33)) },
-        dims(40, 80, gated("gated_linear/d40_v80", 37)),
         dims(13, 7, with_state(gated("gated_linear/d13_v7_state", 37))),
-        dims(128, 128, gated("gated_linear/d128", 70)),
         LinearRecipe { bshd: true, batch: 2, ..gated("gated_linear/bshd", 41) },
     ]
 }
@@ -109,15 +107,25 @@ fn storage() -> Vec<LinearRecipe> {
     use Storage::{Bf16, F16, F32};
     vec![
         with_state(stored(F16, F16, lightning("lightning/f16_state", 70))),
-        dims(128, 128, stored(F16, F16, lightning("lightning/f16_d128", 40))),
-        LinearRecipe { bshd: true, ..dims(40, 80, stored(F16, F16, lightning("lightning/f16_bshd_d40_v80", 33))) },
+        LinearRecipe { bshd: true, ..stored(F16, F16, lightning("lightning/f16_bshd", 33)) },
         stored(Bf16, Bf16, lightning("lightning/bf16", 70)),
         LinearRecipe { sequences: &[33, 0, 20], ..stored(Bf16, Bf16, lightning("lightning/bf16_packed", 0)) },
         stored(F16, F32, lightning("lightning/q_f16_kv_f32", 40)),
         with_state(stored(F32, F16, lightning("lightning/q_f32_kv_f16_state", 40))),
-        stored(F32, Bf16, lightning("lightning/q_f32_kv_bf16", 40)),
         stored(F16, F16, gated("gated_linear/f16", 70)),
-        with_state(stored(Bf16, Bf16, gated("gated_linear/bf16_state", 70))),
-        stored(F32, F16, gated("gated_linear/q_f32_kv_f16", 40)),
+    ]
+}
+
+/// The problems of linear attention that are timed: the forward pass, or where a gradient comes in the backward pass.
+pub fn linear_bench_catalogue() -> Vec<LinearRecipe> {
+    let timed = |recipe| LinearRecipe { heads: 8, grad_out: false, ..recipe };
+    let backward = |recipe| LinearRecipe { grad_out: true, ..timed(recipe) };
+    vec![
+        timed(lightning("lightning/forward_8192", 8192)),
+        backward(lightning("lightning/backward_8192", 8192)),
+        timed(stored(Storage::F16, Storage::F16, lightning("lightning/forward_8192_f16", 8192))),
+        timed(dims(128, 128, lightning("lightning/forward_4096_d128", 4096))),
+        LinearRecipe { heads: 1, ..timed(lightning("lightning/forward_32768_h1", 32_768)) },
+        timed(gated("gated_linear/forward_8192", 8192)),
     ]
 }
