@@ -1,6 +1,7 @@
 //! Every problem of the catalogue and every case file, on every adapter, by every kernel; and the harness, encoding, refusals and
 //! devices themselves. A trial's name says all: `vulkan/llvmpipe/broadcast/softmax/plain`.
 
+mod based;
 mod catalogue;
 mod device;
 mod encode;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let cases = catalogue::cases();
     let files = golden::files();
     let linear = linear::cases();
+    let based = based::cases();
     let trials: Vec<Trial> = gpus
         .iter()
         .flat_map(|gpu| {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
                 golden::trials(gpu, &files),
                 catalogue::trials(gpu, &cases),
                 linear::trials(gpu, &linear),
+                based::trials(gpu, &based),
             ];
             all.into_iter().flatten()
         })
