@@ -1,6 +1,8 @@
 //! Validates the composed kernels with naga, so that a mistake in a shader fails the build with naga's own message.
 #![expect(dead_code, unreachable_pub, reason = "the modules of the library, of which a build script uses a part")]
 
+#[path = "src/based.rs"]
+mod based;
 #[path = "src/compose.rs"]
 mod compose;
 #[path = "src/key.rs"]
@@ -12,6 +14,7 @@ mod table;
 #[path = "src/unroll.rs"]
 mod unroll;
 
+use based::{BasedKey, BasedOp};
 use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
 use linear::{LinearKey, LinearOp};
 
@@ -72,6 +75,7 @@ fn keys() -> Vec<Key> {
         }
     }
     keys.extend(linear_keys().map(Key::Linear));
+    keys.extend(based_keys().map(Key::Based));
     keys
 }
 
@@ -95,6 +99,27 @@ fn linear_keys() -> impl Iterator<Item = LinearKey> {
                     gated,
                     state,
                 })
+            })
+        })
+    })
+}
+
+/// Each form of BASED with each kernel.
+fn based_keys() -> impl Iterator<Item = BasedKey> {
+    let kernels = [Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast];
+    [BasedOp::Chunk, BasedOp::State, BasedOp::Read].into_iter().flat_map(move |op| {
+        kernels.into_iter().flat_map(move |kernel| {
+            [true, false].map(|all| BasedKey {
+                op,
+                kernel,
+                lanes: if kernel == Kernel::Broadcast { 8 } else { 0 },
+                q: Storage::F32,
+                kv: Storage::F32,
+                access: if all { Access::Any } else { Access::Vec4 },
+                class: 8,
+                padded: all,
+                weights: all || op == BasedOp::State,
+                state: all && op == BasedOp::Chunk,
             })
         })
     })

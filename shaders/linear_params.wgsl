@@ -20,6 +20,7 @@ struct Params {
     value_dim: u32,
     head_chunks: u32,    // head dim in vec4, rounded up
     value_chunks: u32,   // value dim in vec4, rounded up
+    state_rows: u32,     // rows of a state
 
     // Tokens are walked forward (step 1), or backward (step -1) with the decay of a token after it instead of before it.
     step: u32,
@@ -36,6 +37,8 @@ struct Params {
     score_scale: f32,    // of the products of queries and keys
     read_scale: f32,     // of what a query reads from the state
     write_scale: f32,    // of what a key writes to the state
+    eps: f32,            // added to the denominator, of BASED
+    normalize: u32,      // whether there is a denominator, of BASED
 
     segments: u32,       // word offsets of the sections of aux.words
     walks: u32,
@@ -55,6 +58,7 @@ struct Segment {
     batch: u32,
     origin: u32,   // its first token, in the order of the walk
     tokens: u32,
+    keys: u32,     // those of its tokens that are keys too, the first ones; all but for BASED
     state0: u32,   // item of the state it starts from, NONE for zero
     state: u32,    // item of the state it ends in
 }
@@ -70,8 +74,8 @@ struct Walk {
 const NONE: u32 = 0xffffffffu;
 
 fn segment_at(index: u32) -> Segment {
-    let w = aux.params.segments + index * 5u;
-    return Segment(aux.words[w], aux.words[w + 1u], aux.words[w + 2u], aux.words[w + 3u], aux.words[w + 4u]);
+    let w = aux.params.segments + index * 6u;
+    return Segment(aux.words[w], aux.words[w + 1u], aux.words[w + 2u], aux.words[w + 3u], aux.words[w + 4u], aux.words[w + 5u]);
 }
 
 // One workgroup's work: a segment of a head, and a part of the value dim.

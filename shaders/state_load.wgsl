@@ -3,7 +3,7 @@ fn load_state(s: Segment, head: u32, row: u32, chunk: u32) -> vec4<f32> {
     let stride = aux.params.state0.column;
     let e = aux.params.state0.offset + s.state0 * aux.params.state0.item + head * aux.params.state0.head
         + row * aux.params.state0.row + chunk * 4u * stride;
-    let columns = select(0u, aux.params.value_dim - min(chunk * 4u, aux.params.value_dim), row < aux.params.head_dim);
+    let columns = select(0u, aux.params.value_dim - min(chunk * 4u, aux.params.value_dim), row < aux.params.state_rows);
     return vec4<f32>(
         select(0.0, state0[e], columns > 0u),
         select(0.0, state0[e + stride], columns > 1u),

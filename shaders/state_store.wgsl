@@ -3,7 +3,7 @@ fn store_state(s: Segment, head: u32, row: u32, chunk: u32, x: vec4<f32>) {
     let stride = aux.params.state.column;
     let e = aux.params.state.offset + s.state * aux.params.state.item + head * aux.params.state.head
         + row * aux.params.state.row + chunk * 4u * stride;
-    let columns = select(0u, aux.params.value_dim - min(chunk * 4u, aux.params.value_dim), row < aux.params.head_dim);
+    let columns = select(0u, aux.params.value_dim - min(chunk * 4u, aux.params.value_dim), row < aux.params.state_rows);
     if (columns > 0u) { state[e] = x.x; }
     if (columns > 1u) { state[e + stride] = x.y; }
     if (columns > 2u) { state[e + 2u * stride] = x.z; }

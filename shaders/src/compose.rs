@@ -79,6 +79,12 @@ files!(
     "lightning_chunk_tile",
     "lightning_scan",
     "lightning_step",
+    "based_finish",
+    "features",
+    "features_load",
+    "features_store",
+    "based_chunk_lanes",
+    "based_chunk_tile",
 );
 
 /// One storage buffer of a kernel.
@@ -98,6 +104,7 @@ pub fn bindings(key: &Key) -> Vec<Binding> {
     match key {
         Key::Flash(key) => flash_bindings(key),
         Key::Linear(key) => key.bindings(),
+        Key::Based(key) => key.bindings(),
     }
 }
 
@@ -125,6 +132,7 @@ pub fn compose(key: &Key) -> String {
     let (constants, parts) = match key {
         Key::Flash(key) => (constants(key), parts(key)),
         Key::Linear(key) => (key.constants(), key.parts()),
+        Key::Based(key) => (key.constants(), key.parts()),
     };
     let lookup = |name: &str| constants.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
     let mut wgsl = format!("// {key}\n\n");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::based::BasedKey;
 use crate::linear::LinearKey;
 
 /// A kernel design. The names on the command line and in reports are those of [`Kernel::name`].
@@ -258,6 +259,8 @@ pub enum Key {
     Flash(FlashKey),
     /// Of linear attention with decay.
     Linear(LinearKey),
+    /// Of the linear attention of BASED.
+    Based(BasedKey),
 }
 
 impl fmt::Display for Key {
@@ -265,6 +268,7 @@ impl fmt::Display for Key {
         match self {
             Self::Flash(key) => key.fmt(f),
             Self::Linear(key) => key.fmt(f),
+            Self::Based(key) => key.fmt(f),
         }
     }
 }

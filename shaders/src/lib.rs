@@ -5,6 +5,7 @@
 //! option that a key does not use leaves no token in the source. The package's build script validates the composed kernels with
 //! naga and fails with naga's message.
 
+mod based;
 mod compose;
 mod key;
 mod linear;
@@ -12,6 +13,7 @@ mod params;
 pub mod table;
 mod unroll;
 
+pub use based::{BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, MAX_FEATURE_DIM, feature_rows};
 pub use compose::{Binding, bindings, compose};
 pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
 pub use linear::{BROADCAST_CLASS, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};

@@ -56,17 +56,17 @@ mirror!(
     /// What one dispatch of a linear-attention kernel is told, at the start of the buffer `aux`.
     LinearParams {
         first: u32, last: u32, head_first: u32, heads: u32, splits: u32,
-        head_dim: u32, value_dim: u32, head_chunks: u32, value_chunks: u32,
+        head_dim: u32, value_dim: u32, head_chunks: u32, value_chunks: u32, state_rows: u32,
         step: u32, forward: f32,
         q: View, k: View, v: View, out: View, gate: View, state0: StateView, state: StateView,
-        score_scale: f32, read_scale: f32, write_scale: f32,
+        score_scale: f32, read_scale: f32, write_scale: f32, eps: f32, normalize: u32,
         segments: u32, walks: u32, slopes: u32, totals: u32,
     }
 );
 
 mirror!(
     /// A stretch of tokens of one sequence that is walked in one go.
-    Segment { batch: u32, origin: u32, tokens: u32, state0: u32, state: u32 }
+    Segment { batch: u32, origin: u32, tokens: u32, keys: u32, state0: u32, state: u32 }
 );
 
 mirror!(

@@ -2,8 +2,9 @@
 //!
 //! Registers cannot be indexed at run time, so a kernel whose rows live in registers needs one name a row. A line
 //! `//$ for r in 0..ROWS` (or `.. step 4`) repeats the lines up to its `//$ end`, with `$r` and `${r+1}` replaced by the number.
-//! `//$ if OUT` keeps the lines up to its `//$ end` where the constant is not 0. Bounds are numbers or constants of the kernel's
-//! header. Other lines pass unchanged.
+//! Bounds are numbers, constants of the kernel's header, or variables of outer loops (`i..N`, `i+1..N`).
+//! `//$ if OUT` keeps the lines up to its `//$ end` where the constant is not 0. Other lines pass
+//! unchanged.
 
 /// Unrolls `source`; `constant` looks up the bounds that are names.
 ///
@@ -44,7 +45,7 @@ fn expand(
                 at = end + 1;
             }
             Some(text) => {
-                let (name, range) = parse_loop(text, constant).ok_or_else(|| format!("not a loop: `{line}`"))?;
+                let (name, range) = parse_loop(text, constant, bound).ok_or_else(|| format!("not a loop: `{line}`"))?;
                 let end = matching_end(lines, at).ok_or_else(|| format!("no end for `{line}`"))?;
                 for value in range {
                     let mut inner = bound.to_vec();
@@ -80,6 +81,7 @@ fn matching_end(lines: &[&str], start: usize) -> Option<usize> {
 fn parse_loop(
     text: &str,
     constant: &dyn Fn(&str) -> Option<u32>,
+    bound: &[Bound],
 ) -> Option<(char, std::iter::StepBy<std::ops::Range<u32>>)> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let (name, range, step) = match words[..] {
@@ -90,7 +92,11 @@ fn parse_loop(
     let mut letters = name.chars();
     let name = letters.next().filter(char::is_ascii_lowercase)?;
     let (from, to) = range.split_once("..")?;
-    let value = |word: &str| word.parse().ok().or_else(|| constant(word));
+    let value = |word: &str| {
+        let (word, plus) = word.split_once('+').unwrap_or((word, "0"));
+        let outer = || bound.iter().rev().find(|(n, _)| word == n.to_string()).map(|(_, v)| *v);
+        Some(word.parse().ok().or_else(outer).or_else(|| constant(word))? + plus.parse::<u32>().ok()?)
+    };
     letters.next().is_none().then_some((name, (value(from)?..value(to)?).step_by(step)))
 }
 
@@ -135,6 +141,12 @@ mod tests {
             "a\n//$ for r in 0..ROWS\n//$ for c in 0..4 step 2\nx_$r_$c = y_${c+1}; // $ru\n//$ end\n//$ end\nb";
         let want = "a\nx_0_0 = y_1; // 0u\nx_0_2 = y_3; // 0u\nx_1_0 = y_1; // 1u\nx_1_2 = y_3; // 1u\nb\n";
         assert_eq!(unroll(source, &rows).unwrap(), want);
+    }
+
+    #[test]
+    fn bounds_may_be_outer_variables() {
+        let source = "//$ for i in 0..ROWS\n//$ for j in i+1..3\nx_$i_$j\n//$ end\n//$ end";
+        assert_eq!(unroll(source, &rows).unwrap(), "x_0_1\nx_0_2\nx_1_2\n");
     }
 
     #[test]

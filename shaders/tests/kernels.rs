@@ -2,8 +2,8 @@
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wattn_shaders::{
-    Access, BROADCAST_CLASS, FlashKey, HEAD_CLASSES, Kernel, Key, LaneShape, LinearKey, LinearOp, ScoreOptions, Shape,
-    Storage, bindings, compose, table,
+    Access, BROADCAST_CLASS, BasedKey, BasedOp, FEATURE_CLASSES, FlashKey, HEAD_CLASSES, Kernel, Key, LaneShape,
+    LinearKey, LinearOp, ScoreOptions, Shape, Storage, bindings, compose, table,
 };
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
@@ -73,6 +73,31 @@ fn linear_keys() -> Vec<LinearKey> {
     keys
 }
 
+/// BASED, every kernel in every form.
+fn based_keys() -> Vec<BasedKey> {
+    let mut keys = Vec::new();
+    for op in [BasedOp::Chunk, BasedOp::State, BasedOp::Read] {
+        for (kernel, lanes) in Kernel::ALL.into_iter().zip([0, 0, 8]) {
+            for class in FEATURE_CLASSES.into_iter().filter(|&class| kernel != Kernel::Broadcast || class <= 16) {
+                for (q, access) in [(Storage::F32, Access::Vec4), (Storage::F16, Access::Any)] {
+                    for (weights, state) in [(false, false), (true, false), (true, true)] {
+                        let possible = match op {
+                            BasedOp::Chunk => true,
+                            BasedOp::State => weights && state,
+                            BasedOp::Read => !state,
+                        };
+                        let (kv, padded) = (Storage::F32, access == Access::Any);
+                        if possible {
+                            keys.push(BasedKey { op, kernel, lanes, q, kv, access, class, padded, weights, state });
+                        }
+                    }
+                }
+            }
+        }
+    }
+    keys
+}
+
 /// Bytes of workgroup memory that a module declares, each variable rounded up to 16.
 fn declared_bytes(module: &naga::Module) -> u32 {
     let mut layouter = naga::proc::Layouter::default();
@@ -114,6 +139,30 @@ fn linear_kernels_are_what_their_keys_say() {
             .any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));
         assert_eq!(uses, subgroups, "{key}");
     }
+}
+
+#[test]
+fn based_kernels_are_what_their_keys_say() {
+    for key in based_keys() {
+        let (module, _) = parse(&Key::Based(key));
+        assert_eq!(declared_bytes(&module), key.workgroup_bytes(), "{key}");
+        assert!(key.workgroup_bytes() <= 16_384, "{key}");
+        assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
+        let listed: Vec<_> = bindings(&Key::Based(key)).iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+        assert_eq!(declared_bindings(&module), listed, "{key}");
+        assert!(listed.len() <= 8, "{key}");
+        let uses = compose(&Key::Based(key))
+            .lines()
+            .any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));
+        assert_eq!(uses, key.kernel != Kernel::TileUniversal, "{key}");
+    }
+}
+
+#[test]
+fn based_labels_tell_kernels_apart() {
+    let keys = based_keys();
+    let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
+    assert_eq!(labels.len(), keys.len());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The harness: runs a case on a device and judges the result. Tests, `xtask verify`, `replay` and `bench` share it.
 
 mod adapters;
+mod based;
 mod buffers;
 mod linear;
 mod problem;
@@ -9,8 +10,9 @@ mod run;
 mod variant;
 
 pub use adapters::{adapters, device_label};
+pub use based::{BASED_UNSUPPORTED, based, based_tokens, judge_based};
 pub use linear::{LinearRun, UNSUPPORTED, judge_linear, lightning, lightning_backward, run_linear, tokens};
 pub use problem::{attention, extent};
-pub use reference::{Ran, judge_expected, judge_file, linear_expected, rows};
+pub use reference::{Ran, based_expected, judge_expected, judge_file, linear_expected, rows};
 pub use run::{Loaded, Outputs, judge, judge_all};
 pub use variant::Variant;

@@ -1,9 +1,10 @@
 //! What a case is judged against: the oracle, or what its file expects.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use wattn::{Engine, Plan};
-use wattn_cases::{Case, Comparison, LinearCase, Reference, References, Rows, SoftmaxCase};
+use wattn_cases::{BasedCase, Case, Comparison, LinearCase, Reference, References, Rows, SoftmaxCase};
 
+use crate::based::judge_based;
 use crate::linear::judge_linear;
 use crate::run::judge;
 use crate::variant::Variant;
@@ -71,6 +72,13 @@ impl Ran {
         let kernel = details.sweeps.first().map_or("none", |sweep| sweep.walk.kernel.name());
         Self { kernel, shape: details.schedule.to_string(), comparisons }
     }
+
+    /// BASED linear attention.
+    #[must_use]
+    pub fn based(plan: &wattn::BasedPlan, comparisons: Vec<Comparison>) -> Self {
+        let kernel = plan.details().keys.first().map_or("none", |key| key.kernel.name());
+        Self { kernel, shape: wattn::Schedule::Sequential.to_string(), comparisons }
+    }
 }
 
 /// Runs a case from a file against what the file expects.
@@ -87,7 +95,10 @@ pub fn judge_file(engine: &Engine, case: &Case, variant: Option<Variant>) -> Res
             let (plan, comparisons) = judge_linear(engine, case, variant, &linear_expected(case))?;
             Ok(Ran::linear(&plan, comparisons))
         }
-        Case::Based(_) => bail!("op `based` is not supported yet"),
+        Case::Based(case) => {
+            let (plan, comparisons) = judge_based(engine, case, variant, &based_expected(case))?;
+            Ok(Ran::based(&plan, comparisons))
+        }
     }
 }
 
@@ -95,4 +106,10 @@ pub fn judge_file(engine: &Engine, case: &Case, variant: Option<Variant>) -> Res
 #[must_use]
 pub fn linear_expected(case: &LinearCase) -> References {
     case.outputs().into_iter().filter_map(|name| Some((name, case.expected(name)?))).collect()
+}
+
+/// What the file of a case of BASED linear attention expects.
+#[must_use]
+pub fn based_expected(case: &BasedCase) -> References {
+    BasedCase::OUTPUTS.into_iter().filter_map(|name| Some((name, case.expected(name)?))).collect()
 }

@@ -4,9 +4,10 @@ use std::fmt;
 
 use anyhow::Result;
 use wattn::{Attention, Capabilities, DeviceKind, Engine, Kernel, Lightning, PlanError, Schedule, Shape};
-use wattn_cases::{LinearCase, SoftmaxCase};
+use wattn_cases::{BasedCase, LinearCase, SoftmaxCase};
 use wattn_shaders::table;
 
+use crate::based::{based, based_tokens};
 use crate::linear::{lightning, lightning_backward, tokens};
 use crate::problem::{attention, extent};
 
@@ -74,6 +75,23 @@ impl Variant {
             }
         }
         Ok(None)
+    }
+
+    /// All variants of BASED: every kernel.
+    #[must_use]
+    pub fn based() -> Vec<Self> {
+        Kernel::ALL.map(Self::from).to_vec()
+    }
+
+    /// Why this cannot serve the case, if it cannot. Other refusals are for the run to report.
+    ///
+    /// # Errors
+    /// Sizes that no kernel takes.
+    pub fn based_refusal(self, engine: &Engine, case: &BasedCase) -> Result<Option<String>> {
+        match engine.plan(&based(case)?.kernel(self.kernel), based_tokens(case)?) {
+            Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
+            _ => Ok(None),
+        }
     }
 
     /// The operator, with this forced.

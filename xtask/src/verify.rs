@@ -10,9 +10,10 @@ use serde::Serialize;
 use serde_json::to_value;
 use wattn::Kernel;
 use wattn_cases::{
-    Case, LinearCase, LinearRecipe, Recipe, Reference, References, SoftmaxCase, catalogue, linear_catalogue, write,
+    BasedCase, BasedRecipe, Case, LinearCase, LinearRecipe, Recipe, Reference, References, SoftmaxCase,
+    based_catalogue, catalogue, linear_catalogue, write,
 };
-use wattn_tests::{Ran, UNSUPPORTED, Variant, judge, judge_linear, rows};
+use wattn_tests::{BASED_UNSUPPORTED, Ran, UNSUPPORTED, Variant, judge, judge_based, judge_linear, rows};
 
 use crate::report::{Row, guarded, target, write_json};
 use crate::select::{Device, Selection};
@@ -43,24 +44,28 @@ struct Skip {
 enum Problem {
     Softmax(Recipe),
     Linear(LinearRecipe),
+    Based(BasedRecipe),
 }
 
 /// A case with what must come out of it.
 enum Judge {
     Softmax(Box<SoftmaxCase>, Reference),
     Linear(Box<LinearCase>, References),
+    Based(Box<BasedCase>, References),
 }
 
 impl Problem {
     fn all() -> Vec<Self> {
         let softmax = catalogue().into_iter().map(Self::Softmax);
-        softmax.chain(linear_catalogue().into_iter().map(Self::Linear)).collect()
+        let linear = linear_catalogue().into_iter().map(Self::Linear);
+        softmax.chain(linear).chain(based_catalogue().into_iter().map(Self::Based)).collect()
     }
 
     fn name(&self) -> &'static str {
         match self {
             Self::Softmax(recipe) => recipe.name,
             Self::Linear(recipe) => recipe.name,
+            Self::Based(recipe) => recipe.name,
         }
     }
 
@@ -76,6 +81,11 @@ impl Problem {
                 let reference = case.reference();
                 Judge::Linear(Box::new(case), reference)
             }
+            Self::Based(recipe) => {
+                let case = recipe.build();
+                let reference = case.reference();
+                Judge::Based(Box::new(case), reference)
+            }
         }
     }
 }
@@ -85,6 +95,7 @@ impl Judge {
         let mut variants = match self {
             Self::Softmax(..) => Variant::all(device.engine.capabilities()),
             Self::Linear(..) => Variant::linear(),
+            Self::Based(..) => Variant::based(),
         };
         variants.retain(|variant| pinned.is_none_or(|kernel| kernel == variant.kernel));
         variants
@@ -94,6 +105,7 @@ impl Judge {
         match self {
             Self::Softmax(case, _) => variant.refusal(&device.engine, case),
             Self::Linear(case, _) => variant.linear_refusal(&device.engine, case),
+            Self::Based(case, _) => variant.based_refusal(&device.engine, case),
         }
     }
 
@@ -107,6 +119,10 @@ impl Judge {
                 let (plan, comparisons) = judge_linear(&device.engine, case, Some(variant), reference)?;
                 Ok(Ran::linear(&plan, comparisons))
             }
+            Self::Based(case, reference) => {
+                let (plan, comparisons) = judge_based(&device.engine, case, Some(variant), reference)?;
+                Ok(Ran::based(&plan, comparisons))
+            }
         }
     }
 
@@ -115,6 +131,9 @@ impl Judge {
             Self::Softmax(..) => vec!["out", "lse"],
             Self::Linear(_, reference) => {
                 reference.keys().copied().filter(|output| !UNSUPPORTED.contains(output)).collect()
+            }
+            Self::Based(_, reference) => {
+                reference.keys().copied().filter(|output| !BASED_UNSUPPORTED.contains(output)).collect()
             }
         }
     }
@@ -128,6 +147,11 @@ impl Judge {
                 case.into()
             }
             Self::Linear(case, _) => {
+                let mut case = case.as_ref().clone();
+                case.expect_reference();
+                case.into()
+            }
+            Self::Based(case, _) => {
                 let mut case = case.as_ref().clone();
                 case.expect_reference();
                 case.into()

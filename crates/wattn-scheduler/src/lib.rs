@@ -5,6 +5,8 @@
 //! lengths of a call into what the kernels read.
 
 mod attention;
+mod based;
+mod based_plan;
 mod capabilities;
 mod choose;
 mod decay;
@@ -16,6 +18,8 @@ mod sweep;
 mod work;
 
 pub use attention::{Attention, Causal, Extent, HeadDim, Heads};
+pub use based::{Based, BasedLayer};
+pub use based_plan::BasedPlan;
 pub use capabilities::{Capabilities, DeviceKind, Driver};
 pub use decay::{Decay, DecayModel};
 pub use error::PlanError;

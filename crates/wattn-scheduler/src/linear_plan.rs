@@ -203,7 +203,7 @@ fn check(lightning: &Lightning, extent: Tokens) -> Result<(), PlanError> {
 }
 
 /// Batch entries along the operands' first axis.
-fn batches(extent: Tokens) -> u32 {
+pub(crate) fn batches(extent: Tokens) -> u32 {
     if extent.packed { 1 } else { extent.batch }
 }
 
@@ -427,7 +427,7 @@ fn compulsory_bytes(lightning: &Lightning, extent: Tokens) -> u64 {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
-fn slices(seconds: f64) -> u32 {
+pub(crate) fn slices(seconds: f64) -> u32 {
     (seconds / SLICE_SECONDS).ceil().clamp(1.0, 1024.0) as u32
 }
 

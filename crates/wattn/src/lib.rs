@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+mod based_operands;
+mod based_plan;
+mod bound;
 mod capabilities;
 mod dispatch;
 mod engine;
@@ -16,6 +19,8 @@ mod ring;
 mod state;
 mod view;
 
+pub use based_operands::BasedOperands;
+pub use based_plan::BasedPlan;
 pub use capabilities::{wanted_features, wanted_limits};
 pub use engine::{Engine, EngineBuilder};
 pub use error::{EncodeError, PlanError, RunError};
@@ -29,7 +34,7 @@ pub use state::LightningState;
 pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
-    Attention, Capabilities, Causal, Decay, DecayModel, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths, Lightning,
-    Schedule, Tokens,
+    Attention, Based, BasedLayer, Capabilities, Causal, Decay, DecayModel, DeviceKind, Driver, Extent, HeadDim, Heads,
+    Lengths, Lightning, Schedule, Tokens,
 };
 pub use wgpu;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use wattn_scheduler::shaders::{Access, Storage};
-use wattn_scheduler::{LinearPlan, Pass, Tensor};
+use wattn_scheduler::{LinearPlan, Pass, Tensor, Tokens};
 use wgpu::{Buffer, BufferUsages};
 
 use crate::error::{EncodeError, PlanError};
@@ -148,8 +148,12 @@ impl<'a> CheckedLinear<'a> {
         }
         let gate =
             operands.gate.map(|view| Resolved::new("gate", &view, [batch, heads, tokens, 1], 1, word)).transpose()?;
-        let checked =
-            Self { tensors, gate, workspace: workspace(plan, operands)?, sequences: sequences(plan, operands.bounds)? };
+        let checked = Self {
+            tensors,
+            gate,
+            workspace: scratch(plan.workspace_bytes, operands.workspace)?,
+            sequences: sequences(plan.extent, operands.bounds)?,
+        };
         checked.check_aliases(&written)?;
         Ok(checked)
     }
@@ -193,12 +197,13 @@ fn access(plan: &LinearPlan, tensor: Tensor) -> Access {
     }
 }
 
-fn workspace<'a>(plan: &LinearPlan, operands: &LinearOperands<'a>) -> Result<Option<&'a Buffer>, EncodeError> {
-    let (argument, needed) = ("workspace", plan.workspace_bytes);
+/// The caller's scratch memory, where `needed` bytes are not 0.
+pub(crate) fn scratch(needed: u64, given: Option<&Buffer>) -> Result<Option<&Buffer>, EncodeError> {
+    let argument = "workspace";
     if needed == 0 {
         return Ok(None);
     }
-    let buffer = operands.workspace.ok_or(EncodeError::Missing { argument })?;
+    let buffer = given.ok_or(EncodeError::Missing { argument })?;
     if !buffer.usage().contains(BufferUsages::STORAGE) {
         return Err(EncodeError::Usage { argument, given: buffer.usage() });
     }
@@ -208,8 +213,8 @@ fn workspace<'a>(plan: &LinearPlan, operands: &LinearOperands<'a>) -> Result<Opt
     Ok(Some(buffer))
 }
 
-fn sequences(plan: &LinearPlan, bounds: &[u32]) -> Result<Vec<(u32, u32)>, EncodeError> {
-    let extent = plan.extent;
+/// First token and number of tokens of each sequence; batch entries in turn.
+pub(crate) fn sequences(extent: Tokens, bounds: &[u32]) -> Result<Vec<(u32, u32)>, EncodeError> {
     if !extent.packed {
         return match bounds {
             [] => Ok(vec![(0, extent.tokens); extent.batch as usize]),

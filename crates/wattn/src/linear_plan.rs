@@ -4,13 +4,14 @@ use std::fmt;
 
 use wattn_scheduler::shaders::{self, Access, Key, LinearKey, LinearOp, LinearParams, Segment, StateView, Walk};
 use wattn_scheduler::{Part, PlannedSweep, Tensor};
-use wgpu::{Buffer, CommandEncoder, ComputePass};
+use wgpu::{CommandEncoder, ComputePass};
 
+use crate::bound::{Binder, Bound};
 use crate::dispatch::{self, Dispatch};
 use crate::engine::Engine;
 use crate::error::EncodeError;
 use crate::linear_operands::{CheckedLinear, LinearOperands};
-use crate::operands::{Resolved, Span};
+use crate::operands::Span;
 
 /// How a problem of linear attention runs on an engine's device. Prints itself; may be encoded any number of times.
 #[derive(Debug, Clone)]
@@ -20,7 +21,7 @@ pub struct LinearPlan {
 }
 
 /// No state to start from.
-const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = u32::MAX;
 
 impl LinearPlan {
     pub(crate) fn new(engine: Engine, plan: wattn_scheduler::LinearPlan) -> Self {
@@ -115,7 +116,7 @@ struct Call<'a> {
     plan: &'a LinearPlan,
     sweep: &'a PlannedSweep,
     checked: &'a CheckedLinear<'a>,
-    part: Part,
+    binder: Binder<'a>,
     heads: u32,
     segments: Vec<Segment>,
     walks: Vec<Walk>,
@@ -134,7 +135,7 @@ impl<'a> Call<'a> {
             plan,
             sweep,
             checked,
-            part: part.clone(),
+            binder: Binder { engine: &plan.engine, extent: plan.plan.extent, part: part.clone() },
             heads,
             segments: Vec::new(),
             walks: Vec::new(),
@@ -161,7 +162,7 @@ impl<'a> Call<'a> {
         let state0 =
             if self.sweep.sweep.state0.is_some() || self.sweep.walk.op == LinearOp::Step { index } else { NONE };
         if self.sweep.states.is_none() {
-            self.segments.push(Segment { batch, origin: at(0), tokens, state0, state: index });
+            self.segments.push(Segment { batch, origin: at(0), tokens, keys: tokens, state0, state: index });
             return;
         }
         let first = count(self.segments.len());
@@ -169,50 +170,24 @@ impl<'a> Call<'a> {
         for done in (0..tokens).step_by(length as usize) {
             let own = count(self.segments.len());
             let tokens = length.min(tokens - done);
-            self.segments.push(Segment { batch, origin: at(done), tokens, state0: own, state: own });
+            self.segments.push(Segment { batch, origin: at(done), tokens, keys: tokens, state0: own, state: own });
         }
         self.walks.push(Walk { first, segments: count(self.segments.len()) - first, state0, state: index });
     }
 
-    /// The binding of a tensor's part, rows or states.
-    fn span(&self, resolved: &Resolved<'_>, state: bool) -> Result<Span, EncodeError> {
-        let capabilities = self.plan.engine.capabilities();
-        let mut part = self.part.clone();
-        if state && self.plan.plan.extent.packed {
-            part.batch = 0..self.plan.plan.extent.batch;
-        }
-        resolved.span(&part, u64::from(capabilities.binding_alignment), capabilities.binding_bytes)
-    }
-
-    /// Binds what is given and has elements; nothing looks at what has none.
-    fn bound(&self, resolved: Option<Resolved<'a>>, state: bool) -> Result<Option<(&'a Buffer, Span)>, EncodeError> {
-        match resolved.filter(|r| !r.is_empty()) {
-            Some(r) => Ok(Some((r.buffer, self.span(&r, state)?))),
-            None => Ok(None),
-        }
-    }
-
-    /// Binds the output. Without tokens none is written, but what a kernel might write must be bound.
-    fn output(&self, access: Access) -> Result<Option<(&'a Buffer, Span)>, EncodeError> {
-        /// Bytes of the widest element that kernels store.
-        const ELEMENT: u64 = 16;
-        match self.checked.get(self.sweep.sweep.out).filter(|r| r.is_empty()) {
-            None => self.rows(self.sweep.sweep.out, access),
-            Some(r) if r.buffer.size() < ELEMENT => {
-                Err(EncodeError::TooSmall { argument: r.name, needed: ELEMENT, available: r.buffer.size() })
-            }
-            Some(r) => Ok(Some((r.buffer, Span::whole(ELEMENT)))),
-        }
-    }
-
     /// Binds the rows of a tensor in the units that its role loads.
-    fn rows(&self, tensor: Tensor, access: Access) -> Result<Option<(&'a Buffer, Span)>, EncodeError> {
-        self.bound(self.checked.get(tensor).map(|r| r.counted_by(access)), false)
+    fn rows(&self, tensor: Tensor, access: Access) -> Result<Bound<'a>, EncodeError> {
+        self.binder.rows(self.checked.get(tensor).map(|r| r.counted_by(access)))
+    }
+
+    /// Binds what the sweep writes, likewise.
+    fn output(&self, tensor: Tensor, access: Access) -> Result<Bound<'a>, EncodeError> {
+        self.binder.output(self.checked.get(tensor).map(|r| r.counted_by(access)))
     }
 
     /// Binds a tensor of states.
-    fn states(&self, tensor: Option<Tensor>) -> Result<Option<(&'a Buffer, Span)>, EncodeError> {
-        self.bound(tensor.and_then(|tensor| self.checked.get(tensor)).copied(), true)
+    fn states(&self, tensor: Option<Tensor>) -> Result<Bound<'a>, EncodeError> {
+        self.binder.states(tensor.and_then(|tensor| self.checked.get(tensor)).copied())
     }
 
     /// One of the sweep's dispatches; none where there is nothing to do.
@@ -229,19 +204,17 @@ impl<'a> Call<'a> {
         let wide = key.access;
         let narrow = if wide == Access::Vec8 { Access::Vec4 } else { wide };
         let (q, k) = (self.rows(sweep.q, wide)?, self.rows(sweep.k, wide)?);
-        let (v, out) = (self.rows(sweep.v, narrow)?, self.output(narrow)?);
+        let (v, out) = (self.rows(sweep.v, narrow)?, self.output(sweep.out, narrow)?);
         let (state0, state) = (self.states(sweep.state0)?, self.states(sweep.state)?);
-        let gate = self.bound(self.checked.gate, false)?;
+        let gate = self.binder.rows(self.checked.gate)?;
 
-        let rows = |bound: &Option<(&Buffer, Span)>| bound.as_ref().map_or_else(Default::default, |b| b.1.view);
-        let states = |bound: &Option<(&Buffer, Span)>| {
-            bound.as_ref().map_or_else(Default::default, |b| self.state_view(&b.1.view))
-        };
+        let rows = |bound: &Bound<'_>| bound.as_ref().map_or_else(Default::default, |b| b.1.view);
+        let states = |bound: &Bound<'_>| bound.as_ref().map_or_else(Default::default, |b| self.state_view(&b.1.view));
         let [key_dim, value_dim] = self.sweep.dims;
         let size = key_dim * value_dim;
         // The workspace counts heads from the part's first.
         let own = StateView {
-            offset: 0_u32.wrapping_sub(self.part.kv_heads.start * size),
+            offset: 0_u32.wrapping_sub(self.binder.part.kv_heads.start * size),
             item: self.heads * size,
             head: size,
             row: value_dim,
@@ -254,13 +227,14 @@ impl<'a> Call<'a> {
         let params = LinearParams {
             first: 0,
             last: workgroups,
-            head_first: self.part.kv_heads.start,
+            head_first: self.binder.part.kv_heads.start,
             heads: self.heads,
             splits,
             head_dim: key_dim,
             value_dim,
             head_chunks: key_dim.div_ceil(4),
             value_chunks: value_dim.div_ceil(4),
+            state_rows: key_dim,
             step: if sweep.reversed { u32::MAX } else { 1 },
             forward: if sweep.reversed { 0.0 } else { 1.0 },
             q: rows(&q),
@@ -274,9 +248,11 @@ impl<'a> Call<'a> {
             // Gradients that come in with the state are of the state itself, which is not scaled.
             read_scale: if sweep.reversed { 1.0 } else { scale },
             write_scale: if sweep.reversed { scale } else { 1.0 },
+            eps: 0.0,
+            normalize: 0,
             segments: 0,
-            walks: 5 * count(self.segments.len()),
-            slopes: 5 * count(self.segments.len()) + 4 * count(self.walks.len()),
+            walks: 6 * count(self.segments.len()),
+            slopes: 6 * count(self.segments.len()) + 4 * count(self.walks.len()),
             totals: count(self.segments.len()) * self.heads * size,
         };
         let mut words: Vec<u32> = bytemuck::cast_slice(std::slice::from_ref(&params)).to_vec();
@@ -305,6 +281,6 @@ impl<'a> Call<'a> {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "plans hold fewer than 2^32 workgroups")]
-fn count(len: usize) -> u32 {
+pub(crate) fn count(len: usize) -> u32 {
     len as u32
 }

@@ -1,13 +1,14 @@
 //! What operators have in common: an engine plans them.
 
 use wattn_scheduler::shaders::Key;
-use wattn_scheduler::{Attention, Extent, Lightning, PlanError, Tokens};
+use wattn_scheduler::{Attention, Based, Extent, Lightning, PlanError, Tokens};
 
+use crate::based_plan::BasedPlan;
 use crate::engine::Engine;
 use crate::linear_plan::LinearPlan;
 use crate::plan::Plan;
 
-/// An operator that an [`Engine`] plans: [`Attention`] or [`Lightning`].
+/// An operator that an [`Engine`] plans: [`Attention`], [`Lightning`] or [`Based`].
 pub trait Operator {
     /// How much there is to do.
     type Extent;
@@ -39,6 +40,15 @@ impl Operator for Lightning {
     }
 }
 
+impl Operator for Based {
+    type Extent = Tokens;
+    type Plan = BasedPlan;
+
+    fn plan_on(&self, engine: &Engine, extent: Tokens) -> Result<BasedPlan, PlanError> {
+        Ok(BasedPlan::new(engine.clone(), wattn_scheduler::BasedPlan::new(self, extent, engine.capabilities())?))
+    }
+}
+
 /// A plan whose pipelines can be compiled ahead.
 pub trait Prepared {
     /// Its pipelines.
@@ -54,5 +64,11 @@ impl Prepared for Plan {
 impl Prepared for LinearPlan {
     fn keys(&self) -> Vec<Key> {
         self.details().keys().map(Key::Linear).collect()
+    }
+}
+
+impl Prepared for BasedPlan {
+    fn keys(&self) -> Vec<Key> {
+        self.details().keys.iter().copied().map(Key::Based).collect()
     }
 }

@@ -1,6 +1,7 @@
 //! Every problem of the catalogue and every case file, on every adapter, by every kernel; and the harness, encoding, refusals and
 //! devices themselves. A trial's name says all: `vulkan/llvmpipe/broadcast/softmax/plain`.
 
+mod based;
 mod catalogue;
 mod device;
 mod encode;
@@ -19,8 +20,8 @@ use libtest_mimic::{Arguments, Trial};
 
 /// Pipelines that the tests of one operator may need on one device: few, since some drivers take seconds for each.
 const PIPELINES: usize = 150;
-/// Softmax and linear attention.
-const OPERATORS: usize = 2;
+/// Softmax attention, linear attention with decay, BASED.
+const OPERATORS: usize = 3;
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     let cases = catalogue::cases();
     let files = golden::files();
     let linear = linear::cases();
+    let based = based::cases();
     let trials: Vec<Trial> = gpus
         .iter()
         .flat_map(|gpu| {
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
                 catalogue::trials(gpu, &cases),
                 linear::trials(gpu, &linear),
                 linear_calls::trials(gpu),
+                based::trials(gpu, &based),
             ];
             all.into_iter().flatten()
         })

@@ -1,0 +1,106 @@
+//! BASED linear attention: every problem of its catalogue and every case file, by every kernel.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Result, bail, ensure};
+use libtest_mimic::Trial;
+use wattn_cases::{BasedCase, BasedRecipe, Case, CaseFile, References, based_catalogue};
+use wattn_tests::{Variant, based_expected, judge_based};
+
+use crate::gpu::Gpu;
+
+/// A case whose reference is calculated once, for all variants and devices.
+pub(crate) struct Based {
+    name: String,
+    case: BasedCase,
+    reference: OnceLock<References>,
+}
+
+impl Based {
+    fn new(name: String, case: BasedCase) -> Arc<Self> {
+        Arc::new(Self { name, case, reference: OnceLock::new() })
+    }
+
+    /// What its file expects, else what the oracle calculates.
+    fn reference(&self) -> &References {
+        self.reference.get_or_init(|| {
+            if self.case.expect.is_empty() { self.case.reference() } else { based_expected(&self.case) }
+        })
+    }
+}
+
+/// The catalogue, and the files of `tests/golden`.
+pub(crate) fn cases() -> Vec<Arc<Based>> {
+    let catalogue = based_catalogue().into_iter().map(|recipe| Based::new(recipe.name.to_owned(), recipe.build()));
+    catalogue.chain(files()).collect()
+}
+
+fn files() -> Vec<Arc<Based>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/based");
+    let entries = folder.read_dir().unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry of the folder").path()).collect();
+    paths.sort();
+    let read = |path: &Path| match CaseFile::read(path).content {
+        Ok(Case::Based(case)) => Based::new(format!("golden/based/{}", case.name), case),
+        Ok(other) => panic!("{} is of op {}", path.display(), other.op()),
+        Err(error) => panic!("{}: {error}", path.display()),
+    };
+    let files: Vec<_> = paths.iter().map(|path| read(path)).collect();
+    assert!(!files.is_empty(), "{} holds no case file", folder.display());
+    files
+}
+
+pub(crate) fn trials(gpu: &Arc<Gpu>, cases: &[Arc<Based>]) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for variant in Variant::based() {
+        trials.push(gpu.trial_by(variant, "based/long_walks", long_walks));
+    }
+    for case in cases {
+        for variant in Variant::based() {
+            let (shared, name) = (Arc::clone(case), &case.name);
+            trials.push(match variant.based_refusal(&gpu.engine, &case.case) {
+                Ok(Some(_)) => gpu
+                    .trial_by(variant, name, move |gpu, variant| {
+                        ensure!(
+                            variant.based_refusal(&gpu.engine, &shared.case)?.is_some(),
+                            "{variant} serves after all"
+                        );
+                        Ok(())
+                    })
+                    .with_kind("cannot serve")
+                    .with_ignored_flag(true),
+                _ => gpu.trial_by(variant, name, move |gpu, variant| check(gpu, &shared, variant)),
+            });
+        }
+    }
+    trials
+}
+
+fn check(gpu: &Gpu, case: &Based, variant: Variant) -> Result<()> {
+    let (_, comparisons) = judge_based(&gpu.engine, &case.case, Some(variant), case.reference())?;
+    ensure!(!comparisons.is_empty(), "nothing was compared");
+    let failed: Vec<String> = comparisons.iter().filter_map(|c| gpu.check(c).err()).map(|e| e.to_string()).collect();
+    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
+}
+
+/// Many chunks; and where a driver would end the loop over still more, a refusal.
+fn long_walks(gpu: &Gpu, variant: Variant) -> Result<()> {
+    let recipe = BasedRecipe {
+        name: "based/long",
+        tokens: 10_000,
+        heads: 1,
+        value_dim: 16,
+        grad_out: false,
+        ..BasedRecipe::default()
+    };
+    let case = recipe.build();
+    let (_, comparisons) = judge_based(&gpu.engine, &case, Some(variant), &case.reference())?;
+    comparisons.iter().try_for_each(|comparison| gpu.check(comparison))?;
+    if gpu.engine.capabilities().loop_turns().is_some() {
+        let plan = gpu.engine.plan(&wattn_tests::based(&case)?, wattn::Tokens::new(1, 1 << 20));
+        let error = plan.err().map(|error| error.to_string()).unwrap_or_default();
+        ensure!(error.contains("tokens: 1048576"), "{error:?} does not name the tokens");
+    }
+    Ok(())
+}
