@@ -3,9 +3,10 @@
 //   out_i = sum_j exp(s_ij - LSE_i) v_j,  LSE_i = log sum_j exp(s_ij)
 //
 // LANES invocations a workgroup, each with ROWS queries: q, the running maximum m, the sum l and the output o stay in its registers.
-// Keys come KEYS at a time, eight numbers a load: either each lane loads one key (KEY_ROWS = 1) and shares it through the subgroup,
-// or every invocation loads them all (KEY_ROWS = KEYS). The composer fills in the names in capitals accordingly. A row's softmax
-// needs no other invocation, the kernel no workgroup memory and no barrier.
+// Keys come KEYS at a time, eight numbers a load: either the lanes share the loads through the subgroup, a lane for each eight dims of
+// a key (KEY_ROWS = 1, GROUP dims of all keys at once), or every invocation loads them all (KEY_ROWS = KEYS). The composer fills in the
+// names in capitals accordingly. Loads are what CPU drivers are slow at, so more rows a lane pay until their registers spill too far.
+// A row's softmax needs no other invocation, the kernel no workgroup memory and no barrier.
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -24,17 +25,15 @@ fn main(
     let last = min(first + LANES * ROWS, s.queries) - 1u;
     let column = item.split * VALUE_CHUNKS;
 
-    // Padding rows repeat the last query; they are never stored.
+    // Padding rows repeat the last query; they are never stored. Registers have no index: the loops over rows that load and store go by
+    // selection, since drivers compile one load fast and many slowly.
     let q_base = aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head;
     //$ for r in 0..ROWS
     let i_$r = min(first + $ru * LANES + lane, last);
     let lo_$r = first_key(s, i_$r);
     let seen_keys_$r = max(end_key(s, i_$r), lo_$r) - lo_$r;
-    let q_row_$r = q_base + (s.q_start + i_$r) * aux.params.q.seq;
-    //$ for c in 0..HEAD_CHUNKS step 2
-    let q_pair_$r_$c = load_pair_q(q_row_$r, $cu);
-    let q_$r_$c = within_head($cu, q_pair_$r_$c.a) * aux.params.score_scale;
-    let q_$r_${c+1} = within_head(${c+1}u, q_pair_$r_$c.b) * aux.params.score_scale;
+    //$ for c in 0..HEAD_CHUNKS
+    var q_$r_$c = vec4<f32>();
     //$ end
     //$ for c in 0..VALUE_CHUNKS
     var o_$r_$c = vec4<f32>();
@@ -42,6 +41,18 @@ fn main(
     var m_$r = lowest();
     var l_$r = 0.0;
     //$ end
+    for (var r = 0u; r < ROWS; r++) {
+        let q_row = q_base + (s.q_start + min(first + r * LANES + lane, last)) * aux.params.q.seq;
+        //$ for c in 0..HEAD_CHUNKS step 2
+        let q_pair_$c = load_pair_q(q_row, $cu);
+        let q_$c = within_head($cu, q_pair_$c.a) * aux.params.score_scale;
+        let q_${c+1} = within_head(${c+1}u, q_pair_$c.b) * aux.params.score_scale;
+        //$ for r in 0..ROWS
+        q_$r_$c = select(q_$r_$c, q_$c, r == $ru);
+        q_$r_${c+1} = select(q_$r_${c+1}, q_${c+1}, r == $ru);
+        //$ end
+        //$ end
+    }
 
     // Some row of the tile sees each key of [start, end). The body is one straight line: on CPU drivers a branch costs a blend for
     // every variable that it writes, more than masking all keys does.
@@ -63,28 +74,23 @@ fn main(
         var s_$r_$n = 0.0;
         //$ end
         //$ end
-        //$ for c in 0..HEAD_CHUNKS step 2
+        //$ for g in 0..HEAD_CHUNKS step GROUP
         {
             //$ for n in 0..KEY_ROWS
-            let k_$n = load_pair_k(k_row_$n, $cu);
-            let k_a_$n = within_head($cu, k_$n.a);
-            let k_b_$n = within_head(${c+1}u, k_$n.b);
+            let k_$n = load_pair_k(k_row_$n, $gu + LOADED_CHUNK);
+            let k_a_$n = within_head($gu + LOADED_CHUNK, k_$n.a);
+            let k_b_$n = within_head($gu + LOADED_CHUNK + 1u, k_$n.b);
             //$ end
+            //$ for c in g..g+GROUP step 2
             //$ for n in 0..KEYS
             {
-                let b = SHARED(k_a);
-                //$ for r in 0..ROWS
-                s_$r_$n += dot(q_$r_$c, b);
-                //$ end
-            }
-            //$ end
-            //$ for n in 0..KEYS
-            {
+                let a = SHARED(k_a);
                 let b = SHARED(k_b);
                 //$ for r in 0..ROWS
-                s_$r_$n += dot(q_$r_${c+1}, b);
+                s_$r_$n += dot(q_$r_$c, a) + dot(q_$r_${c+1}, b);
                 //$ end
             }
+            //$ end
             //$ end
         }
         //$ end
@@ -114,56 +120,57 @@ fn main(
         //$ for n in 0..KEY_ROWS
         let keep_$n = some_row_sees(seen, LOADED_KEY);
         //$ end
-        //$ for c in 0..VALUE_CHUNKS step 2
+        //$ for g in 0..VALUE_CHUNKS step GROUP
         {
             //$ for n in 0..KEY_ROWS
-            let v_$n = load_pair_v(v_row_$n, column + $cu);
+            let v_$n = load_pair_v(v_row_$n, column + $gu + LOADED_CHUNK);
             let v_a_$n = kept(v_$n.a, keep_$n);
             let v_b_$n = kept(v_$n.b, keep_$n);
             //$ end
+            //$ for c in g..g+GROUP step 2
             //$ for r in 0..ROWS
-            var a_$r = o_$r_$c * old_$r;
-            var b_$r = o_$r_${c+1} * old_$r;
-            //$ end
-            //$ for n in 0..KEYS
             {
-                let b = SHARED(v_a);
-                //$ for r in 0..ROWS
-                a_$r += s_$r_$n * b;
+                var a = o_$r_$c * old_$r;
+                var b = o_$r_${c+1} * old_$r;
+                //$ for n in 0..KEYS
+                a += s_$r_$n * SHARED(v_a);
+                b += s_$r_$n * SHARED(v_b);
                 //$ end
+                o_$r_$c = a;
+                o_$r_${c+1} = b;
             }
             //$ end
-            //$ for n in 0..KEYS
-            {
-                let b = SHARED(v_b);
-                //$ for r in 0..ROWS
-                b_$r += s_$r_$n * b;
-                //$ end
-            }
-            //$ end
-            //$ for r in 0..ROWS
-            o_$r_$c = a_$r;
-            o_$r_${c+1} = b_$r;
             //$ end
         }
         //$ end
     }
 
     let out_base = aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head;
-    var row_out = array<vec4<f32>, VALUE_CHUNKS>();   // indexed at run time: one store to compile, not one a chunk
-    //$ for r in 0..ROWS
-    if (first + $ru * LANES + lane <= last) {
-        let f = finish(m_$r, l_$r, head);
-        let out_row = out_base + (s.q_start + i_$r) * aux.params.out.seq;
-        //$ for c in 0..VALUE_CHUNKS
-        row_out[$c] = o_$r_$c * f.scale;
+    for (var r = 0u; r < ROWS && first + r * LANES + lane <= last; r++) {
+        let i = first + r * LANES + lane;
+        var m = m_0;
+        var l = l_0;
+        //$ for r in 1..ROWS
+        m = select(m, m_$r, r == $ru);
+        l = select(l, l_$r, r == $ru);
         //$ end
+        let f = finish(m, l, head);
+        //$ for c in 0..VALUE_CHUNKS
+        var row_$c = o_0_$c;
+        //$ for r in 1..ROWS
+        row_$c = select(row_$c, o_$r_$c, r == $ru);
+        //$ end
+        //$ end
+        let out_row = out_base + (s.q_start + i) * aux.params.out.seq;
         for (var c = 0u; c < VALUE_CHUNKS; c++) {
-            store_out(out_row, column + c, row_out[c]);
+            var x = row_0;
+            //$ for c in 1..VALUE_CHUNKS
+            x = select(x, row_$c, c == $cu);
+            //$ end
+            store_out(out_row, column + c, x * f.scale);
         }
         if (item.split == 0u) {
-            store_lse(s, head, i_$r, f);
+            store_lse(s, head, i, f);
         }
     }
-    //$ end
 }

@@ -199,6 +199,7 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
             ("ROWS", shape.rows),
             ("KEYS", shape.keys),
             ("KEY_ROWS", if key.kernel == Kernel::Broadcast { 1 } else { shape.keys }),
+            ("GROUP", if key.kernel == Kernel::Broadcast { 2 * shape.lanes / shape.keys } else { 2 }),
             ("HEAD_CHUNKS", key.head_class / 4),
             ("VALUE_CHUNKS", value_chunks),
         ],
@@ -253,14 +254,14 @@ const NO_LSE: &str = "fn store_lse(s: Sequence, head: u32, i: u32, f: Finish) {}
 
 /// How keys reach all invocations of a rows kernel: through the subgroup, or each loads them all.
 fn key_sharing(key: &FlashKey, text: &str) -> String {
-    let (builtin, loaded) = match key.kernel {
-        Kernel::Broadcast => ("subgroup_invocation_id", "lane"),
-        _ => ("local_invocation_index", "$nu"),
+    let (builtin, loaded, chunk) = match key.kernel {
+        Kernel::Broadcast => ("subgroup_invocation_id", "lane % KEYS", "lane / KEYS * 2u"),
+        _ => ("local_invocation_index", "$nu", "0u"),
     };
-    let text = text.replace("LANE_BUILTIN", builtin).replace("LOADED_KEY", loaded);
+    let text = text.replace("LANE_BUILTIN", builtin).replace("LOADED_KEY", loaded).replace("LOADED_CHUNK", chunk);
     ["k_a", "k_b", "v_a", "v_b"].into_iter().fold(text, |text, name| {
         let shared = match key.kernel {
-            Kernel::Broadcast => format!("subgroupBroadcast({name}_0, $nu)"),
+            Kernel::Broadcast => format!("subgroupBroadcast({name}_0, ($cu - $gu) / 2u * KEYS + $nu)"),
             _ => format!("{name}_$n"),
         };
         text.replace(&format!("SHARED({name})"), &shared)

@@ -112,7 +112,7 @@ pub struct LaneShape {
     pub lanes: u32,
     /// Query rows a lane.
     pub rows: u32,
-    /// Keys a step; of `broadcast` as many as lanes.
+    /// Keys a step; of `broadcast` a divisor of the lanes, which load `lanes / keys` times eight dims of each at once.
     pub keys: u32,
 }
 

@@ -43,13 +43,20 @@ pub fn gpu_tiles(value_dim: u32) -> &'static [TileShape] {
 }
 
 /// Rows in registers without subgroups, of `tile-universal` for CPU drivers: eight invocations fill a vector of most CPUs.
-pub const ROWS_CPU: LaneShape = LaneShape { lanes: 8, rows: 4, keys: 4 };
+/// It has `rows` at most, and few keys a step, since each invocation loads them all: every load is compiled once for each.
+pub const ROWS_CPU: LaneShape = LaneShape { lanes: 8, rows: 16, keys: 2 };
 
 /// The subgroup sizes for which `broadcast` is on the menu.
 pub const LANES: [u32; 3] = [4, 8, 16];
 
 /// The rows a lane on the menu of kernels with rows in registers.
-pub const LANE_ROWS: [u32; 4] = [1, 2, 4, 8];
+pub const LANE_ROWS: [u32; 5] = [1, 2, 4, 8, 16];
+
+/// Keys a step of `broadcast`: four, the lanes beyond loading further dims of them, unless a row has fewer than eight for each.
+#[must_use]
+pub fn lane_keys(lanes: u32, head_class: u32, value_class: u32) -> u32 {
+    (lanes * 8 / head_class.min(value_class)).max(4)
+}
 
 /// Keys whose values a tile kernel takes up a turn of its inner loop.
 pub const KEY_STEP: u32 = 4;

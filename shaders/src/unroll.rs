@@ -2,7 +2,7 @@
 //!
 //! Registers cannot be indexed at run time, so a kernel whose rows live in registers needs one name a row. A line
 //! `//$ for r in 0..ROWS` (or `.. step 4`) repeats the lines up to its `//$ end`, with `$r` and `${r+1}` replaced by the number.
-//! Bounds are numbers, constants of the kernel's header, or variables of outer loops (`i..N`, `i+1..N`).
+//! Bounds are numbers, constants of the kernel's header, or variables of outer loops, or sums of these (`i+1..N`).
 //! `//$ if OUT` keeps the lines up to its `//$ end` where the constant is not 0. Other lines pass
 //! unchanged.
 
@@ -85,18 +85,20 @@ fn parse_loop(
 ) -> Option<(char, std::iter::StepBy<std::ops::Range<u32>>)> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let (name, range, step) = match words[..] {
-        ["for", name, "in", range] => (name, range, 1),
-        ["for", name, "in", range, "step", step] => (name, range, step.parse().ok().filter(|&s| s > 0)?),
+        ["for", name, "in", range] => (name, range, "1"),
+        ["for", name, "in", range, "step", step] => (name, range, step),
         _ => return None,
     };
     let mut letters = name.chars();
     let name = letters.next().filter(char::is_ascii_lowercase)?;
     let (from, to) = range.split_once("..")?;
     let value = |word: &str| {
-        let (word, plus) = word.split_once('+').unwrap_or((word, "0"));
-        let outer = || bound.iter().rev().find(|(n, _)| word == n.to_string()).map(|(_, v)| *v);
-        Some(word.parse().ok().or_else(outer).or_else(|| constant(word))? + plus.parse::<u32>().ok()?)
+        let outer = |term: &str| bound.iter().rev().find(|(n, _)| term == n.to_string()).map(|(_, v)| *v);
+        word.split('+')
+            .map(|term| term.parse().ok().or_else(|| outer(term)).or_else(|| constant(term)))
+            .sum::<Option<u32>>()
     };
+    let step = usize::try_from(value(step)?).ok().filter(|&step| step > 0)?;
     letters.next().is_none().then_some((name, (value(from)?..value(to)?).step_by(step)))
 }
 

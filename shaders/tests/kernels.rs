@@ -8,17 +8,23 @@ use wattn_shaders::{
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
 fn keys() -> Vec<FlashKey> {
-    let lanes = |lanes, rows| Shape::Lanes(LaneShape { lanes, rows, keys: lanes });
+    let lanes = |lanes, keys| Shape::Lanes(LaneShape { lanes, rows: 2, keys });
     let tiles = || table::TILES.map(Shape::Tile);
     let mut designs: Vec<(Kernel, Shape)> = Vec::new();
     designs.extend(tiles().map(|shape| (Kernel::TileUniversal, shape)));
     designs.extend(tiles().map(|shape| (Kernel::TileSubgroup, shape)));
     designs.push((Kernel::TileUniversal, Shape::Lanes(table::ROWS_CPU)));
-    designs.extend(table::LANES.map(|n| (Kernel::Broadcast, lanes(n, 2))));
+    designs.extend(table::LANES.map(|n| (Kernel::Broadcast, lanes(n, n))));
     let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: true, lse: true };
     let mut keys = Vec::new();
     for (kernel, shape) in designs {
         for value_class in table::DIM_CLASSES {
+            let shape = match shape {
+                Shape::Lanes(shape) if kernel == Kernel::Broadcast => {
+                    Shape::Lanes(LaneShape { keys: table::lane_keys(shape.lanes, value_class, value_class), ..shape })
+                }
+                _ => shape,
+            };
             for storage in [Storage::F32, Storage::F16] {
                 for access in [Access::Vec4, Access::Any] {
                     for options in [ScoreOptions::default(), all] {

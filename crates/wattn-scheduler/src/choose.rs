@@ -95,39 +95,33 @@ fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String)
     let head_dim = attention.head_dim.qk();
     let class = table::dim_class(head_dim)
         .ok_or_else(|| format!("head dim {head_dim} does not fit in registers, at most {} does", table::VALUE_SPLIT))?;
+    let value_class = table::dim_class(attention.head_dim.value()).unwrap_or(table::VALUE_SPLIT);
+    let keys = table::lane_keys(lanes, class, value_class);
     let shape = match attention.shape {
         Some(Shape::Lanes(shape))
-            if shape.lanes == lanes && shape.keys == lanes && table::LANE_ROWS.contains(&shape.rows) =>
+            if shape.lanes == lanes && shape.keys == keys && table::LANE_ROWS.contains(&shape.rows) =>
         {
             shape
         }
         Some(shape) => return Err(format!("shape {shape} is not on its menu for {lanes} lanes")),
-        None => LaneShape {
-            lanes,
-            keys: lanes,
-            rows: lane_rows(class.max(attention.head_dim.value()), lanes, slow_to_compile(attention), device),
-        },
+        None => LaneShape { lanes, keys, rows: lane_rows(class.max(value_class), lanes, attention, device) },
     };
     let what = if device.kind == DeviceKind::Cpu { "a CPU driver" } else { "a device" };
     Ok((Shape::Lanes(shape), format!("{what} with subgroups of {lanes}, {} rows a lane", shape.rows)))
 }
 
-/// Whether a CPU driver's compiler takes twice as long: over a 16-bit output, or loads for each score.
-fn slow_to_compile(attention: &Attention) -> bool {
-    attention.q != Storage::F32 || attention.options.masks_elements()
-}
-
-/// More rows a lane reuse each broadcast more often, until the driver's compiler or its registers give out.
-fn lane_rows(dim: u32, lanes: u32, slow: bool, device: &Capabilities) -> u32 {
+/// More rows a lane use each load more often, until the driver's compiler or its registers give out.
+fn lane_rows(dim: u32, lanes: u32, attention: &Attention, device: &Capabilities) -> u32 {
     let rows = match dim {
-        0..=32 => 8,
-        33..=64 => 4,
-        _ => 2,
+        0..=32 => 16,
+        33..=64 => 8,
+        _ => 4,
     };
     match device.driver {
         // LLVM takes minutes over many rows from Mesa 23 to 25, and over 16 lanes from 23 on.
         Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || lanes > 8) => 1,
-        _ if slow => rows / 2,
+        // Each score has loads of its own, which take longest to compile.
+        _ if attention.options.masks_elements() => rows / 2,
         _ => rows,
     }
 }
@@ -136,7 +130,8 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
     let cpu = device.kind == DeviceKind::Cpu;
     let own_rows = kernel == Kernel::TileUniversal
         && attention.access != Access::Any
-        && table::dim_class(attention.head_dim.qk()).is_some_and(|class| class <= 64 || !slow_to_compile(attention));
+        && table::dim_class(attention.head_dim.qk())
+            .is_some_and(|class| class <= 64 || !attention.options.masks_elements());
     let menu = match attention.shape {
         Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => &[shape],
         Some(Shape::Lanes(shape))
@@ -149,12 +144,7 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
         Some(shape) => return Err(format!("shape {shape} is not on its menu")),
         None if cpu && own_rows => {
             let dim = attention.head_dim.qk().max(attention.head_dim.value());
-            // Each invocation loads every key, so that wide heads with many rows take long to compile.
-            let rows = if dim <= 64 {
-                lane_rows(dim, ROWS_CPU.lanes, slow_to_compile(attention), device).min(ROWS_CPU.rows)
-            } else {
-                1
-            };
+            let rows = lane_rows(dim, ROWS_CPU.lanes, attention, device).min(ROWS_CPU.rows);
             let shape = LaneShape { rows, ..ROWS_CPU };
             return Ok((Shape::Lanes(shape), format!("a CPU driver, {rows} rows an invocation")));
         }
