@@ -177,8 +177,7 @@ fn main(
         //$ end
 
         //$ if KEYS
-        //$ if WEIGHTS
-        // What is no key does not weigh either.
+        //$ if WEIGHED
         let weight = select(0.0, value_weight(s, head, token), lane < keys);
         //$ for n in 0..LANES
         let weight_of_$n = subgroupBroadcast(weight, $nu);
@@ -192,13 +191,21 @@ fn main(
             let b_$n = subgroupBroadcast(kk, $nu);
             state_$i_$j += b_$n * v_$n;
             //$ end
-            //$ if WEIGHTS
+            //$ if COUNTED
+            //$ for n in 0..LANES
+            weight_$i_$j += b_$n;
+            //$ end
+            //$ end
+            //$ if WEIGHED
             //$ for n in 0..LANES
             weight_$i_$j += b_$n * weight_of_$n;
             //$ end
             //$ end
         }
         //$ end
+        //$ end
+        //$ if COUNTED
+        weight_0_0 -= f32(LANES - keys);   // what is no key counted as 1
         //$ end
         //$ end
     }

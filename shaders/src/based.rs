@@ -270,7 +270,13 @@ impl BasedKey {
             ("WEIGHTS", flag(self.weights)),
         ];
         if self.kernel == Kernel::Broadcast {
-            all.extend([("LANES", self.lanes), ("FEATURES", self.class), ("UNITS", self.class + 1)]);
+            all.extend([
+                ("LANES", self.lanes),
+                ("FEATURES", self.class),
+                ("UNITS", self.class + 1),
+                ("COUNTED", flag(self.weights && !self.reversed)),
+                ("WEIGHED", flag(self.weights && self.reversed)),
+            ]);
             return all;
         }
         let (fours, pairs) = self.blocks();

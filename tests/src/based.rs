@@ -65,7 +65,8 @@ pub fn based_tokens(case: &BasedCase) -> Result<Tokens> {
 }
 
 /// The moments that packed states hold, under their names in case files, and the numbers of keys.
-fn unpack(case: &BasedCase, packed: &[f32]) -> BTreeMap<&'static str, Vec<f32>> {
+#[must_use]
+pub fn unpack_states(case: &BasedCase, packed: &[f32]) -> BTreeMap<&'static str, Vec<f32>> {
     let (dims, [_, _, rows, columns]) = (case.dims(), case.state_shape());
     let mut moments: BTreeMap<_, Vec<f32>> = ["s0", "s1", "s2", "z1", "z2", "n"].map(|name| (name, Vec::new())).into();
     let mut push = |[values, count]: [&'static str; 2], row: &[f32]| {
@@ -222,7 +223,7 @@ pub fn run_based(
     let (loaded, extent) = (Loaded::new(engine, case), based_tokens(case)?);
     let plan = engine.plan(&force(based(case)?), extent)?;
     run(engine, &plan, loaded.forward())?;
-    let mut got = unpack(case, &loaded.read(engine, "state")?);
+    let mut got = unpack_states(case, &loaded.read(engine, "state")?);
     got.insert("out", loaded.read(engine, "out")?);
     if backward {
         let backward = engine.plan(&force(based_backward(case)?), extent)?;

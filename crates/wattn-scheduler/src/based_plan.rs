@@ -176,7 +176,8 @@ impl BasedPlan {
         };
         let sequences = if self.extent.packed { u64::from(self.extent.batch) } else { batch };
         let kept = self.steps.iter().any(|step| step.to == Some(BasedStates::Sequences));
-        let records = u64::from(self.record_size()) * 4 * u64::from(self.extent.tokens);
+        // What is bound has some bytes, also without tokens.
+        let records = u64::from(self.record_size()) * 4 * u64::from(self.extent.tokens.max(1));
         let after = |before: &Range<u64>, bytes: u64| {
             let start = before.end.next_multiple_of(self.binding_alignment.max(4).into());
             start..start.saturating_add(bytes)

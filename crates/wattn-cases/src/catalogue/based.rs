@@ -20,7 +20,7 @@ fn full(recipe: BasedRecipe) -> BasedRecipe {
 
 /// All problems of BASED linear attention that are checked for correctness.
 pub fn based_catalogue() -> Vec<BasedRecipe> {
-    [lengths(), options(), head_dims(), storage(), states()].concat()
+    [lengths(), options(), head_dims(), storage(), states(), segments()].concat()
 }
 
 fn lengths() -> Vec<BasedRecipe> {
@@ -93,6 +93,20 @@ fn states() -> Vec<BasedRecipe> {
         stateful(dims(16, 80, sized("based/state_d16_v80", 20))),
         BasedRecipe { batch: 2, heads: 1, ..stateful(sized("based/state_one_token", 1)) },
         stateful(sized("based/state_no_tokens", 0)),
+    ]
+}
+
+/// Sequences that come in several segments where segments are walked side by side.
+fn segments() -> Vec<BasedRecipe> {
+    let stateful = |recipe| BasedRecipe { state: true, grad_state: true, ..recipe };
+    vec![
+        stateful(sized("based/segments_300", 300)),
+        stateful(full(sized("based/segments_full_270", 270))),
+        BasedRecipe { sequences: &[140, 0, 257, 1, 129], ..stateful(sized("based/segments_packed", 0)) },
+        BasedRecipe { sequences: &[0, 140, 131], ..full(sized("based/segments_packed_full", 0)) },
+        BasedRecipe { batch: 3, kv_lens: &[300, 140, 0], poison: true, ..sized("based/segments_kv_lens", 260) },
+        BasedRecipe { batch: 2, kv_lens: &[130, 9], ..stateful(full(raw(sized("based/segments_full_kv_lens_raw", 200)))) },
+        dims(16, 80, raw(sized("based/segments_v80_raw", 150))),
     ]
 }
 
