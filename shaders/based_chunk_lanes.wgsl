@@ -2,6 +2,8 @@
 //
 //   out_t = sum_s w_ts v_s / (sum_s w_ts + eps),  w = 1 + x + x^2 / 2,  x = scale q_t . k_s
 //
+// The gradient of v is the same sum from the last token to the first, keys in the role of queries and queries in that of keys.
+//
 // A subgroup owns LANES vec4 columns of the value dim and walks a segment's tokens LANES at a time, one a lane, with the state's
 // columns in registers: state_I_J is the sum of u_I u_J v over the keys before the chunk, u = [1, k], and weight_I_J that of u_I u_J,
 // the same in all lanes. Inside a chunk scores stand for the state; between chunks the state does.
@@ -41,9 +43,10 @@ fn main(
         for (var i = 0u; i <= aux.params.head_dim; i++) {
             for (var j = i; j <= aux.params.head_dim; j++) {
                 let row = feature_row(i, j);
-                let x = load_state(s, head, row, column);
+                let share = select(1.0, SQUARE, i == j && i > 0u);
+                let x = load_state(s, head, row, column) / share;
                 //$ if WEIGHTS
-                let w = load_weight(s, head, row);
+                let w = load_weight(s, head, row) / share;
                 //$ end
                 let at = i * UNITS + j;
                 //$ for i in 0..UNITS
@@ -64,13 +67,13 @@ fn main(
         let token = token_at(s, t0 + min(lane, live - 1u));
         //$ if KEYS
         // What is no key may hold anything: it becomes zero, with a value of zero.
-        let keys = min(live, s.keys - min(t0, s.keys));
+        let keys = min(live, added_tokens(s) - min(t0, added_tokens(s)));
         let k_row = k_base + token * aux.params.k.seq;
         let k_0 = 1.0;
         //$ for d in 0..FEATURES step 8
         let k_pair_$d = load_pair_k(k_row, $du / 4u);
-        let k_a_$d = select(vec4<f32>(), within_head($du / 4u, k_pair_$d.a), lane < keys);
-        let k_b_$d = select(vec4<f32>(), within_head($du / 4u + 1u, k_pair_$d.b), lane < keys);
+        let k_a_$d = select(vec4<f32>(), within_head($du / 4u, k_pair_$d.a), lane < keys) * aux.params.write_scale;
+        let k_b_$d = select(vec4<f32>(), within_head($du / 4u + 1u, k_pair_$d.b), lane < keys) * aux.params.write_scale;
         let k_${d+1} = k_a_$d.x;
         let k_${d+2} = k_a_$d.y;
         let k_${d+3} = k_a_$d.z;
@@ -81,7 +84,8 @@ fn main(
         let k_${d+8} = k_b_$d.w;
         //$ end
         //$ for n in 0..LANES
-        let v_$n = select(vec4<f32>(), load_v(v_base + token_at(s, t0 + min($nu, live - 1u)) * aux.params.v.seq, column), $nu < keys);
+        let token_$n = token_at(s, t0 + min($nu, live - 1u));
+        let v_$n = select(vec4<f32>(), load_v(v_base + token_$n * aux.params.v.seq, column) * value_scale(s, head, token_$n), $nu < keys);
         //$ end
         //$ end
 
@@ -90,8 +94,8 @@ fn main(
         let q_0 = 1.0;
         //$ for d in 0..FEATURES step 8
         let q_pair_$d = load_pair_q(q_row, $du / 4u);
-        let q_a_$d = within_head($du / 4u, q_pair_$d.a) * aux.params.score_scale;
-        let q_b_$d = within_head($du / 4u + 1u, q_pair_$d.b) * aux.params.score_scale;
+        let q_a_$d = within_head($du / 4u, q_pair_$d.a) * aux.params.read_scale;
+        let q_b_$d = within_head($du / 4u + 1u, q_pair_$d.b) * aux.params.read_scale;
         let q_${d+1} = q_a_$d.x;
         let q_${d+2} = q_a_$d.y;
         let q_${d+3} = q_a_$d.z;
@@ -168,11 +172,17 @@ fn main(
             //$ for r in 1..LANES
             row = select(row, row_$r, n == $ru);
             //$ end
-            store_out(out_base + token_at(s, t0 + n) * aux.params.out.seq, column, row);
+            store_out(out_base + token_at(s, t0 + n) * aux.params.out.seq, column, select(vec4<f32>(), row, is_row(s, t0 + n)));
         }
         //$ end
 
         //$ if KEYS
+        //$ if WEIGHED
+        let weight = select(0.0, value_weight(s, head, token), lane < keys);
+        //$ for n in 0..LANES
+        let weight_of_$n = subgroupBroadcast(weight, $nu);
+        //$ end
+        //$ end
         //$ for i in 0..UNITS
         //$ for j in i..UNITS
         {
@@ -181,15 +191,20 @@ fn main(
             let b_$n = subgroupBroadcast(kk, $nu);
             state_$i_$j += b_$n * v_$n;
             //$ end
-            //$ if WEIGHTS
+            //$ if COUNTED
             //$ for n in 0..LANES
             weight_$i_$j += b_$n;
+            //$ end
+            //$ end
+            //$ if WEIGHED
+            //$ for n in 0..LANES
+            weight_$i_$j += b_$n * weight_of_$n;
             //$ end
             //$ end
         }
         //$ end
         //$ end
-        //$ if WEIGHTS
+        //$ if COUNTED
         weight_0_0 -= f32(LANES - keys);   // what is no key counted as 1
         //$ end
         //$ end
@@ -208,9 +223,10 @@ fn main(
             //$ end
             //$ end
             let row = feature_row(i, j);
-            store_state(s, head, row, column, x);
+            let share = select(1.0, SQUARE, i == j && i > 0u);
+            store_state(s, head, row, column, x * share);
             if (item.split == 0u && lane == 0u) {
-                store_weight(s, head, row, w);
+                store_weight(s, head, row, w * share);
             }
         }
     }

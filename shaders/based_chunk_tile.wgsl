@@ -2,6 +2,8 @@
 //
 //   out_t = sum_s w_ts v_s / (sum_s w_ts + eps),  w = 1 + x + x^2 / 2,  x = scale q_t . k_s
 //
+// The gradient of v is the same sum from the last token to the first, keys in the role of queries and queries in that of keys.
+//
 // A workgroup owns COLUMNS vec4 columns of the value dim and walks a segment's tokens CHUNK at a time. The state lies in workgroup
 // memory, in blocks: all k_i k_j of four i and four j, for each pair of fours (a, b) with a <= b; then the k_j, and 1. Three layouts
 // take turns. Scores: invocation (tx, ty) has rows ty * ROWS .. + ROWS against keys tx, tx + TX, ..; weights leave through sh_weights.
@@ -49,12 +51,17 @@ fn packed_row(block: Block, r: u32, once: bool) -> u32 {
     return select(feature_row(min(i, j), max(i, j)), NONE, absent);
 }
 
+// What row `r` of a block is in the packed state, over what it is here.
+fn packed_share(block: Block, r: u32) -> f32 {
+    return select(1.0, SQUARE, block.a == block.b && block.a != ONE && r / 4u == r % 4u);
+}
+
 //$ if KEYS
 fn key_four(row: u32, four: u32) -> vec4<f32> {
     if (four == ONE) {
         return vec4<f32>(1.0, 0.0, 0.0, 0.0);
     }
-    return within_head(four, load_k(row, four));
+    return within_head(four, load_k(row, four)) * aux.params.write_scale;
 }
 //$ end
 
@@ -101,12 +108,12 @@ fn main(
         var x = vec4<f32>();
         let packed = packed_row(block, r, false);
         if (s.state0 != NONE && packed != NONE) {
-            x = load_state(s, head, packed, column);
+            x = load_state(s, head, packed, column) / packed_share(block, r);
         }
         sh_state[state_at + r * COLUMNS] = x;
     }
     //$ if WEIGHTS
-    var count = 0.0;   // keys before the chunk
+    var count = 0.0;   // of the keys before the chunk
     if (s.state0 != NONE) {
         count = load_weight(s, head, 0u);
     }
@@ -115,7 +122,8 @@ fn main(
         for (var j = 0u; j < 4u; j++) {
             let packed = packed_row(block, 4u * i + j, false);
             if (s.state0 != NONE && packed != NONE) {
-                x = select(x, vec4<f32>(load_weight(s, head, packed)), vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(j));
+                let w = load_weight(s, head, packed) / packed_share(block, 4u * i + j);
+                x = select(x, vec4<f32>(w), vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(j));
             }
         }
         sh_counts[block.first / 4u + i] = x;
@@ -125,7 +133,7 @@ fn main(
     for (var t0 = 0u; t0 < s.tokens; t0 += CHUNK) {
         let live = min(CHUNK, s.tokens - t0);   // tokens of this chunk; what lies past them repeats the last one
         //$ if KEYS
-        let keys = min(live, s.keys - min(t0, s.keys));   // those that are keys; what is none may hold anything
+        let keys = min(live, added_tokens(s) - min(t0, added_tokens(s)));   // those that are keys; what is none may hold anything
         //$ end
         workgroupBarrier();   // the weights' previous use has been read; the state is whole
 
@@ -174,13 +182,13 @@ fn main(
         //$ end
         for (var a = 0u; a < FOURS; a++) {
             //$ for r in 0..OUT_ROWS
-            let qa_$r = within_head(a, load_q(q_row_$r, a)) * aux.params.score_scale;
+            let qa_$r = within_head(a, load_q(q_row_$r, a)) * aux.params.read_scale;
             //$ end
             for (var b = a; b < FOURS; b++) {
                 // A block on the diagonal has each product twice.
                 let factor = select(1.0, 0.5, a == b);
                 //$ for r in 0..OUT_ROWS
-                let qb_$r = within_head(b, load_q(q_row_$r, b)) * (aux.params.score_scale * factor);
+                let qb_$r = within_head(b, load_q(q_row_$r, b)) * (aux.params.read_scale * factor);
                 //$ end
                 //$ for i in 0..4
                 {
@@ -213,7 +221,7 @@ fn main(
             //$ end
             //$ for r in 0..OUT_ROWS
             {
-                let q = within_head(b, load_q(q_row_$r, b)) * aux.params.score_scale;
+                let q = within_head(b, load_q(q_row_$r, b)) * aux.params.read_scale;
                 o_$r += q.x * s_0 + q.y * s_1 + q.z * s_2 + q.w * s_3;
                 //$ if WEIGHTS
                 total_$r += dot(q, sh_counts[count_at]);
@@ -228,7 +236,8 @@ fn main(
         //$ if SCORES
         workgroupBarrier();   // the weights are there; the state has been read
         for (var key = 0u; key < keys; key++) {
-            let v = load_v(v_base + token_at(s, t0 + key) * aux.params.v.seq, column);
+            let token = token_at(s, t0 + key);
+            let v = load_v(v_base + token * aux.params.v.seq, column) * value_scale(s, head, token);
             //$ for r in 0..OUT_ROWS
             {
                 let w = sh_weights[key * WEIGHT_STRIDE + out_row + $ru];
@@ -248,7 +257,11 @@ fn main(
             //$ if RAW
             let y = o_$r;
             //$ end
-            store_out(out_base + token_at(s, t0 + out_row + $ru) * aux.params.out.seq, column, y);
+            store_out(
+                out_base + token_at(s, t0 + out_row + $ru) * aux.params.out.seq,
+                column,
+                select(vec4<f32>(), y, is_row(s, t0 + out_row + $ru)),
+            );
         }
         //$ end
         //$ end
@@ -271,15 +284,16 @@ fn main(
                 let k_row = k_base + token * aux.params.k.seq;
                 let ka = key_four(k_row, block.a);
                 let kb = key_four(k_row, block.b);
-                let v = load_v(v_base + token * aux.params.v.seq, column);
+                let v = load_v(v_base + token * aux.params.v.seq, column) * value_scale(s, head, token);
                 //$ for i in 0..4
                 //$ for j in 0..4
                 added_$i_$j += (ka[$i] * kb[$j]) * v;
                 //$ end
                 //$ end
                 //$ if WEIGHTS
+                let weight = value_weight(s, head, token);
                 //$ for c in 0..COUNT_ROWS
-                counted_$c += component(ka, count_row + $cu) * kb;
+                counted_$c += component(ka, count_row + $cu) * weight * kb;
                 //$ end
                 //$ end
             }
@@ -299,7 +313,7 @@ fn main(
             //$ end
         }
         //$ if WEIGHTS
-        count += f32(keys);
+        count += chunk_weight(s, head, t0, keys);
         //$ end
         //$ end
     }
@@ -308,7 +322,7 @@ fn main(
     for (var r = 0u; r < block.rows; r++) {
         let packed = packed_row(block, r, true);
         if (packed != NONE) {
-            store_state(s, head, packed, column, sh_state[state_at + r * COLUMNS]);
+            store_state(s, head, packed, column, sh_state[state_at + r * COLUMNS] * packed_share(block, r));
         }
     }
     if (item.split == 0u) {
@@ -316,7 +330,8 @@ fn main(
             for (var j = 0u; j < 4u; j++) {
                 let packed = packed_row(block, 4u * i + j, true);
                 if (packed != NONE) {
-                    store_weight(s, head, packed, component(sh_counts[block.first / 4u + i], j));
+                    let w = component(sh_counts[block.first / 4u + i], j) * packed_share(block, 4u * i + j);
+                    store_weight(s, head, packed, w);
                 }
             }
         }

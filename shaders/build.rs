@@ -107,21 +107,30 @@ fn linear_keys() -> impl Iterator<Item = LinearKey> {
 /// Each form of BASED with each kernel.
 fn based_keys() -> impl Iterator<Item = BasedKey> {
     let kernels = [Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast];
-    [BasedOp::Chunk, BasedOp::State, BasedOp::Read].into_iter().flat_map(move |op| {
-        kernels.into_iter().flat_map(move |kernel| {
-            [true, false].map(|all| BasedKey {
-                op,
-                kernel,
-                lanes: if kernel == Kernel::Broadcast { 8 } else { 0 },
-                q: Storage::F32,
-                kv: Storage::F32,
-                access: if all { Access::Any } else { Access::Vec4 },
-                class: 8,
-                padded: all,
-                weights: all || op == BasedOp::State,
-                state: all && op == BasedOp::Chunk,
-            })
-        })
+    let walks = [BasedOp::Chunk, BasedOp::State, BasedOp::Read].into_iter().flat_map(move |op| {
+        kernels.into_iter().flat_map(move |kernel| [(true, false), (false, false), (true, true)].map(|f| (op, kernel, f)))
+    });
+    let others = [BasedOp::Gradient, BasedOp::ReadGradient, BasedOp::Step].into_iter().flat_map(|op| {
+        [(true, false), (false, false), (true, true), (false, true)].map(|f| (op, Kernel::TileUniversal, f))
+    });
+    walks.chain(others).map(|(op, kernel, (all, reversed))| {
+        let gradient = matches!(op, BasedOp::Gradient | BasedOp::ReadGradient);
+        BasedKey {
+            op,
+            kernel,
+            lanes: if kernel == Kernel::Broadcast { 8 } else { 0 },
+            q: Storage::F32,
+            kv: Storage::F32,
+            access: if all { Access::Any } else { Access::Vec4 },
+            class: if op == BasedOp::Step { 0 } else { 8 },
+            padded: all && !gradient,
+            weights: (all && !(gradient && reversed)) || op == BasedOp::State,
+            state: all && matches!(op, BasedOp::Chunk | BasedOp::Step),
+            reversed: reversed && op != BasedOp::Step,
+            values: if gradient { 4 } else { 0 },
+            passes: all && gradient,
+            shared: all && gradient,
+        }
     })
 }
 

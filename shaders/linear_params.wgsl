@@ -44,6 +44,9 @@ struct Params {
     walks: u32,
     slopes: u32,
     totals: u32,         // of the segments' states: where the log decay of whole segments goes, [segment, heads]
+
+    g: View,             // of gradients of BASED: what meets the values
+    block: u32,          // of gradients of BASED: the first vec4 column of the value dim of this pass
 }
 
 struct Aux {

@@ -2,7 +2,7 @@
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
 
 fn store_out(row: u32, chunk: u32, x: vec4<f32>) {
-    if (chunk < aux.params.value_chunks) {
+    if (chunk < aux.params.$n_chunks) {
         out[row + chunk] = x;
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, elements, file};
+use crate::compose::{Binding, Element, Output, elements, file};
 use crate::key::{Access, Kernel, Storage};
+use crate::linear::MAX_LINEAR_DIM;
 
 /// What a kernel of BASED does with a segment of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,6 +15,12 @@ pub enum BasedOp {
     State,
     /// Tokens read a state that stays as it is.
     Read,
+    /// The gradient of queries or keys: each token is added to the state and then meets it.
+    Gradient,
+    /// The same with a state that stays as it is.
+    ReadGradient,
+    /// One token: the state is read and written once.
+    Step,
 }
 
 /// What a compiled pipeline of BASED depends on; its [`Display`](fmt::Display) is the pipeline's label.
@@ -31,14 +38,22 @@ pub struct BasedKey {
     pub kv: Storage,
     /// How rows of q and k are loaded; those of v and the output by vec4 at most.
     pub access: Access,
-    /// Upper bound of the feature dim.
+    /// Upper bound of the feature dim; 0 where it does not shape the kernel.
     pub class: u32,
     /// Whether the feature dim is below its class, so that what lies past it must be zeroed.
     pub padded: bool,
     /// Whether the sums of weights are kept: for the denominator, or for the state.
     pub weights: bool,
-    /// Whether the states at the end are written; always, of `State`.
+    /// Whether the states at the end are written, always of `State`; of `Step` whether they replace those before.
     pub state: bool,
+    /// Whether keys look at queries, for the gradients of keys, values and the state; then queries are in the role of keys.
+    pub reversed: bool,
+    /// Vec4 columns of the value dim a pass, of gradients; else 0.
+    pub values: u32,
+    /// Whether the value dim takes several passes, of gradients.
+    pub passes: bool,
+    /// Whether the states to start from lie in the workspace, of gradients, which write there too.
+    pub shared: bool,
 }
 
 /// The classes that feature dims are rounded up to.
@@ -54,16 +69,39 @@ pub const BROADCAST_FEATURES: u32 = 16;
 const CHUNK: u32 = 32;
 const THREADS: u32 = 64;
 
+/// Invocations a workgroup of a step.
+const STEP_THREADS: u32 = 256;
+
+/// Vec4 columns of the value dim that a pass of the gradients may take.
+const GRADIENT_VALUES: [u32; 3] = [4, 8, 16];
+
 /// Rows of the packed state of a feature dim: `1, k_i, k_i k_j` for `i <= j`.
 #[must_use]
 pub fn feature_rows(feature_dim: u32) -> u32 {
     (feature_dim + 1) * (feature_dim + 2) / 2
 }
 
+/// Vec4 columns of the value dim a pass of the gradients, as many as their registers hold.
+#[must_use]
+pub fn gradient_values(class: u32, value_dim: u32) -> u32 {
+    let most = if class == 32 { 8 } else { 16 };
+    let fits = |&values: &u32| 4 * values >= value_dim || values == most;
+    GRADIENT_VALUES.into_iter().find(fits).unwrap_or(most)
+}
+
 impl BasedKey {
+    /// Whether it calculates gradients of queries or keys.
+    #[must_use]
+    pub fn is_gradient(&self) -> bool {
+        matches!(self.op, BasedOp::Gradient | BasedOp::ReadGradient)
+    }
+
     /// Vec4 columns of the value dim that one workgroup owns.
     #[must_use]
     pub fn columns(&self) -> u32 {
+        if self.is_gradient() {
+            return self.values;
+        }
         match (self.kernel, self.class) {
             (Kernel::Broadcast, _) => self.lanes,
             // As many as leave a block of the state to each invocation, within 16 KiB.
@@ -76,24 +114,48 @@ impl BasedKey {
     /// Tokens of a chunk.
     #[must_use]
     pub fn chunk(&self) -> u32 {
-        if self.kernel == Kernel::Broadcast { self.lanes } else { CHUNK }
+        match self.op {
+            // As many as 16 KiB hold.
+            BasedOp::Gradient | BasedOp::ReadGradient => if self.class == 32 { 3 } else { 8 },
+            _ if self.kernel == Kernel::Broadcast => self.lanes,
+            _ => CHUNK,
+        }
     }
 
     /// Turns of its loops that a chunk takes at most.
     #[must_use]
     pub fn turns(&self) -> u32 {
         let (fours, _) = self.blocks();
+        if self.is_gradient() {
+            // Rows and values that are staged, tokens that are walked, sums over units, outputs.
+            let (chunk, units, threads) = (self.chunk(), self.class + 1, self.invocations());
+            let each = |items: u32| items.div_ceil(threads);
+            let staged = each(chunk * fours) + each(chunk * self.values);
+            return 8 + staged + chunk + (units + 2) * (each(chunk * units) + each(chunk * fours));
+        }
         if self.kernel == Kernel::Broadcast {
             return 2 + self.lanes;
         }
-        // Scores, the state that is read, keys that are weighed, keys that are added.
-        8 + fours + fours * (fours + 6) + 2 * (CHUNK + 1)
+        // Scores, the state that is read, keys that are weighed, keys that are added, and their weights.
+        8 + fours + fours * (fours + 6) + 3 * (CHUNK + 1)
     }
 
     /// Invocations a workgroup.
     #[must_use]
     pub fn invocations(&self) -> u32 {
-        if self.kernel == Kernel::Broadcast { self.lanes } else { THREADS }
+        match self.op {
+            BasedOp::Step => STEP_THREADS,
+            BasedOp::Gradient | BasedOp::ReadGradient => {
+                feature_rows(self.class).div_ceil(self.rows_each()).next_multiple_of(32)
+            }
+            _ if self.kernel == Kernel::Broadcast => self.lanes,
+            _ => THREADS,
+        }
+    }
+
+    /// Rows of the state that an invocation of a gradient owns.
+    fn rows_each(&self) -> u32 {
+        if self.class == 32 { 3 } else { 1 }
     }
 
     /// Fours of features, and pairs of them.
@@ -111,8 +173,11 @@ impl BasedKey {
     /// Bytes of workgroup memory that the kernel declares.
     #[must_use]
     pub fn workgroup_bytes(&self) -> u32 {
-        if self.kernel == Kernel::Broadcast {
-            return 0;
+        match self.op {
+            BasedOp::Step => return Self::step_bytes(),
+            BasedOp::Gradient | BasedOp::ReadGradient => return self.gradient_bytes(),
+            _ if self.kernel == Kernel::Broadcast => return 0,
+            _ => {}
         }
         let (fours, pairs) = self.blocks();
         let scores = if self.op == BasedOp::Chunk { 4 * CHUNK * self.weight_stride() } else { 0 };
@@ -120,16 +185,50 @@ impl BasedKey {
         scores + 16 * (16 * pairs + 4 * fours + 1) * self.columns() + counts
     }
 
+    fn gradient_bytes(&self) -> u32 {
+        let floats = |n: u32| (4 * n).next_multiple_of(16);
+        let (chunk, units) = (self.chunk(), self.class + 1);
+        let (features, rows, values) =
+            (floats(chunk * units), floats(chunk * feature_rows(self.class)), 16 * chunk * self.values);
+        let keys = if self.adds_keys() { features + values + floats(chunk) } else { 0 };
+        let weights = if self.weights { rows + features } else { 0 };
+        2 * features + values + rows + keys + weights
+    }
+
+    fn step_bytes() -> u32 {
+        let floats = |n: u32| (4 * n).next_multiple_of(16);
+        let (units, rows) = (MAX_FEATURE_DIM + 1, feature_rows(MAX_FEATURE_DIM));
+        2 * floats(units) + 2 * floats(rows) + floats(MAX_LINEAR_DIM + 4) + floats(MAX_LINEAR_DIM + 1)
+    }
+
     fn reads_queries(&self) -> bool {
         self.op != BasedOp::State
     }
 
     fn adds_keys(&self) -> bool {
-        self.op != BasedOp::Read
+        !matches!(self.op, BasedOp::Read | BasedOp::ReadGradient)
+    }
+
+    fn reads_state(&self) -> bool {
+        !(self.op == BasedOp::Step && self.state)
     }
 
     fn writes_state(&self) -> bool {
-        self.state || self.op == BasedOp::State
+        self.state || matches!(self.op, BasedOp::State | BasedOp::Step)
+    }
+
+    /// Whether it leaves records, the gradient of queries, or passes sums on in them.
+    fn writes_records(&self) -> bool {
+        self.is_gradient() && (!self.reversed || self.passes)
+    }
+
+    fn has_records(&self) -> bool {
+        self.writes_records() || self.reversed && self.adds_keys()
+    }
+
+    /// Whether the records are bound as written, as all of the workspace is where another part of it is.
+    fn binds_records_written(&self) -> bool {
+        self.has_records() && self.op != BasedOp::Chunk
     }
 
     /// The bindings, at most eight.
@@ -139,9 +238,9 @@ impl BasedKey {
             (self.adds_keys(), "k", false),
             (self.adds_keys(), "v", false),
             (self.reads_queries(), "out", true),
-            (true, "state0", false),
-            (self.writes_state(), "state", true),
-            (false, "gate", false),
+            (self.reads_state(), "state0", self.shared),
+            (self.writes_state() || self.is_gradient(), if self.is_gradient() { "g" } else { "state" }, !self.is_gradient()),
+            (self.has_records(), "records", self.binds_records_written()),
             (true, "aux", false),
         ];
         (0..)
@@ -152,6 +251,18 @@ impl BasedKey {
 
     pub(crate) fn constants(&self) -> Vec<(&'static str, u32)> {
         let flag = u32::from;
+        match self.op {
+            BasedOp::Step => {
+                return vec![
+                    ("THREADS", STEP_THREADS),
+                    ("UNITS", MAX_FEATURE_DIM + 1),
+                    ("FEATURE_ROWS", feature_rows(MAX_FEATURE_DIM)),
+                    ("VALUES", MAX_LINEAR_DIM / 4),
+                ];
+            }
+            BasedOp::Gradient | BasedOp::ReadGradient => return self.gradient_constants(),
+            _ => {}
+        }
         let mut all = vec![
             ("OUT", flag(self.reads_queries())),
             ("KEYS", flag(self.adds_keys())),
@@ -159,7 +270,13 @@ impl BasedKey {
             ("WEIGHTS", flag(self.weights)),
         ];
         if self.kernel == Kernel::Broadcast {
-            all.extend([("LANES", self.lanes), ("FEATURES", self.class), ("UNITS", self.class + 1)]);
+            all.extend([
+                ("LANES", self.lanes),
+                ("FEATURES", self.class),
+                ("UNITS", self.class + 1),
+                ("COUNTED", flag(self.weights && !self.reversed)),
+                ("WEIGHED", flag(self.weights && self.reversed)),
+            ]);
             return all;
         }
         let (fours, pairs) = self.blocks();
@@ -182,8 +299,27 @@ impl BasedKey {
         all
     }
 
+    fn gradient_constants(&self) -> Vec<(&'static str, u32)> {
+        let flag = u32::from;
+        vec![
+            ("KEYS", flag(self.adds_keys())),
+            ("WEIGHTS", flag(self.weights)),
+            ("REVERSED", flag(self.reversed)),
+            ("RECORDS", flag(!self.reversed)),
+            ("PASSES", flag(self.passes)),
+            ("CHUNK", self.chunk()),
+            ("THREADS", self.invocations()),
+            ("UNITS", self.class + 1),
+            ("FOURS", self.class / 4),
+            ("FEATURE_ROWS", feature_rows(self.class)),
+            ("ROWS", self.rows_each()),
+            ("VALUES", self.values),
+        ]
+    }
+
     pub(crate) fn parts(&self) -> Vec<String> {
         let lanes = self.kernel == Kernel::Broadcast;
+        let gradient = self.is_gradient();
         let v_access = if self.access == Access::Vec8 { Access::Vec4 } else { self.access };
         let key =
             |name, slot, storage| Element { name, slot, dim: "head_dim", storage, access: self.access, pairs: lanes };
@@ -196,24 +332,59 @@ impl BasedKey {
             let v = Element { name: "v", slot: 2, dim: "value_dim", storage: self.kv, access: v_access, pairs: false };
             tensors.push(v);
         }
-        let out = self.reads_queries().then_some((self.q, v_access));
-        let mut files = vec!["view", "linear_params", "state0", "state_load", "features"];
-        if self.weights {
+        if gradient {
+            tensors.push(Element {
+                name: "g",
+                slot: 5,
+                dim: "value_dim",
+                storage: self.q,
+                access: v_access,
+                pairs: false,
+            });
+        }
+        let out = Output { storage: self.q, access: v_access, dim: if gradient { "head" } else { "value" } };
+        let out = self.reads_queries().then_some(out);
+        let mut files = vec!["view", "linear_params", "features"];
+        files.extend(self.state_files());
+        if self.reads_queries() {
+            files.push("based_finish");
+        }
+        if self.op != BasedOp::Step {
+            files.push(if self.reversed { "direction_reverse" } else { "direction_forward" });
+        }
+        if self.has_records() {
+            files.extend([if self.binds_records_written() { "records_written" } else { "records" }, "record_at"]);
+        }
+        if self.adds_keys() && self.op != BasedOp::Step {
+            files.push(if self.reversed { "values_scaled" } else { "values_plain" });
+        }
+        if !gradient && self.op != BasedOp::Step {
+            files.push(if self.padded { "head_padded" } else { "head_whole" });
+        }
+        files.extend(match (self.op, self.kernel) {
+            (BasedOp::Step, _) => vec!["feature_pair", "based_step"],
+            (BasedOp::Gradient | BasedOp::ReadGradient, _) => vec!["feature_pair", "based_gradient"],
+            (_, Kernel::Broadcast) => vec!["based_chunk_lanes"],
+            (_, Kernel::TileSubgroup) => vec!["invocation_subgroup", "based_chunk_tile"],
+            (_, Kernel::TileUniversal) => vec!["invocation", "based_chunk_tile"],
+        });
+        files.into_iter().map(|name| file(name).to_owned()).chain(elements(&tensors, out)).collect()
+    }
+
+    /// How states are loaded and stored.
+    fn state_files(&self) -> Vec<&'static str> {
+        if self.op == BasedOp::Step {
+            let load = if self.state { vec!["state_number_in_place"] } else { vec!["state0", "state_number"] };
+            return [load, vec!["state", "state_number_store"]].concat();
+        }
+        let mut files = vec![if self.shared { "state0_shared" } else { "state0" }, "state_load"];
+        if self.weights || self.is_gradient() {
             files.push("features_load");
         }
         if self.writes_state() {
             files.extend(["state", "state_store", "features_store"]);
         }
-        if self.reads_queries() {
-            files.push("based_finish");
-        }
-        files.push(if self.padded { "head_padded" } else { "head_whole" });
-        files.extend(match self.kernel {
-            Kernel::Broadcast => vec!["based_chunk_lanes"],
-            Kernel::TileSubgroup => vec!["invocation_subgroup", "based_chunk_tile"],
-            Kernel::TileUniversal => vec!["invocation", "based_chunk_tile"],
-        });
-        files.into_iter().map(|name| file(name).to_owned()).chain(elements(&tensors, out)).collect()
+        files
     }
 }
 
@@ -223,6 +394,9 @@ impl fmt::Display for BasedKey {
             BasedOp::Chunk => "based_chunk",
             BasedOp::State => "based_state",
             BasedOp::Read => "based_read",
+            BasedOp::Gradient => "based_gradient",
+            BasedOp::ReadGradient => "based_read_gradient",
+            BasedOp::Step => "based_step",
         })?;
         write!(f, "/{}", self.kernel)?;
         if self.lanes > 0 {
@@ -232,13 +406,24 @@ impl fmt::Display for BasedKey {
         if self.kv != self.q {
             write!(f, "-{}", self.kv)?;
         }
-        write!(f, "/d{}{}", self.class, if self.padded { "-padded" } else { "" })?;
+        if self.class > 0 {
+            write!(f, "/d{}{}", self.class, if self.padded { "-padded" } else { "" })?;
+        }
+        if self.values > 0 {
+            write!(f, "/v{}", 4 * self.values)?;
+        }
         f.write_str(match self.access {
             Access::Vec4 => "",
             Access::Vec8 => "/vec8",
             Access::Any => "/any",
         })?;
-        for (on, name) in [(self.weights, "weights"), (self.state, "state")] {
+        for (on, name) in [
+            (self.weights, "weights"),
+            (self.state, "state"),
+            (self.reversed, "reversed"),
+            (self.passes, "passes"),
+            (self.shared, "shared"),
+        ] {
             if on {
                 write!(f, "+{name}")?;
             }

@@ -83,8 +83,22 @@ files!(
     "features",
     "features_load",
     "features_store",
+    "feature_pair",
+    "direction_forward",
+    "direction_reverse",
+    "values_plain",
+    "values_scaled",
+    "records",
+    "records_written",
+    "record_at",
+    "state0_shared",
+    "state_number",
+    "state_number_in_place",
+    "state_number_store",
     "based_chunk_lanes",
     "based_chunk_tile",
+    "based_gradient",
+    "based_step",
 );
 
 /// One storage buffer of a kernel.
@@ -161,8 +175,23 @@ pub(crate) struct Element {
     pub(crate) pairs: bool,
 }
 
+/// How an output is stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) storage: Storage,
+    pub(crate) access: Access,
+    /// Whose dim its rows have: `head` or `value`.
+    pub(crate) dim: &'static str,
+}
+
+impl Output {
+    pub(crate) fn of_values(storage: Storage, access: Access) -> Self {
+        Self { storage, access, dim: "value" }
+    }
+}
+
 /// How tensors are loaded, and how the output, where there is one, is stored.
-pub(crate) fn elements(tensors: &[Element], out: Option<(Storage, Access)>) -> Vec<String> {
+pub(crate) fn elements(tensors: &[Element], out: Option<Output>) -> Vec<String> {
     let mut parts = Vec::new();
     for tensor in tensors {
         let suffix = match tensor.access {
@@ -177,15 +206,17 @@ pub(crate) fn elements(tensors: &[Element], out: Option<(Storage, Access)>) -> V
             parts.push(fill(file("load_pair")));
         }
     }
-    match out {
-        None => {}
-        Some((Storage::F32, Access::Vec4 | Access::Vec8)) => parts.push(file("store_f32").to_owned()),
-        Some((Storage::F32, Access::Any)) => parts.push(file("store_f32_any").to_owned()),
-        Some((packed, access)) => {
-            parts.push(file(&format!("pack_{packed}")).to_owned());
-            parts.push(file(if access == Access::Any { "store_packed_any" } else { "store_packed" }).to_owned());
-        }
+    let Some(Output { storage, access, dim }) = out else { return parts };
+    if storage != Storage::F32 {
+        parts.push(file(&format!("pack_{storage}")).to_owned());
     }
+    let store = match (storage, access) {
+        (Storage::F32, Access::Vec4 | Access::Vec8) => "store_f32",
+        (Storage::F32, Access::Any) => "store_f32_any",
+        (_, Access::Any) => "store_packed_any",
+        (_, Access::Vec4 | Access::Vec8) => "store_packed",
+    };
+    parts.push(file(store).replace("$n", dim));
     parts
 }
 
@@ -231,7 +262,7 @@ fn parts(key: &FlashKey) -> Vec<String> {
     let element = |name, slot, dim, storage| Element { name, slot, dim, storage, access: key.access, pairs: lanes };
     let tensors =
         [element("q", 0, "head_dim", key.q), element("k", 1, "head_dim", key.kv), element("v", 2, "value_dim", key.kv)];
-    parts.extend(elements(&tensors, Some((key.q, key.access))));
+    parts.extend(elements(&tensors, Some(Output::of_values(key.q, key.access))));
     parts.push(file(if options.bias { "weight_natural" } else { "weight_log2" }).to_owned());
     for (on, name) in
         [(options.softcap, "softcap"), (options.alibi, "alibi"), (options.bias, "bias"), (options.mask, "mask")]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, elements, file};
+use crate::compose::{Binding, Element, Output, elements, file};
 use crate::key::{Access, Kernel, Storage};
 
 /// What a linear-attention kernel does.
@@ -204,7 +204,7 @@ impl LinearKey {
                 files.push("lightning_scan");
             }
             LinearOp::Step => {
-                parts.extend(elements(&tensors, Some((self.q, v_access))));
+                parts.extend(elements(&tensors, Some(Output::of_values(self.q, v_access))));
                 files.push("state");
                 files.extend(if self.state { vec!["state_in_place"] } else { vec!["state0", "state_load"] });
                 files.extend(["state_store", if self.gated { "decay_token_gates" } else { "decay_token_slopes" }]);
@@ -212,7 +212,10 @@ impl LinearKey {
             }
             LinearOp::Chunk | LinearOp::Segment => {
                 let out = self.op == LinearOp::Chunk;
-                parts.extend(elements(if out { &tensors } else { &tensors[1..] }, out.then_some((self.q, v_access))));
+                parts.extend(elements(
+                    if out { &tensors } else { &tensors[1..] },
+                    out.then_some(Output::of_values(self.q, v_access)),
+                ));
                 files.extend(["state0", "state_load"]);
                 if self.state || !out {
                     files.extend(["state", "state_store"]);

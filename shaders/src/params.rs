@@ -61,6 +61,7 @@ mirror!(
         q: View, k: View, v: View, out: View, gate: View, state0: StateView, state: StateView,
         score_scale: f32, read_scale: f32, write_scale: f32, eps: f32, normalize: u32,
         segments: u32, walks: u32, slopes: u32, totals: u32,
+        g: View, block: u32,
     }
 );
 

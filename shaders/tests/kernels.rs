@@ -3,7 +3,7 @@
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wattn_shaders::{
     Access, BROADCAST_CLASS, BasedKey, BasedOp, FEATURE_CLASSES, FlashKey, HEAD_CLASSES, Kernel, Key, LaneShape,
-    LinearKey, LinearOp, ScoreOptions, Shape, Storage, bindings, compose, table,
+    LinearKey, LinearOp, ScoreOptions, Shape, Storage, bindings, compose, gradient_values, table,
 };
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
@@ -81,25 +81,59 @@ fn linear_keys() -> Vec<LinearKey> {
 
 /// BASED, every kernel in every form.
 fn based_keys() -> Vec<BasedKey> {
+    let plain = BasedKey {
+        op: BasedOp::Chunk,
+        kernel: Kernel::TileUniversal,
+        lanes: 0,
+        q: Storage::F32,
+        kv: Storage::F32,
+        access: Access::Vec4,
+        class: 0,
+        padded: false,
+        weights: false,
+        state: false,
+        reversed: false,
+        values: 0,
+        passes: false,
+        shared: false,
+    };
+    let forms = [(Storage::F32, Access::Vec4), (Storage::F16, Access::Any)];
     let mut keys = Vec::new();
     for op in [BasedOp::Chunk, BasedOp::State, BasedOp::Read] {
         for (kernel, lanes) in Kernel::ALL.into_iter().zip([0, 0, 8]) {
             for class in FEATURE_CLASSES.into_iter().filter(|&class| kernel != Kernel::Broadcast || class <= 16) {
-                for (q, access) in [(Storage::F32, Access::Vec4), (Storage::F16, Access::Any)] {
+                for (q, access) in forms {
                     for (weights, state) in [(false, false), (true, false), (true, true)] {
                         let possible = match op {
-                            BasedOp::Chunk => true,
                             BasedOp::State => weights && state,
                             BasedOp::Read => !state,
+                            _ => true,
                         };
-                        let (kv, padded) = (Storage::F32, access == Access::Any);
+                        let padded = access == Access::Any;
+                        let key = BasedKey { op, kernel, lanes, q, access, class, padded, weights, state, ..plain };
                         if possible {
-                            keys.push(BasedKey { op, kernel, lanes, q, kv, access, class, padded, weights, state });
+                            keys.extend([key, BasedKey { reversed: true, ..key }]);
                         }
                     }
                 }
             }
         }
+    }
+    for op in [BasedOp::Gradient, BasedOp::ReadGradient] {
+        for (class, value_dim) in [(8, 16), (16, 64), (16, 128), (32, 64), (32, 16)] {
+            let values = gradient_values(class, value_dim);
+            for (q, access) in forms {
+                for (weights, reversed) in [(false, false), (true, false), (false, true)] {
+                    for shared in [false, true] {
+                        let passes = 4 * values < value_dim;
+                        keys.push(BasedKey { op, q, access, class, weights, reversed, values, passes, shared, ..plain });
+                    }
+                }
+            }
+        }
+    }
+    for (q, access) in forms {
+        keys.extend([true, false].map(|state| BasedKey { op: BasedOp::Step, q, access, state, weights: true, ..plain }));
     }
     keys
 }

@@ -1,11 +1,11 @@
-//! Runs a case of BASED linear attention on a device.
+//! Runs a case of BASED linear attention on a device, forward and, where gradients come in, backward.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use wattn::wgpu::{self, Buffer, BufferUsages};
 use wattn::{Based, BasedOperands, BasedPlan, Engine, HeadDim, Tokens, View};
-use wattn_cases::{BasedCase, Comparison, Layout, References, Storage, compare};
+use wattn_cases::{BasedCase, Comparison, Layout, References, Storage, Tensor, compare};
 
 use crate::buffers::{GUARD, fenced, poisoned, read};
 use crate::problem::storage;
@@ -16,14 +16,19 @@ use crate::variant::Variant;
 /// # Errors
 /// Sizes that the library refuses.
 pub fn based(case: &BasedCase) -> Result<Based> {
+    let based = plain(case)?.final_state();
+    Ok(if case.state.is_some() { based.initial_state() } else { based })
+}
+
+/// A case without states.
+fn plain(case: &BasedCase) -> Result<Based> {
     let dims = case.dims();
     let size = |n: usize| u32::try_from(n).context("a size beyond 32 bits");
     let head_dim = HeadDim::with_value(size(dims.key_dim)?, size(dims.value_dim)?)?;
     let mut based = Based::new(size(dims.heads)?, head_dim)
         .causal(case.causal)
         .normalize(case.normalize)
-        .mixed_storage(storage(case.q.storage), storage(case.k.storage))
-        .final_state();
+        .mixed_storage(storage(case.q.storage), storage(case.k.storage));
     #[expect(clippy::cast_possible_truncation, reason = "options are f64 in files, f32 on devices")]
     if let Some(scale) = case.scale {
         based = based.scale(scale as f32);
@@ -33,6 +38,17 @@ pub fn based(case: &BasedCase) -> Result<Based> {
         based = based.eps(eps as f32);
     }
     Ok(based)
+}
+
+/// The backward pass of a case: the gradient of the states that there are to start from asked for, that of the final ones given if the
+/// case has one.
+///
+/// # Errors
+/// As [`based`].
+pub fn based_backward(case: &BasedCase) -> Result<Based> {
+    let based = plain(case)?.backward();
+    let based = if case.state.is_some() { based.initial_state() } else { based };
+    Ok(if case.grad_state.is_some() { based.final_state() } else { based })
 }
 
 /// The extent of a case.
@@ -48,15 +64,10 @@ pub fn based_tokens(case: &BasedCase) -> Result<Tokens> {
     })
 }
 
-/// The packed states of a case, [sequences, heads, rows, value dim + 1].
-fn state_shape(case: &BasedCase) -> [usize; 4] {
-    let dims = case.dims();
-    [case.sequences(), dims.heads, (dims.key_dim + 1) * (dims.key_dim + 2) / 2, dims.value_dim + 1]
-}
-
 /// The moments that packed states hold, under their names in case files, and the numbers of keys.
-fn unpack(case: &BasedCase, packed: &[f32]) -> BTreeMap<&'static str, Vec<f32>> {
-    let (dims, [_, _, rows, columns]) = (case.dims(), state_shape(case));
+#[must_use]
+pub fn unpack_states(case: &BasedCase, packed: &[f32]) -> BTreeMap<&'static str, Vec<f32>> {
+    let (dims, [_, _, rows, columns]) = (case.dims(), case.state_shape());
     let mut moments: BTreeMap<_, Vec<f32>> = ["s0", "s1", "s2", "z1", "z2", "n"].map(|name| (name, Vec::new())).into();
     let mut push = |[values, count]: [&'static str; 2], row: &[f32]| {
         let (last, rest) = row.split_last().expect("a column of counts");
@@ -86,23 +97,40 @@ fn unpack(case: &BasedCase, packed: &[f32]) -> BTreeMap<&'static str, Vec<f32>> 
 }
 
 /// A case's tensors on a device.
+#[derive(Debug)]
 struct Loaded<'a> {
     case: &'a BasedCase,
-    inputs: [Buffer; 3],
-    out: Buffer,
-    state: Buffer,
+    inputs: BTreeMap<&'static str, Buffer>,
+    outputs: BTreeMap<&'static str, Buffer>,
+}
+
+/// The extents of an output, of the packed states too, and how it is stored.
+fn output(case: &BasedCase, name: &str) -> (Vec<usize>, Storage) {
+    let packed = (case.state_shape().to_vec(), Storage::F32);
+    if name == "state" { packed } else { case.output(name).unwrap_or(packed) }
 }
 
 impl<'a> Loaded<'a> {
     fn new(engine: &Engine, case: &'a BasedCase) -> Self {
-        let (shape, storage) = case.output("out").expect("an output of BASED");
-        let inputs = [("q", &case.q), ("k", &case.k), ("v", &case.v)];
-        Self {
-            case,
-            inputs: inputs.map(|(name, tensor)| fenced(engine, name, &tensor.bytes())),
-            out: poisoned(engine, "out", shape.iter().product::<usize>() * storage.size()),
-            state: poisoned(engine, "state", state_shape(case).iter().product::<usize>() * 4),
+        let zeros = || {
+            let (shape, storage) = output(case, "out");
+            Tensor::new(storage, &shape, vec![0.0; shape.iter().product()])
+        };
+        let mut inputs = vec![
+            ("q", case.q.clone()),
+            ("k", case.k.clone()),
+            ("v", case.v.clone()),
+            ("grad_out", case.grad_out.clone().unwrap_or_else(zeros)),
+        ];
+        for (name, tensor) in [("state0", &case.state), ("grad_state", &case.grad_state)] {
+            inputs.extend(tensor.clone().map(|tensor| (name, tensor)));
         }
+        let outputs = ["out", "state", "dq", "dk", "dv", "dstate"].map(|name| {
+            let (shape, storage) = output(case, name);
+            (name, poisoned(engine, name, shape.iter().product::<usize>() * storage.size()))
+        });
+        let inputs = inputs.into_iter().map(|(name, tensor)| (name, fenced(engine, name, &tensor.bytes()))).collect();
+        Self { case, inputs, outputs: outputs.into() }
     }
 
     fn rows(&self, buffer: &'a Buffer, element: usize) -> View<'a> {
@@ -113,21 +141,47 @@ impl<'a> Loaded<'a> {
         view.at((GUARD / element) as u64)
     }
 
+    /// What both passes read.
     fn operands(&'a self) -> BasedOperands<'a> {
-        let (case, [q, k, v]) = (self.case, &self.inputs);
-        let (q_size, kv_size) = (case.q.storage.size(), case.k.storage.size());
+        let (case, q, kv) = (self.case, self.case.q.storage.size(), self.case.k.storage.size());
+        let [q, k, v] = [("q", q), ("k", kv), ("v", kv)].map(|(name, size)| self.rows(&self.inputs[name], size));
         BasedOperands {
-            state: Some(View::bhsd(&self.state).at((GUARD / 4) as u64)),
+            state0: self.inputs.get("state0").map(words),
             bounds: case.cu_seqlens.as_deref().unwrap_or_default(),
             key_lengths: case.kv_lens.as_deref().unwrap_or_default(),
-            ..BasedOperands::new(
-                self.rows(q, q_size),
-                self.rows(k, kv_size),
-                self.rows(v, kv_size),
-                self.rows(&self.out, q_size),
-            )
+            ..BasedOperands::new(q, k, v)
         }
     }
+
+    fn forward(&'a self) -> BasedOperands<'a> {
+        BasedOperands {
+            out: Some(self.rows(&self.outputs["out"], self.case.q.storage.size())),
+            state: Some(words(&self.outputs["state"])),
+            ..self.operands()
+        }
+    }
+
+    fn backward(&'a self) -> BasedOperands<'a> {
+        let (q, kv) = (self.case.q.storage.size(), self.case.k.storage.size());
+        BasedOperands {
+            grad_out: Some(self.rows(&self.inputs["grad_out"], q)),
+            grad_state: self.inputs.get("grad_state").map(words),
+            dq: Some(self.rows(&self.outputs["dq"], q)),
+            dk: Some(self.rows(&self.outputs["dk"], kv)),
+            dv: Some(self.rows(&self.outputs["dv"], kv)),
+            dstate: self.case.state.is_some().then(|| words(&self.outputs["dstate"])),
+            ..self.operands()
+        }
+    }
+
+    fn read(&self, engine: &Engine, name: &str) -> Result<Vec<f32>> {
+        let (shape, storage) = output(self.case, name);
+        read(engine, &self.outputs[name], name, storage, &shape)
+    }
+}
+
+fn words(buffer: &Buffer) -> View<'_> {
+    View::bhsd(buffer).at((GUARD / 4) as u64)
 }
 
 fn run(engine: &Engine, plan: &BasedPlan, operands: BasedOperands<'_>) -> Result<()> {
@@ -152,10 +206,37 @@ fn run(engine: &Engine, plan: &BasedPlan, operands: BasedOperands<'_>) -> Result
     Ok(())
 }
 
-/// Outputs of BASED that no kernel calculates yet: its gradients.
-pub const BASED_UNSUPPORTED: [&str; 3] = ["dq", "dk", "dv"];
+/// Runs a case with `variant` forced: the forward pass's plan, and all outputs, with `n` for the numbers of keys.
+///
+/// # Errors
+/// A refused problem or a device that fails.
+pub fn run_based(
+    engine: &Engine,
+    case: &BasedCase,
+    variant: Option<Variant>,
+    backward: bool,
+) -> Result<(BasedPlan, BTreeMap<&'static str, Vec<f32>>)> {
+    let force = |based: Based| match variant {
+        Some(variant) => variant.force_based(based),
+        None => based,
+    };
+    let (loaded, extent) = (Loaded::new(engine, case), based_tokens(case)?);
+    let plan = engine.plan(&force(based(case)?), extent)?;
+    run(engine, &plan, loaded.forward())?;
+    let mut got = unpack_states(case, &loaded.read(engine, "state")?);
+    got.insert("out", loaded.read(engine, "out")?);
+    if backward {
+        let backward = engine.plan(&force(based_backward(case)?), extent)?;
+        run(engine, &backward, loaded.backward())?;
+        for name in ["dq", "dk", "dv"].into_iter().chain(case.state.is_some().then_some("dstate")) {
+            got.insert(name, loaded.read(engine, name)?);
+        }
+    }
+    Ok((plan, got))
+}
 
-/// Plans a case with `variant` forced, runs it, and compares every output that `reference` has: the plan, and one comparison an output.
+/// Plans a case with `variant` forced, runs it, and compares every output that `reference` has: the forward pass's plan, and one
+/// comparison an output.
 ///
 /// # Errors
 /// A refused problem or a device that fails.
@@ -165,16 +246,9 @@ pub fn judge_based(
     variant: Option<Variant>,
     reference: &References,
 ) -> Result<(BasedPlan, Vec<Comparison>)> {
-    let operator = based(case)?;
-    let operator = variant.map_or(operator.clone(), |variant| operator.kernel(variant.kernel));
-    let loaded = Loaded::new(engine, case);
-    let plan = engine.plan(&operator, based_tokens(case)?)?;
-    run(engine, &plan, loaded.operands())?;
-    let mut got = unpack(case, &read(engine, &loaded.state, "state", Storage::F32, &state_shape(case))?);
-    let (shape, storage) = case.output("out").context("an output of BASED")?;
-    got.insert("out", read(engine, &loaded.out, "out", storage, &shape)?);
-    let supported = reference.iter().filter(|(name, _)| !BASED_UNSUPPORTED.contains(name));
-    let compared = supported.map(|(&name, want)| {
+    let backward = reference.keys().any(|name| name.starts_with('d'));
+    let (plan, got) = run_based(engine, case, variant, backward)?;
+    let compared = reference.iter().map(|(&name, want)| {
         let got = got.get(name).with_context(|| format!("there is no output {name}"))?;
         Ok(compare(name, got, want, &case.rules(name)))
     });
@@ -186,15 +260,20 @@ pub fn judge_based(
 /// Counts are exact.
 fn check_counts(case: &BasedCase, got: &[f32]) -> Result<()> {
     let dims = case.dims();
+    // The first number after a state's values.
+    let before = |state: usize| {
+        let [_, _, rows, columns] = case.state_shape();
+        case.state.as_ref().map_or(0.0, |before| before.values[state * rows * columns + dims.value_dim])
+    };
     let keys = |sequence: usize| match (&case.cu_seqlens, &case.kv_lens) {
         (Some(totals), _) => totals[sequence + 1] - totals[sequence],
         (None, Some(lens)) => lens[sequence].min(u32::try_from(dims.tokens).unwrap_or(u32::MAX)),
         (None, None) => u32::try_from(dims.tokens).unwrap_or(u32::MAX),
     };
-    let want = (0..case.sequences()).flat_map(|sequence| vec![keys(sequence); dims.heads]);
-    #[expect(clippy::cast_precision_loss, reason = "cases have few keys")]
-    match got.iter().zip(want).find(|(got, want)| **got != *want as f32) {
-        Some((got, want)) => bail!("{got} keys counted instead of {want}"),
-        None => Ok(()),
+    for (state, got) in got.iter().enumerate() {
+        #[expect(clippy::cast_precision_loss, reason = "cases have few keys")]
+        let want = before(state) + keys(state / dims.heads) as f32;
+        ensure!(*got == want, "{got} keys counted instead of {want}");
     }
+    Ok(())
 }

@@ -76,8 +76,8 @@ impl Ran {
     /// BASED linear attention.
     #[must_use]
     pub fn based(plan: &wattn::BasedPlan, comparisons: Vec<Comparison>) -> Self {
-        let kernel = plan.details().keys.first().map_or("none", |key| key.kernel.name());
-        Self { kernel, shape: wattn::Schedule::Sequential.to_string(), comparisons }
+        let details = plan.details();
+        Self { kernel: details.kernel.name(), shape: details.schedule.to_string(), comparisons }
     }
 }
 

@@ -3,11 +3,11 @@
 use std::fmt;
 
 use anyhow::Result;
-use wattn::{Attention, Capabilities, DeviceKind, Engine, Kernel, Lightning, PlanError, Schedule, Shape};
+use wattn::{Attention, Based, Capabilities, DeviceKind, Engine, Kernel, Lightning, PlanError, Schedule, Shape};
 use wattn_cases::{BasedCase, LinearCase, SoftmaxCase};
 use wattn_shaders::table;
 
-use crate::based::{based, based_tokens};
+use crate::based::{based, based_backward, based_tokens};
 use crate::linear::{lightning, lightning_backward, tokens};
 use crate::problem::{attention, extent};
 
@@ -41,7 +41,7 @@ impl Variant {
         all
     }
 
-    /// All variants of linear attention: every kernel in both schedules.
+    /// All variants of linear attention, BASED too: every kernel in both schedules.
     #[must_use]
     pub fn linear() -> Vec<Self> {
         Kernel::ALL.into_iter().flat_map(Self::schedules).collect()
@@ -77,21 +77,27 @@ impl Variant {
         Ok(None)
     }
 
-    /// All variants of BASED: every kernel.
+    /// The operator, with this forced.
     #[must_use]
-    pub fn based() -> Vec<Self> {
-        Kernel::ALL.map(Self::from).to_vec()
+    pub fn force_based(self, based: Based) -> Based {
+        let forced = based.kernel(self.kernel);
+        match self.schedule {
+            Some(schedule) => forced.schedule(schedule),
+            None => forced,
+        }
     }
 
-    /// Why this cannot serve the case, if it cannot. Other refusals are for the run to report.
+    /// Why this cannot serve the case, forward or backward, if it cannot. Other refusals are for the run to report.
     ///
     /// # Errors
     /// Sizes that no kernel takes.
     pub fn based_refusal(self, engine: &Engine, case: &BasedCase) -> Result<Option<String>> {
-        match engine.plan(&based(case)?.kernel(self.kernel), based_tokens(case)?) {
-            Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
-            _ => Ok(None),
+        for based in [based(case)?, based_backward(case)?] {
+            if let Err(PlanError::Kernel { reason, .. }) = engine.plan(&self.force_based(based), based_tokens(case)?) {
+                return Ok(Some(reason));
+            }
         }
+        Ok(None)
     }
 
     /// The operator, with this forced.

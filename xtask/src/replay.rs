@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use comfy_table::{Table, presets::NOTHING};
 use wattn_cases::{Case, CaseFile};
-use wattn_tests::{BASED_UNSUPPORTED, UNSUPPORTED, Variant, judge_file};
+use wattn_tests::{UNSUPPORTED, Variant, judge_file};
 
 use crate::report::{Row, guarded, write_json};
 use crate::select::{Device, Selection};
@@ -81,7 +81,7 @@ fn case_files(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
 fn file_rows(device: &Device, variant: Option<Variant>, path: &Path) -> Vec<Row> {
     let file = CaseFile::read(path);
     let variants = match (variant, &file.content) {
-        (Some(variant), Ok(Case::Linear(_))) => Variant::schedules(variant.kernel).map(Some).to_vec(),
+        (Some(variant), Ok(Case::Linear(_) | Case::Based(_))) => Variant::schedules(variant.kernel).map(Some).to_vec(),
         _ => vec![variant],
     };
     variants.into_iter().flat_map(|variant| output_rows(device, variant, file.clone())).collect()
@@ -94,7 +94,6 @@ fn output_rows(device: &Device, variant: Option<Variant>, file: CaseFile) -> Vec
         let error = file.content.err().unwrap_or_else(|| "the file expects no output".into());
         return vec![Row::failed(name, None, error)];
     }
-    let based = matches!(file.content, Ok(Case::Based(_)));
     let compared = file.content.map_err(anyhow::Error::msg).and_then(|case| {
         // A file of softmax attention that expects gradients alone leaves nothing to run.
         let nothing = matches!(&case, Case::Softmax(case) if case.expect.is_empty());
@@ -102,13 +101,8 @@ fn output_rows(device: &Device, variant: Option<Variant>, file: CaseFile) -> Vec
     });
     let row = |output: &String| {
         let unsupported = file.unsupported.iter().find(|(name, _)| name == output).map(|(_, reason)| reason.as_str());
-        let later = match output.as_str() {
-            name if based && BASED_UNSUPPORTED.contains(&name) => {
-                Some("the backward pass of BASED is not supported yet")
-            }
-            name if UNSUPPORTED.contains(&name) => Some("the gradient of the decay is not supported yet"),
-            _ => None,
-        };
+        let later =
+            UNSUPPORTED.contains(&output.as_str()).then_some("the gradient of the decay is not supported yet");
         match (&compared, unsupported.or(later)) {
             (_, Some(reason)) => Row::failed(name, Some(output), reason),
             (Err(error), None) => Row::failed(name, Some(output), format!("{error:#}")),

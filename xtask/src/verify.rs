@@ -13,7 +13,7 @@ use wattn_cases::{
     BasedCase, BasedRecipe, Case, LinearCase, LinearRecipe, Recipe, Reference, References, SoftmaxCase,
     based_catalogue, catalogue, linear_catalogue, write,
 };
-use wattn_tests::{BASED_UNSUPPORTED, Ran, UNSUPPORTED, Variant, judge, judge_based, judge_linear, rows};
+use wattn_tests::{Ran, UNSUPPORTED, Variant, judge, judge_based, judge_linear, rows};
 
 use crate::report::{Row, guarded, target, write_json};
 use crate::select::{Device, Selection};
@@ -94,8 +94,7 @@ impl Judge {
     fn variants(&self, device: &Device, pinned: Option<Kernel>) -> Vec<Variant> {
         let mut variants = match self {
             Self::Softmax(..) => Variant::all(device.engine.capabilities()),
-            Self::Linear(..) => Variant::linear(),
-            Self::Based(..) => Variant::based(),
+            Self::Linear(..) | Self::Based(..) => Variant::linear(),
         };
         variants.retain(|variant| pinned.is_none_or(|kernel| kernel == variant.kernel));
         variants
@@ -132,9 +131,7 @@ impl Judge {
             Self::Linear(_, reference) => {
                 reference.keys().copied().filter(|output| !UNSUPPORTED.contains(output)).collect()
             }
-            Self::Based(_, reference) => {
-                reference.keys().copied().filter(|output| !BASED_UNSUPPORTED.contains(output)).collect()
-            }
+            Self::Based(_, reference) => reference.keys().copied().collect(),
         }
     }
 

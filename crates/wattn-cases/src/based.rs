@@ -1,6 +1,7 @@
 //! One BASED linear attention problem with its tensors.
 
 mod check;
+mod packed;
 mod recipe;
 mod reference;
 
@@ -38,8 +39,13 @@ pub struct BasedCase {
     pub kv_lens: Option<Vec<u32>>,
     /// Running totals of the tokens, `[sequences + 1]`; present in [`Layout::Packed`] only.
     pub cu_seqlens: Option<Vec<u32>>,
+    /// `[batch or sequences, heads, rows, value_dim + 1]`, f32: the packed moments of the keys before the first token, a row for each
+    /// of 1, `k_i`, `k_i k_j` (`i <= j`), and in the last column those of the weights, 1 a key.
+    pub state: Option<Tensor>,
     /// The gradient of `out`, in `layout`, stored like `q`.
     pub grad_out: Option<Tensor>,
+    /// The gradient of the packed moments after the last token, like `state`.
+    pub grad_state: Option<Tensor>,
     /// Replaces the tolerance that the storage type asks for.
     pub rms_tolerance: Option<f64>,
     /// Expected outputs, with the extents that [`output`](Self::output) gives.
@@ -48,7 +54,18 @@ pub struct BasedCase {
 
 impl BasedCase {
     /// The names of all outputs; those of the backward pass start with `d`.
-    pub const OUTPUTS: [&'static str; 9] = ["out", "s0", "s1", "s2", "z1", "z2", "dq", "dk", "dv"];
+    pub const OUTPUTS: [&'static str; 10] = ["out", "s0", "s1", "s2", "z1", "z2", "dq", "dk", "dv", "dstate"];
+
+    /// Whether a gradient comes in.
+    pub fn has_backward(&self) -> bool {
+        self.grad_out.is_some() || self.grad_state.is_some()
+    }
+
+    /// The extents of packed moments.
+    pub fn state_shape(&self) -> [usize; 4] {
+        let LinearDims { heads, key_dim, value_dim, .. } = self.dims();
+        [self.sequences(), heads, (key_dim + 1) * (key_dim + 2) / 2, value_dim + 1]
+    }
 
     /// The extents of the problem, `key_dim` being the feature dim.
     pub fn dims(&self) -> LinearDims {
@@ -75,6 +92,7 @@ impl BasedCase {
             "dq" => (rows(key_dim), self.q.storage),
             "dk" => (rows(key_dim), self.k.storage),
             "dv" => (rows(value_dim), self.k.storage),
+            "dstate" => (self.state_shape().to_vec(), Storage::F32),
             _ => return None,
         })
     }

@@ -157,7 +157,9 @@ fn based_options(case: &BasedCase) -> Options {
 
 fn based_entries(case: &BasedCase) -> Vec<Entry> {
     let mut entries = vec![float("q", &case.q), float("k", &case.k), float("v", &case.v)];
-    entries.extend(case.grad_out.iter().map(|grad| float("grad.out", grad)));
+    for (name, tensor) in [("state", &case.state), ("grad.out", &case.grad_out), ("grad.state", &case.grad_state)] {
+        entries.extend(tensor.iter().map(|tensor| float(name, tensor)));
+    }
     entries.extend(case.kv_lens.iter().map(|lens| counts("kv_lens", lens)));
     entries.extend(case.cu_seqlens.iter().map(|totals| counts("cu_seqlens", totals)));
     entries.extend(expected(&case.expect));

@@ -121,7 +121,7 @@ fn every_case_can_tell_right_from_wrong() {
     }
     all_zero.retain(|name| !name.contains("no_tokens"));
     // Without a state before it, a token's decay has no effect, and a query none on the state after it.
-    assert_eq!(all_zero, ["lightning/one_token dslopes", "lightning/grad_state_only dq"]);
+    assert_eq!(all_zero, ["lightning/one_token dslopes", "lightning/grad_state_only dq", "based/state_grad_alone dq"]);
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn assert_refused(file: CaseFile, naming: &str) {
 
 #[test]
 fn every_output_is_taken() {
-    let (f32, states) = (Dtype::F32, [2, 3, 4, 2]);
+    let (f32, states, packed) = (Dtype::F32, [2, 3, 4, 2], [2, 3, 15, 3]);
     for (json, name, shape) in [
         (LIGHTNING, "state", &states[..]),
         (LIGHTNING, "grad.state", &states),
@@ -247,6 +247,9 @@ fn every_output_is_taken() {
         (BASED, "expect.z1", &[2, 3, 4]),
         (BASED, "expect.z2", &[2, 3, 4, 4]),
         (BASED, "expect.dv", &[2, 3, 5, 2]),
+        (BASED, "state", &packed),
+        (BASED, "grad.state", &packed),
+        (BASED, "expect.dstate", &packed),
     ] {
         let file = with(json, name, f32, shape);
         assert!(file.content.is_ok(), "{name}: {:?}", file.content);
@@ -272,8 +275,7 @@ fn tensors_that_do_not_fit_are_named() {
     assert_refused(with(GATED, "slopes", f32, &[3]), "unknown tensor `slopes`");
     assert_refused(with(GATED, "g", f32, &[2, 3, 5, 4]), "vector gates are not supported yet");
     assert_refused(with(GATED, "g", f32, &[3, 5]), "shape of `g`");
-    assert_refused(with(BASED, "state", f32, &[2, 3, 4, 2]), "unknown tensor `state`");
-    assert_refused(with(BASED, "grad.state", f32, &[2, 3, 4, 2]), "unknown tensor `grad.state`");
+    assert_refused(with(BASED, "state", f16, &[2, 3, 15, 3]), "type of `state`");
     assert_refused(with(BASED, "kv_lens", Dtype::I32, &[3]), "length of `kv_lens`");
     assert_refused(file(LIGHTNING, &operands()), "there is no `slopes`");
     assert_refused(file(GATED, &operands()), "there is no `g`");

@@ -4,6 +4,7 @@ use wattn_shaders::{Access, Kernel, MAX_FEATURE_DIM, MAX_LINEAR_DIM, Storage, fe
 
 use crate::attention::HeadDim;
 use crate::error::PlanError;
+use crate::lightning::{Pass, Schedule};
 
 /// The linear attention of BASED (arXiv 2402.18668), whose weight is the Taylor expansion of the exponential:
 /// `out_t = sum_s w_ts v_s / (sum_s w_ts + eps)`, `w = 1 + x + x^2 / 2`, `x = scale q_t . k_s`.
@@ -26,16 +27,18 @@ pub struct Based {
     pub(crate) eps: f32,
     pub(crate) causal: bool,
     pub(crate) normalize: bool,
+    pub(crate) pass: Pass,
     pub(crate) initial_state: bool,
     pub(crate) final_state: bool,
     pub(crate) q: Storage,
     pub(crate) kv: Storage,
     pub(crate) access: Access,
     pub(crate) kernel: Option<Kernel>,
+    pub(crate) schedule: Option<Schedule>,
 }
 
 impl Based {
-    /// Causal and normalised, in f32. `dims` are the feature dim, of queries and keys, from 1 to 32, and the value dim, at most 256.
+    /// The forward pass, causal and normalised, in f32. `dims` are the feature dim, of queries and keys, from 1 to 32, and the value dim, at most 256.
     #[must_use]
     pub fn new(heads: u32, dims: HeadDim) -> Self {
         let whole = dims.qk().is_multiple_of(4) && dims.value().is_multiple_of(4);
@@ -46,12 +49,14 @@ impl Based {
             eps: 1e-6,
             causal: true,
             normalize: true,
+            pass: Pass::Forward,
             initial_state: false,
             final_state: false,
             q: Storage::F32,
             kv: Storage::F32,
             access: if whole { Access::Vec4 } else { Access::Any },
             kernel: None,
+            schedule: None,
         }
     }
 
@@ -83,7 +88,7 @@ impl Based {
         self
     }
 
-    /// Starts from given states, which every query sees; without it, from none.
+    /// Starts from given states, which every query sees; without it, from none. Backward: their gradient comes out too.
     ///
     /// States are [sequences, heads, [`state_rows`](Self::state_rows), value dim + 1] in f32: sums over the keys of `f v` and, in the
     /// last column, of `f`, for the features `f` = 1, then each `k_i`, then each `k_i k_j` with `i <= j` in the order 00 01 .. 11 12
@@ -94,10 +99,34 @@ impl Based {
         self
     }
 
-    /// Writes the states after the last token, in the form of [`initial_state`](Self::initial_state).
+    /// Writes the states after the last token, in the form of [`initial_state`](Self::initial_state). Backward: their gradient comes in.
     #[must_use]
     pub fn final_state(mut self) -> Self {
         self.final_state = true;
+        self
+    }
+
+    /// The backward pass: gradients of q, k and v (and of the initial state) from that of the output (and of the final state). It needs
+    /// no output of the forward pass. A query that sees no key has none.
+    #[must_use]
+    pub fn backward(mut self) -> Self {
+        self.pass = Pass::Backward;
+        self
+    }
+
+    /// One token a batch entry (decode), each state replaced by the next.
+    #[must_use]
+    pub fn step(mut self) -> Self {
+        self.pass = Pass::Step { in_place: true };
+        (self.initial_state, self.final_state) = (false, true);
+        self
+    }
+
+    /// One token a batch entry (decode), from one state to another.
+    #[must_use]
+    pub fn step_out_of_place(mut self) -> Self {
+        self.pass = Pass::Step { in_place: false };
+        (self.initial_state, self.final_state) = (true, true);
         self
     }
 
@@ -127,6 +156,19 @@ impl Based {
     pub fn kernel(mut self, kernel: Kernel) -> Self {
         self.kernel = Some(kernel);
         self
+    }
+
+    /// Pins how tokens are shared out.
+    #[must_use]
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = Some(schedule);
+        self
+    }
+
+    /// What a call does.
+    #[must_use]
+    pub fn pass(&self) -> Pass {
+        self.pass
     }
 
     /// The heads.
@@ -178,7 +220,7 @@ impl Based {
         self.initial_state
     }
 
-    /// Whether the states at the end are written.
+    /// Whether the states at the end are written, or in the backward pass their gradient is read.
     #[must_use]
     pub fn has_final_state(&self) -> bool {
         self.final_state

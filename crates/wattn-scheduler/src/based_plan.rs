@@ -1,14 +1,16 @@
 //! A plan of BASED linear attention: which kernels run, over what, and what that costs.
 
 use std::fmt;
+use std::ops::Range;
 
-use wattn_shaders::{Access, BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, Kernel, Storage, table};
+use wattn_shaders::{Access, BROADCAST_FEATURES, BasedKey, Kernel, Key, Storage, table};
 
 use crate::based::Based;
+use crate::based_steps::{BasedStates, BasedStep, steps};
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
 use crate::error::PlanError;
-use crate::lightning::Tokens;
-use crate::linear_plan::{batches, slices};
+use crate::lightning::{Pass, Schedule, Tokens};
+use crate::linear_plan::{batches, schedule, segments, slices};
 use crate::plan::{MAX_LENGTH, Part, Rows, fit_parts, grid};
 
 /// How a problem of BASED linear attention runs on a device. All that is decided, is decided here; it prints itself.
@@ -18,12 +20,17 @@ pub struct BasedPlan {
     pub based: Based,
     /// Its extent.
     pub extent: Tokens,
-    /// The pipelines, in order: one that adds and reads token by token, or, where queries see all keys, one that adds and one that
-    /// reads.
-    pub keys: Vec<BasedKey>,
-    /// Workgroups that share a sequence of a head, each with its own part of the value dim.
-    pub splits: u32,
-    /// Why this kernel.
+    /// The kernel design of all that has several.
+    pub kernel: Kernel,
+    /// Its dispatches, in order, for each part.
+    pub steps: Vec<BasedStep>,
+    /// How tokens are shared out.
+    pub schedule: Schedule,
+    /// Tokens of a segment, of [`Schedule::Segments`].
+    pub segment_tokens: u32,
+    /// Segments of all sequences together, at most.
+    pub segments: u32,
+    /// Why this kernel and this schedule.
     pub reason: String,
     /// Stretches of batch entries and heads, each with bindings of its own.
     pub parts: Vec<Part>,
@@ -35,14 +42,27 @@ pub struct BasedPlan {
     pub workgroup_bytes_limit: u32,
     /// Workgroups along one axis of a dispatch, at most.
     pub workgroups_per_axis: u32,
-    /// Scratch memory that the caller provides, bytes: the states of all keys, where queries see all and states are not written.
+    /// Bytes that the start of a binding is a multiple of.
+    pub binding_alignment: u32,
+    /// Scratch memory that the caller provides, bytes; see [`workspace`](Self::workspace).
     pub workspace_bytes: u64,
-    /// Useful floating point operations: `4 rows (value_dim + 1)` a token and head.
+    /// Useful floating point operations: `4 rows (value_dim + 1)` a token, head and output.
     pub flops: u64,
     /// Bytes that must move at least: every operand once.
     pub bytes: u64,
     /// A rough estimate of the time from the device's kind alone, seconds.
     pub estimated_seconds: f64,
+}
+
+/// What lies where in the scratch memory of a part, in bytes; parts take turns.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BasedWorkspace {
+    /// Backward: what the gradient of q leaves for those of k and v, [batch, heads, tokens, numbers a token].
+    pub records: Range<u64>,
+    /// The states of segments.
+    pub segments: Range<u64>,
+    /// The states of all keys of each sequence, where every query sees them and they are not the caller's.
+    pub sequences: Range<u64>,
 }
 
 impl BasedPlan {
@@ -52,68 +72,77 @@ impl BasedPlan {
     /// An impossible shape or option, a device limit, or a pinned kernel that cannot serve.
     pub fn new(based: &Based, extent: Tokens, device: &Capabilities) -> Result<Self, PlanError> {
         based.check()?;
-        if extent.tokens > MAX_LENGTH {
-            return Err(PlanError::invalid("tokens", extent.tokens, format!("at most {MAX_LENGTH}")));
-        }
-        let (kernel, reason) = kernel(based, device)?;
-        let keys = keys(based, kernel, device);
+        check(based, extent)?;
+        let (kernel, mut reason) = kernel(based, device)?;
         let heads = u64::from(based.heads);
-        let columns = keys.first().map_or(1, BasedKey::columns);
-        let splits = based.dims.value().div_ceil(4 * columns);
-        let workgroups = (u64::from(extent.batch) * heads).saturating_mul(splits.into());
-        let needed = |size: fn(&BasedKey) -> u32| u64::from(keys.iter().map(size).max().unwrap_or(0));
-        let state = u64::from(based.state_rows()) * (u64::from(based.dims.value()) + 1);
-        // Saturating, here and below: what does not fit 64 bits is beyond every limit.
-        let states = (state * 4).saturating_mul(u64::from(extent.batch) * heads);
-        let workspace_bytes = if based.causal || based.final_state { 0 } else { states };
+        let splits = |steps: &[BasedStep]| steps.iter().map(|s| s.splits(based)).collect::<Vec<_>>();
+        let sequential = steps(based, kernel, Schedule::Sequential, device);
+        let fewest = splits(&sequential).into_iter().min().unwrap_or(1);
+        let items = (u64::from(extent.batch) * heads).saturating_mul(fewest.into());
+        let longest = longest_walk(&sequential, device);
+        let schedule = match based.pass {
+            Pass::Step { .. } => Schedule::Sequential,
+            _ => schedule(based.schedule, extent, items, longest, device, &mut reason)?,
+        };
+        let (segment_tokens, segments, steps) = match schedule {
+            Schedule::Sequential => (extent.tokens.max(1), extent.batch, sequential),
+            Schedule::Segments => {
+                let (tokens, segments) = segments(extent, items, longest, device);
+                (tokens, segments, steps(based, kernel, schedule, device))
+            }
+        };
+        let most = splits(&steps).into_iter().max().unwrap_or(1);
+        let workgroups = (u64::from(segments.max(extent.batch)) * heads).saturating_mul(most.into());
+        let needed = |size: fn(&BasedKey) -> u32| steps.iter().filter_map(BasedStep::based_key).map(size).max();
+        let workgroup_bytes = needed(BasedKey::workgroup_bytes).unwrap_or(0);
+        let invocations = needed(BasedKey::invocations).unwrap_or(0);
         for (argument, needed, available, unit, advice) in [
             ("extent", workgroups, (1 << 32) - 1, "workgroups", "; plan the batch in pieces"),
-            (
-                "device",
-                needed(BasedKey::workgroup_bytes),
-                device.workgroup_bytes.into(),
-                "bytes of workgroup memory",
-                "",
-            ),
-            ("device", needed(BasedKey::invocations), device.workgroup_invocations.into(), "invocations", ""),
+            ("device", workgroup_bytes.into(), device.workgroup_bytes.into(), "bytes of workgroup memory", ""),
+            ("device", invocations.into(), device.workgroup_invocations.into(), "invocations", ""),
             ("device", 8, device.storage_buffers.into(), "storage buffers", ""),
-            ("extent", workspace_bytes, device.binding_bytes, "bytes of states", "; plan the batch in pieces"),
         ] {
             if needed > available {
                 return Err(PlanError::Limit { argument, needed, available, unit, advice });
             }
         }
 
-        check_turns(extent, &keys, device)?;
-        let parts = fit_parts(&rows(based, extent, state * 4), based.heads, batches(extent), device)?;
-        let tokens = (u64::from(extent.tokens) * u64::from(batches(extent))).saturating_mul(heads);
-        let flops = (4 * state).saturating_mul(tokens);
-        let row = |dim: u32, storage: Storage| u64::from(dim) * u64::from(storage.bytes());
-        let dim = based.dims.qk() + based.dims.value();
-        let given = u64::from(based.initial_state) + u64::from(based.final_state);
-        let bytes =
-            tokens.saturating_mul(row(dim, based.q) + row(dim, based.kv)).saturating_add(states.saturating_mul(given));
-        let (rate, bandwidth) = device.rates();
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let estimated_seconds = (flops as f64 / rate).max(bytes as f64 / bandwidth);
-        #[expect(clippy::cast_possible_truncation, reason = "within the device's limit")]
-        let workgroup_bytes = needed(BasedKey::workgroup_bytes) as u32;
-        Ok(Self {
+        let mut plan = Self {
             based: based.clone(),
             extent,
-            keys,
-            splits,
+            kernel,
+            steps,
+            schedule,
+            segment_tokens,
+            segments,
             reason,
-            parts,
-            slices: slices(estimated_seconds),
+            parts: Vec::new(),
+            slices: 1,
             workgroup_bytes,
             workgroup_bytes_limit: device.workgroup_bytes,
             workgroups_per_axis: device.workgroups_per_axis,
-            workspace_bytes,
-            flops,
-            bytes,
-            estimated_seconds,
-        })
+            binding_alignment: device.binding_alignment,
+            workspace_bytes: 0,
+            flops: 0,
+            bytes: compulsory_bytes(based, extent),
+            estimated_seconds: 0.0,
+        };
+        plan.parts = fit_parts(&plan.rows(), based.heads, batches(extent), device)?;
+        plan.workspace_bytes = plan.parts.iter().map(|part| plan.workspace(part).sequences.end).max().unwrap_or(0);
+        // Saturating: what does not fit 64 bits is beyond every limit.
+        let tokens = (u64::from(extent.tokens) * u64::from(batches(extent))).saturating_mul(heads);
+        let outputs = if based.pass == Pass::Backward { 3 } else { 1 };
+        plan.flops = (4 * outputs * plan.state_size()).saturating_mul(tokens);
+        let (rate, bandwidth) = device.rates();
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let seconds = (plan.flops as f64 / rate).max(plan.bytes as f64 / bandwidth);
+        (plan.estimated_seconds, plan.slices) = (seconds, slices(seconds));
+        Ok(plan)
+    }
+
+    /// The pipelines of all steps.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.steps.iter().map(|step| step.key)
     }
 
     /// The grid of a dispatch of `workgroups`, which the kernels number row by row.
@@ -121,24 +150,105 @@ impl BasedPlan {
     pub fn grid(&self, workgroups: u32) -> [u32; 2] {
         grid(workgroups, self.workgroups_per_axis)
     }
+
+    /// Numbers of a state.
+    fn state_size(&self) -> u64 {
+        u64::from(self.based.state_rows()) * (u64::from(self.based.dims.value()) + 1)
+    }
+
+    /// Numbers that the gradient of q leaves for each token: two; and where the value dim takes several passes, their sums.
+    #[must_use]
+    pub fn record_size(&self) -> u32 {
+        let passes = self.steps.iter().filter_map(BasedStep::based_key).any(|key| key.passes);
+        match (self.based.pass, passes) {
+            (Pass::Backward, false) => 2,
+            (Pass::Backward, true) => 3 + self.based.dims.qk() + 1,
+            _ => 0,
+        }
+    }
+
+    /// Where the workspace of a part has what.
+    #[must_use]
+    pub fn workspace(&self, part: &Part) -> BasedWorkspace {
+        let [batch, heads] = [&part.batch, &part.kv_heads].map(|range| u64::from(range.end - range.start));
+        let states = |on: bool, items: u64| {
+            if on { items.saturating_mul(heads).saturating_mul(self.state_size() * 4) } else { 0 }
+        };
+        let sequences = if self.extent.packed { u64::from(self.extent.batch) } else { batch };
+        let kept = self.steps.iter().any(|step| step.to == Some(BasedStates::Sequences));
+        // What is bound has some bytes, also without tokens.
+        let records = u64::from(self.record_size()) * 4 * u64::from(self.extent.tokens.max(1));
+        let after = |before: &Range<u64>, bytes: u64| {
+            let start = before.end.next_multiple_of(self.binding_alignment.max(4).into());
+            start..start.saturating_add(bytes)
+        };
+        let records = 0..records.saturating_mul(batch * heads);
+        let segments = after(&records, states(self.schedule == Schedule::Segments, self.own_segments() * batch));
+        let sequences = after(&segments, states(kept, sequences));
+        BasedWorkspace { records, segments, sequences }
+    }
+
+    /// Segments of a batch entry, at most.
+    fn own_segments(&self) -> u64 {
+        self.segments.div_ceil(batches(self.extent).max(1)).into()
+    }
+
+    /// Bytes of one (batch entry, head) of each operand.
+    fn rows(&self) -> Vec<Rows> {
+        let (based, tokens) = (&self.based, u64::from(self.extent.tokens));
+        let row = |dim: u32, storage: Storage| tokens * u64::from(dim) * u64::from(storage.bytes());
+        let (features, value) = (based.dims.qk(), based.dims.value());
+        // The states of packed sequences, and those of segments, are in one binding whatever the batch entry.
+        let sequences = if self.extent.packed { self.extent.batch.into() } else { 1 };
+        let segments = if self.schedule == Schedule::Segments { self.own_segments() } else { 0 };
+        [
+            ("q", row(features, based.q)),
+            ("k", row(features, based.kv)),
+            ("v", row(value, based.kv)),
+            ("out", row(value, based.q)),
+            ("state", sequences.max(segments).saturating_mul(self.state_size() * 4)),
+            ("workspace", tokens * u64::from(self.record_size()) * 4),
+        ]
+        .map(|(argument, bytes)| Rows { argument, bytes })
+        .to_vec()
+    }
 }
 
-/// Some drivers end long loops without a word: walks that these would not finish are refused.
-fn check_turns(extent: Tokens, keys: &[BasedKey], device: &Capabilities) -> Result<(), PlanError> {
-    /// Turns left for what comes before and after the walk.
-    const SPARE: u32 = 2048;
-    let Some(turns) = device.loop_turns() else { return Ok(()) };
-    let most = keys.iter().map(|key| (turns - SPARE) / key.turns() * key.chunk()).min().unwrap_or(u32::MAX);
-    if extent.tokens > most {
-        return Err(PlanError::Limit {
-            argument: "tokens",
-            needed: extent.tokens.into(),
-            available: most.into(),
-            unit: "tokens in one loop",
-            advice: ", it ends longer ones; calls in pieces that hand on their state would do",
-        });
+fn check(based: &Based, extent: Tokens) -> Result<(), PlanError> {
+    if extent.tokens > MAX_LENGTH {
+        return Err(PlanError::invalid("tokens", extent.tokens, format!("at most {MAX_LENGTH}")));
+    }
+    if matches!(based.pass, Pass::Step { .. }) && (extent.tokens != 1 || extent.packed) {
+        return Err(PlanError::invalid("extent", extent, "one token a batch entry, since a step takes one"));
     }
     Ok(())
+}
+
+/// Tokens that one workgroup may walk before the driver ends its loops.
+fn longest_walk(steps: &[BasedStep], device: &Capabilities) -> u32 {
+    /// Turns left for what comes before and after the walk.
+    const SPARE: u32 = 2048;
+    let Some(turns) = device.loop_turns() else { return MAX_LENGTH };
+    let of = |key: &BasedKey| (turns - SPARE) / key.turns() * key.chunk();
+    steps.iter().filter_map(BasedStep::based_key).map(of).min().unwrap_or(MAX_LENGTH)
+}
+
+fn compulsory_bytes(based: &Based, extent: Tokens) -> u64 {
+    let row = |dim: u32, storage: Storage| u64::from(dim) * u64::from(storage.bytes());
+    let (features, value) = (based.dims.qk(), based.dims.value());
+    let q_like = row(features, based.q) + row(value, based.q);
+    let kv_like = row(features, based.kv) + row(value, based.kv);
+    // The backward pass reads q, k, v and the output's gradient, and writes dq, dk and dv.
+    let token = match based.pass {
+        Pass::Backward => q_like + 2 * kv_like + row(features, based.q),
+        _ => q_like + kv_like,
+    };
+    let heads = u64::from(based.heads);
+    let tokens = (u64::from(extent.tokens) * u64::from(batches(extent))).saturating_mul(heads);
+    let in_place = u64::from(based.pass == Pass::Step { in_place: true });
+    let states = u64::from(based.initial_state) + u64::from(based.final_state) + in_place;
+    let state = u64::from(based.state_rows()) * (u64::from(value) + 1) * 4;
+    tokens.saturating_mul(token).saturating_add((state * states).saturating_mul(u64::from(extent.batch) * heads))
 }
 
 /// The kernel that serves, and why.
@@ -173,6 +283,9 @@ fn serves(kernel: Kernel, based: &Based, device: &Capabilities) -> Result<String
         }
         (Kernel::TileSubgroup, Some(_)) => Ok("the state in workgroup memory; rows follow subgroups".to_owned()),
         (Kernel::Broadcast, Some((min, max))) => {
+            if matches!(based.pass, Pass::Step { .. }) {
+                return Err("a step has nothing to broadcast".to_owned());
+            }
             if min != max || !table::LANES.contains(&min) {
                 return Err(format!("subgroups have {min} to {max} lanes, one of {:?} is needed", table::LANES));
             }
@@ -194,57 +307,14 @@ fn serves(kernel: Kernel, based: &Based, device: &Capabilities) -> Result<String
     }
 }
 
-fn keys(based: &Based, kernel: Kernel, device: &Capabilities) -> Vec<BasedKey> {
-    let features = based.dims.qk();
-    let lanes = match (kernel, device.subgroups) {
-        (Kernel::Broadcast, Some((min, _))) => min,
-        _ => 0,
-    };
-    // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
-    let wide = lanes > 0
-        && features.is_multiple_of(8)
-        && ((device.int64 && lanes < 16) || (based.q != Storage::F32 && based.kv != Storage::F32));
-    let class = FEATURE_CLASSES.into_iter().find(|&class| features <= class).unwrap_or(0);
-    let key = BasedKey {
-        op: BasedOp::Chunk,
-        kernel,
-        lanes,
-        q: based.q,
-        kv: based.kv,
-        access: if wide { Access::Vec8 } else { based.access },
-        class,
-        padded: class > features,
-        weights: based.normalize || based.final_state,
-        state: based.final_state,
-    };
-    if based.causal {
-        return vec![key];
-    }
-    // What is not looked at, is the same in all.
-    let add = BasedKey { op: BasedOp::State, q: Storage::F32, weights: true, state: true, ..key };
-    let read = BasedKey { op: BasedOp::Read, kv: Storage::F32, weights: based.normalize, state: false, ..key };
-    vec![add, read]
-}
-
-/// Bytes of one (batch entry, head) of each operand.
-fn rows(based: &Based, extent: Tokens, state: u64) -> Vec<Rows> {
-    let row = |dim: u32, storage: Storage| u64::from(extent.tokens) * u64::from(dim) * u64::from(storage.bytes());
-    let (features, value) = (based.dims.qk(), based.dims.value());
-    [
-        ("q", row(features, based.q)),
-        ("k", row(features, based.kv)),
-        ("v", row(value, based.kv)),
-        ("out", row(value, based.q)),
-        // The states of packed sequences are in one binding whatever the batch entry.
-        ("state", if extent.packed { u64::from(extent.batch) * state } else { state }),
-    ]
-    .map(|(argument, bytes)| Rows { argument, bytes })
-    .to_vec()
-}
-
 impl fmt::Display for BasedPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (based, heads) = (&self.based, self.based.heads);
+        let pass = match based.pass {
+            Pass::Forward => "",
+            Pass::Backward => ", backward",
+            Pass::Step { .. } => ", one step",
+        };
         let form = match (based.causal, based.normalize) {
             (true, true) => "",
             (true, false) => ", without denominator",
@@ -254,18 +324,19 @@ impl fmt::Display for BasedPlan {
         let (features, value) = (based.dims.qk(), based.dims.value());
         writeln!(
             f,
-            "BASED attention{form}: {}, {heads} heads, feature dim {features}, value dim {value}",
+            "BASED attention{pass}{form}: {}, {heads} heads, feature dim {features}, value dim {value}",
             self.extent
         )?;
-        let first = self.keys.first();
-        writeln!(f, "  kernel      {} ({})", first.map_or("none", |k| k.kernel.name()), self.reason)?;
+        writeln!(f, "  kernel      {} ({})", self.kernel, self.reason)?;
         writeln!(
             f,
-            "  schedule    sequential, chunks of {}, states of {} x {}, in {} parts of the value dim",
-            first.map_or(0, BasedKey::chunk),
+            "  schedule    {}, {} segments of at most {} tokens, states of {} x {}, {} dispatches",
+            self.schedule,
+            self.segments,
+            self.segment_tokens,
             based.state_rows(),
             value + 1,
-            self.splits
+            self.steps.len() * self.parts.len()
         )?;
         writeln!(
             f,
@@ -276,7 +347,7 @@ impl fmt::Display for BasedPlan {
         let (gflop, mbyte) = (self.flops as f64 / 1e9, self.bytes as f64 / 1e6);
         writeln!(f, "  work        {gflop:.3} GFLOP, {mbyte:.3} MB")?;
         write!(f, "  estimate    {:.3} ms (from the kind of device alone)", self.estimated_seconds * 1e3)?;
-        for key in &self.keys {
+        for key in self.keys() {
             write!(f, "\n  pipeline    {key}")?;
         }
         Ok(())

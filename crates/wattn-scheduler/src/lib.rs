@@ -7,6 +7,7 @@
 mod attention;
 mod based;
 mod based_plan;
+mod based_steps;
 mod capabilities;
 mod choose;
 mod decay;
@@ -19,7 +20,8 @@ mod work;
 
 pub use attention::{Attention, Causal, Extent, HeadDim, Heads};
 pub use based::{Based, BasedLayer};
-pub use based_plan::BasedPlan;
+pub use based_plan::{BasedPlan, BasedWorkspace};
+pub use based_steps::{BasedStates, BasedStep};
 pub use capabilities::{Capabilities, DeviceKind, Driver};
 pub use decay::{Decay, DecayModel};
 pub use error::PlanError;

@@ -115,7 +115,10 @@ impl LinearPlan {
         let (fewest, most) = (splits.clone().min().unwrap_or(1), splits.max().unwrap_or(1));
         let items = (u64::from(extent.batch) * heads).saturating_mul(fewest);
         let longest = longest_walk(&sweeps, device);
-        let schedule = schedule(lightning, extent, items, longest, device, &mut reason)?;
+        let schedule = match lightning.pass {
+            Pass::Step { .. } => Schedule::Sequential,
+            _ => schedule(lightning.schedule, extent, items, longest, device, &mut reason)?,
+        };
         let (segment_tokens, segments) = match schedule {
             Schedule::Sequential => (extent.tokens.max(1), extent.batch),
             Schedule::Segments => segments(extent, items, longest, device),
@@ -321,20 +324,17 @@ fn longest_walk(sweeps: &[PlannedSweep], device: &Capabilities) -> u32 {
 }
 
 /// Side by side where sequences, heads and parts of the value dim leave the device mostly idle and are long enough.
-fn schedule(
-    lightning: &Lightning,
+pub(crate) fn schedule(
+    pinned: Option<Schedule>,
     extent: Tokens,
     items: u64,
     longest: u32,
     device: &Capabilities,
     reason: &mut String,
 ) -> Result<Schedule, PlanError> {
-    if matches!(lightning.pass, Pass::Step { .. }) {
-        return Ok(Schedule::Sequential);
-    }
     let width = u64::from(device.width());
     let enough = u64::from(extent.tokens) >= 4 * u64::from(MIN_SEGMENT) * u64::from(extent.batch);
-    let (schedule, why) = match lightning.schedule {
+    let (schedule, why) = match pinned {
         Some(Schedule::Sequential) if extent.tokens > longest => {
             return Err(PlanError::invalid(
                 "schedule",
@@ -357,7 +357,7 @@ fn schedule(
 }
 
 /// Tokens of a segment, and how many segments all sequences have together at most.
-fn segments(extent: Tokens, items: u64, longest: u32, device: &Capabilities) -> (u32, u32) {
+pub(crate) fn segments(extent: Tokens, items: u64, longest: u32, device: &Capabilities) -> (u32, u32) {
     let wanted = u64::from(device.width()).div_ceil(items.max(1)).clamp(1, u64::from(MAX_SEGMENTS));
     #[expect(clippy::cast_possible_truncation, reason = "at most MAX_SEGMENTS")]
     let tokens = extent.tokens.div_ceil(wanted as u32).max(MIN_SEGMENT).min(longest);

@@ -1,18 +1,19 @@
 //! A plan of BASED linear attention that can be encoded: the scheduler's decision, bound to an engine.
 
 use std::fmt;
+use std::ops::Range;
 
-use wattn_scheduler::Part;
-use wattn_scheduler::shaders::{self, Access, BasedKey, BasedOp, Key, LinearParams, Segment, StateView};
+use wattn_scheduler::shaders::{self, Access, Key, LinearParams, Segment, StateView, Walk};
+use wattn_scheduler::{BasedStates, BasedStep, BasedWorkspace, Part, Tensor};
 use wgpu::{CommandEncoder, ComputePass};
 
-use crate::based_operands::{BasedOperands, CheckedBased};
+use crate::based_operands::{BasedOperands, CheckedBased, Sequence};
 use crate::bound::{Binder, Bound};
 use crate::dispatch::{self, Dispatch};
 use crate::engine::Engine;
 use crate::error::EncodeError;
 use crate::linear_plan::{NONE, count};
-use crate::operands::{Resolved, Span};
+use crate::operands::Span;
 
 /// How a problem of BASED linear attention runs on an engine's device. Prints itself; may be encoded any number of times.
 #[derive(Debug, Clone)]
@@ -32,7 +33,8 @@ impl BasedPlan {
         &self.plan
     }
 
-    /// Bytes of scratch memory that each call needs: 0, or states, where every query sees every key and they are not asked for.
+    /// Bytes of scratch memory that each call needs: the states of segments, if there are any; those of sequences, where every query sees
+    /// every key and they are not asked for; backward, two numbers a token (more where the value dim takes several passes).
     #[must_use]
     pub fn workspace_bytes(&self) -> u64 {
         self.plan.workspace_bytes
@@ -59,7 +61,7 @@ impl BasedPlan {
     /// How many slices the call comes in: one where it is short, else one a dispatch. [`encode`](Self::encode) takes all at once.
     #[must_use]
     pub fn slices(&self) -> u32 {
-        if self.plan.slices > 1 { count(self.plan.keys.len() * self.plan.parts.len()).max(1) } else { 1 }
+        if self.plan.slices > 1 { count(self.plan.steps.len() * self.plan.parts.len()).max(1) } else { 1 }
     }
 
     /// Records one slice, for callers who submit in between. Slices must be submitted in order; all are needed.
@@ -86,11 +88,9 @@ impl BasedPlan {
     /// The dispatches of all parts, in order; none where there is nothing to do.
     fn dispatches(&self, operands: &BasedOperands<'_>) -> Result<Vec<Option<Dispatch>>, EncodeError> {
         let checked = CheckedBased::new(&self.plan, operands)?;
-        let each = |part: &Part| {
-            let call = Call::new(self, part, &checked);
-            self.plan.keys.iter().map(|key| call.dispatch(key)).collect::<Vec<_>>()
-        };
-        self.plan.parts.iter().flat_map(each).collect()
+        let steps = |part| self.plan.steps.iter().map(move |step| (part, step));
+        let calls = self.plan.parts.iter().flat_map(steps);
+        calls.map(|(part, step)| Call::new(self, step, part, &checked).dispatch()).collect()
     }
 }
 
@@ -100,100 +100,186 @@ impl fmt::Display for BasedPlan {
     }
 }
 
-/// A call over one part of the batch entries and heads.
+/// A step over one part of the batch entries and heads.
 struct Call<'a> {
     plan: &'a wattn_scheduler::BasedPlan,
+    step: &'a BasedStep,
     checked: &'a CheckedBased<'a>,
     binder: Binder<'a>,
+    heads: u32,
     segments: Vec<Segment>,
+    walks: Vec<Walk>,
+    workspace: BasedWorkspace,
 }
 
 impl<'a> Call<'a> {
-    fn new(plan: &'a BasedPlan, part: &Part, checked: &'a CheckedBased<'a>) -> Self {
+    fn new(plan: &'a BasedPlan, step: &'a BasedStep, part: &Part, checked: &'a CheckedBased<'a>) -> Self {
         let BasedPlan { engine, plan } = plan;
-        let binder = Binder { engine, extent: plan.extent, part: part.clone() };
+        let mut call = Self {
+            plan,
+            step,
+            checked,
+            binder: Binder { engine, extent: plan.extent, part: part.clone() },
+            heads: part.kv_heads.end - part.kv_heads.start,
+            segments: Vec::new(),
+            walks: Vec::new(),
+            workspace: plan.workspace(part),
+        };
         let sequences = (0..).zip(&checked.sequences);
-        let mut segments: Vec<Segment> = sequences
-            .filter(|(index, _)| plan.extent.packed || part.batch.contains(index))
-            .map(|(index, &(origin, tokens, keys))| Segment {
-                batch: if plan.extent.packed { 0 } else { index },
-                origin,
-                tokens,
-                keys,
-                state0: index,
-                state: index,
-            })
-            .collect();
-        // The longest start first.
-        segments.sort_by_key(|s| std::cmp::Reverse(s.tokens));
-        Self { plan, checked, binder, segments }
-    }
-
-    /// The states that one dispatch writes and the next one reads: the caller's, or those in the workspace.
-    fn between(&self, state: Bound<'a>) -> (Bound<'a>, StateView) {
-        if state.is_some() {
-            return (state, view(&state));
+        let own = sequences.filter(|(index, _)| plan.extent.packed || part.batch.contains(index));
+        for (place, (index, sequence)) in (0..).zip(own) {
+            call.add_sequence(place, index, sequence);
         }
-        let (based, workspace) = (&self.plan.based, self.checked.workspace);
-        let row = based.dims().value() + 1;
-        let head = based.state_rows() * row;
-        let view = StateView { offset: 0, item: based.heads() * head, head, row, column: 1 };
-        (workspace.map(|buffer| (buffer, Span::whole(self.plan.workspace_bytes))), view)
+        // The longest start first.
+        if !step.segmented && call.walks.is_empty() {
+            call.segments.sort_by_key(|s| std::cmp::Reverse(s.tokens));
+        }
+        call
     }
 
-    /// One of the call's dispatches; none where there is nothing to do.
-    fn dispatch(&self, key: &BasedKey) -> Result<Option<Dispatch>, EncodeError> {
-        let (based, part) = (&self.plan.based, &self.binder.part);
-        let heads = part.kv_heads.end - part.kv_heads.start;
-        let workgroups = count(self.segments.len()) * heads * self.plan.splits;
+    /// Adds the segments of the sequence `index`, which is number `place` of this part.
+    fn add_sequence(&mut self, place: u32, index: u32, sequence: &Sequence) {
+        let &Sequence { start, tokens, keys } = sequence;
+        let step = self.step;
+        let segmented = step.segmented || step.based_key().is_none();
+        let length = if segmented { self.plan.segment_tokens } else { tokens.max(1) };
+        let first = count(self.segments.len());
+        let state = |states: Option<BasedStates>, segment: u32| match states {
+            None => NONE,
+            Some(BasedStates::Operand(_)) => index,
+            Some(BasedStates::Segments) => segment,
+            Some(BasedStates::Sequences) => place,
+        };
+        // Whole sequences have a segment even without tokens, since their states go on.
+        for done in (0..tokens.max(u32::from(!segmented))).step_by(length as usize) {
+            let own = count(self.segments.len());
+            let tokens_left = length.min(tokens - done);
+            // The first token of the stretch, and its keys.
+            let at = if step.reversed { tokens - done - tokens_left } else { done };
+            self.segments.push(Segment {
+                batch: if self.plan.extent.packed { 0 } else { index },
+                origin: if step.reversed { (start + at + tokens_left).wrapping_sub(1) } else { start + at },
+                tokens: tokens_left,
+                keys: keys.saturating_sub(at).min(tokens_left),
+                state0: state(step.from, own),
+                state: state(step.to, own),
+            });
+        }
+        if step.based_key().is_none() {
+            let segments = count(self.segments.len()) - first;
+            self.walks.push(Walk { first, segments, state0: state(step.from, 0), state: state(step.to, 0) });
+        }
+    }
+
+    /// Binds the rows of a tensor in the units that its role loads.
+    fn rows(&self, tensor: Option<Tensor>, access: Access) -> Result<Bound<'a>, EncodeError> {
+        self.binder.rows(tensor.and_then(|tensor| self.checked.get(tensor)).map(|r| r.counted_by(access)))
+    }
+
+    /// Binds states, and says where they lie.
+    fn states(&self, states: Option<BasedStates>) -> Result<(Bound<'a>, StateView), EncodeError> {
+        let range = match states {
+            None => return Ok((None, StateView::default())),
+            Some(BasedStates::Operand(tensor)) => {
+                let bound = self.binder.states(self.checked.get(tensor).copied())?;
+                return Ok((bound, view(&bound)));
+            }
+            Some(BasedStates::Segments) => &self.workspace.segments,
+            Some(BasedStates::Sequences) => &self.workspace.sequences,
+        };
+        let row = self.plan.based.dims().value() + 1;
+        let head = self.plan.based.state_rows() * row;
+        // The workspace counts heads from the part's first.
+        let offset = 0_u32.wrapping_sub(self.binder.part.kv_heads.start.wrapping_mul(head));
+        let view = StateView { offset, item: self.heads * head, head, row, column: 1 };
+        Ok((self.scratch(range), view))
+    }
+
+    /// Binds a part of the workspace.
+    fn scratch(&self, range: &Range<u64>) -> Bound<'a> {
+        let span = Span { offset: range.start, ..Span::whole(range.end - range.start) };
+        self.checked.workspace.filter(|_| !range.is_empty()).map(|buffer| (buffer, span))
+    }
+
+    /// Where the records of tokens lie.
+    fn records(&self) -> shaders::View {
+        let record = self.plan.record_size();
+        let (tokens, Part { batch, kv_heads }) = (self.plan.extent.tokens, &self.binder.part);
+        let (head, entry) = (tokens.wrapping_mul(record), tokens.wrapping_mul(record).wrapping_mul(self.heads));
+        let skipped = batch.start.wrapping_mul(entry).wrapping_add(kv_heads.start.wrapping_mul(head));
+        shaders::View { offset: 0_u32.wrapping_sub(skipped), batch: entry, head, seq: record, dim: 1 }
+    }
+
+    /// The dispatch; none where there is nothing to do.
+    fn dispatch(&self) -> Result<Option<Dispatch>, EncodeError> {
+        let (based, step) = (&self.plan.based, self.step);
+        let splits = step.splits(based);
+        let items = if step.based_key().is_some() { self.segments.len() } else { self.walks.len() };
+        let workgroups = count(items) * self.heads * splits;
         if workgroups == 0 {
             return Ok(None);
         }
-        let checked = self.checked;
-        let narrow = if key.access == Access::Vec8 { Access::Vec4 } else { key.access };
-        let rows = |resolved, access| self.binder.rows(Some(Resolved::counted_by(resolved, access)));
-        let (q, k) = (rows(&checked.q, key.access)?, rows(&checked.k, key.access)?);
-        let v = rows(&checked.v, narrow)?;
-        let out = self.binder.output(Some(Resolved::counted_by(&checked.out, narrow)))?;
-        let (given0, given) = (self.binder.states(checked.state0)?, self.binder.states(checked.state)?);
-        let between = self.between(given);
-        let ((state0, state0_view), (state, state_view)) = match key.op {
-            BasedOp::Chunk => ((given0, view(&given0)), (given, view(&given))),
-            BasedOp::State => ((given0, view(&given0)), between),
-            BasedOp::Read => (between, (None, StateView::default())),
-        };
-        let from_none = key.op != BasedOp::Read && given0.is_none();
+        let access = step.based_key().map_or(Access::Any, |key| key.access);
+        let narrow = if access == Access::Vec8 { Access::Vec4 } else { access };
+        let [k, v] = step.kv.map_or([None; 2], |kv| kv.map(Some));
+        let (q, k) = (self.rows(step.q, access)?, self.rows(k, access)?);
+        let (v, g) = (self.rows(v, narrow)?, self.rows(step.g, narrow)?);
+        let out = step.out.and_then(|tensor| self.checked.get(tensor)).map(|r| r.counted_by(narrow));
+        let out = self.binder.output(out)?;
+        let ((state0, state0_view), (state, state_view)) = (self.states(step.from)?, self.states(step.to)?);
+        let records = self.scratch(&self.workspace.records);
 
         let located = |bound: &Bound<'_>| bound.as_ref().map_or_else(shaders::View::default, |b| b.1.view);
         let (features, value) = (based.dims().qk(), based.dims().value());
+        let scale = based.effective_scale();
+        let joins = step.based_key().is_none();
         let params = LinearParams {
             first: 0,
             last: workgroups,
-            head_first: part.kv_heads.start,
-            heads,
-            splits: self.plan.splits,
-            head_dim: features,
-            value_dim: value,
+            head_first: self.binder.part.kv_heads.start,
+            heads: self.heads,
+            splits,
+            // States are joined number by number, whatever they hold.
+            head_dim: if joins { based.state_rows() } else { features },
+            value_dim: if joins { value + 1 } else { value },
             head_chunks: features.div_ceil(4),
             value_chunks: value.div_ceil(4),
             state_rows: based.state_rows(),
-            step: 1,
+            step: if step.reversed { u32::MAX } else { 1 },
+            forward: if step.reversed { 0.0 } else { 1.0 },
             q: located(&q),
             k: located(&k),
             v: located(&v),
             out: located(&out),
+            gate: self.records(),
             state0: state0_view,
             state: state_view,
-            score_scale: based.effective_scale(),
+            score_scale: scale,
+            // Gradients of states are of the states themselves, which are not scaled.
+            read_scale: if step.reversed { 1.0 } else { scale },
+            write_scale: if step.reversed { scale } else { 1.0 },
             eps: based.effective_eps(),
-            normalize: u32::from(based.is_normalized()),
-            ..LinearParams::default()
+            normalize: u32::from(based.is_normalized() && !step.reversed),
+            segments: 0,
+            walks: 6 * count(self.segments.len()),
+            slopes: 6 * count(self.segments.len()) + 4 * count(self.walks.len()),
+            totals: 0,
+            g: located(&g),
+            block: step.block,
         };
         let mut words: Vec<u32> = bytemuck::cast_slice(std::slice::from_ref(&params)).to_vec();
-        let segments = self.segments.iter().map(|s| Segment { state0: if from_none { NONE } else { s.state0 }, ..*s });
-        words.extend_from_slice(bytemuck::cast_slice(&segments.collect::<Vec<_>>()));
-        let bound = [q, k, v, out, state0, state, None];
-        Dispatch::new(self.binder.engine, &Key::Based(*key), &bound, &words, self.plan.grid(workgroups)).map(Some)
+        words.extend_from_slice(bytemuck::cast_slice(&self.segments));
+        words.extend_from_slice(bytemuck::cast_slice(&self.walks));
+        let bound = match &step.key {
+            Key::Based(key) if key.is_gradient() => [q, k, v, out, state0, g, records],
+            Key::Based(_) => [q, k, v, out, state0, state, records],
+            _ => {
+                // Nothing is forgotten: slopes of 0.
+                words.extend(vec![0; based.heads() as usize]);
+                [None, None, None, self.scratch(&self.workspace.segments), state0, state, None]
+            }
+        };
+        Dispatch::new(self.binder.engine, &step.key, &bound, &words, self.plan.grid(workgroups)).map(Some)
     }
 }
 

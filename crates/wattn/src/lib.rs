@@ -30,7 +30,7 @@ pub use linear_plan::LinearPlan;
 pub use operands::Operands;
 pub use operator::{Operator, Prepared};
 pub use plan::Plan;
-pub use state::LightningState;
+pub use state::{BasedState, LightningState, Recurrent, State};
 pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{

@@ -89,7 +89,7 @@ impl<'a> LinearOperands<'a> {
     }
 }
 
-const ALL: [Tensor; 12] = [
+pub(crate) const ALL: [Tensor; 12] = [
     Tensor::Q,
     Tensor::K,
     Tensor::V,

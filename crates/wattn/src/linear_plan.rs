@@ -254,6 +254,7 @@ impl<'a> Call<'a> {
             walks: 6 * count(self.segments.len()),
             slopes: 6 * count(self.segments.len()) + 4 * count(self.walks.len()),
             totals: count(self.segments.len()) * self.heads * size,
+            ..LinearParams::default()
         };
         let mut words: Vec<u32> = bytemuck::cast_slice(std::slice::from_ref(&params)).to_vec();
         let segments = self

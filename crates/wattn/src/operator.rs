@@ -69,6 +69,6 @@ impl Prepared for LinearPlan {
 
 impl Prepared for BasedPlan {
     fn keys(&self) -> Vec<Key> {
-        self.details().keys.iter().copied().map(Key::Based).collect()
+        self.details().keys().collect()
     }
 }

@@ -1,11 +1,48 @@
-//! States of linear attention as values: sized, made, copied, saved and restored.
+//! States of linear operators as values: sized, made, copied, saved and restored.
 
-use wattn_scheduler::Lightning;
+use std::marker::PhantomData;
+
+use wattn_scheduler::{Based, Lightning};
 use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoder};
 
 use crate::engine::{Engine, ready};
 use crate::error::RunError;
 use crate::view::View;
+
+/// An operator with states: [`Lightning`] and [`Based`].
+pub trait Recurrent: shape::Shape {}
+
+impl Recurrent for Lightning {}
+impl Recurrent for Based {}
+
+/// What states of an operator look like, for this crate's operators only.
+mod shape {
+    use wattn_scheduler::{Based, Lightning};
+
+    pub trait Shape {
+        /// What states are called in files.
+        const NAME: &'static str;
+
+        /// Sequences, heads, rows, columns.
+        fn shape(&self, sequences: u32) -> [u32; 4];
+    }
+
+    impl Shape for Lightning {
+        const NAME: &'static str = "lightning";
+
+        fn shape(&self, sequences: u32) -> [u32; 4] {
+            [sequences, self.heads(), self.dims().qk(), self.dims().value()]
+        }
+    }
+
+    impl Shape for Based {
+        const NAME: &'static str = "based";
+
+        fn shape(&self, sequences: u32) -> [u32; 4] {
+            [sequences, self.heads(), self.state_rows(), self.dims().value() + 1]
+        }
+    }
+}
 
 /// The states of [`Lightning`] for a number of sequences: what has been seen of each, [sequences, heads, key dim, value dim] in f32,
 /// and how many tokens that were.
@@ -23,22 +60,39 @@ use crate::view::View;
 /// assert_eq!(LightningState::restore(&engine, &saved)?.tokens(), 1);
 /// # Ok(()) }
 /// ```
+pub type LightningState = State<Lightning>;
+
+/// The states of [`Based`] for a number of sequences: the moments of the keys of each,
+/// [sequences, heads, [state rows](Based::state_rows), value dim + 1] in f32, and how many tokens that were.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use wattn::{Based, BasedState, Engine, HeadDim};
+/// # if Engine::headless().is_err() { return Ok(()) }
+/// let engine = Engine::headless()?;
+/// let state = BasedState::new(&engine, &Based::new(16, HeadDim::with_value(16, 64)?), 1)?;
+/// assert_eq!(state.shape(), [1, 16, 153, 65]);
+/// # Ok(()) }
+/// ```
+pub type BasedState = State<Based>;
+
+/// States of an operator as a value: [`LightningState`], [`BasedState`].
 #[derive(Debug)]
-pub struct LightningState {
+pub struct State<O> {
     engine: Engine,
     buffer: Buffer,
     shape: [u32; 4],
     tokens: u64,
+    operator: PhantomData<fn() -> O>,
 }
 
-impl LightningState {
+impl<O: Recurrent> State<O> {
     /// States of zero for `sequences` sequences of this operator.
     ///
     /// # Errors
     /// A device without the memory.
-    pub fn new(engine: &Engine, lightning: &Lightning, sequences: u32) -> Result<Self, RunError> {
-        let dims = lightning.dims();
-        Self::of_shape(engine, [sequences, lightning.heads(), dims.qk(), dims.value()])
+    pub fn new(engine: &Engine, operator: &O, sequences: u32) -> Result<Self, RunError> {
+        Self::of_shape(engine, operator.shape(sequences))
     }
 
     /// States of zero, of the same extents on the same device.
@@ -64,11 +118,11 @@ impl LightningState {
         let errors = [ready(validation.pop()), ready(memory.pop())];
         match errors.into_iter().flatten().flatten().next() {
             Some(error) => Err(RunError::OutOfMemory { argument: "state", bytes, message: error.to_string() }),
-            None => Ok(Self { engine: engine.clone(), buffer, shape, tokens: 0 }),
+            None => Ok(Self { engine: engine.clone(), buffer, shape, tokens: 0, operator: PhantomData }),
         }
     }
 
-    /// The extents: sequences, heads, key dim, value dim.
+    /// The extents: sequences, heads, rows, columns.
     #[must_use]
     pub fn shape(&self) -> [u32; 4] {
         self.shape
@@ -128,7 +182,7 @@ mod file {
 
     use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-    use super::LightningState;
+    use super::{Recurrent, State};
     use crate::engine::Engine;
     use crate::error::RunError;
     use crate::host::download;
@@ -136,7 +190,7 @@ mod file {
     /// How long the device may take to finish what comes before a save.
     const TIMEOUT: Duration = Duration::from_secs(120);
 
-    impl LightningState {
+    impl<O: Recurrent> State<O> {
         /// The states as a safetensors file, bit by bit, with the number of tokens: all that was submitted is waited for.
         ///
         /// # Errors
@@ -148,10 +202,10 @@ mod file {
             let file = |error: safetensors::SafeTensorError| RunError::File(error.to_string());
             let view = TensorView::new(Dtype::F32, shape, &bytes[..size]).map_err(file)?;
             let metadata = HashMap::from([("tokens".to_owned(), self.tokens.to_string())]);
-            safetensors::serialize([("lightning", view)], Some(metadata)).map_err(file)
+            safetensors::serialize([(O::NAME, view)], Some(metadata)).map_err(file)
         }
 
-        /// States from a file of [`save`](Self::save), on any device.
+        /// States from a file of [`save`](Self::save) of the same operator, on any device.
         ///
         /// # Errors
         /// A file that is none of these, or a device without the memory.
@@ -162,7 +216,7 @@ mod file {
             let tokens = header.metadata().as_ref().and_then(|m| m.get("tokens")).and_then(|n| n.parse().ok());
             let tokens = tokens.ok_or_else(|| wrong("there is no number of tokens"))?;
             let tensors = SafeTensors::deserialize(bytes).map_err(file)?;
-            let tensor = tensors.tensor("lightning").map_err(file)?;
+            let tensor = tensors.tensor(O::NAME).map_err(file)?;
             let extents: Vec<u32> = tensor.shape().iter().filter_map(|&n| u32::try_from(n).ok()).collect();
             let shape: [u32; 4] = extents.try_into().map_err(|_| wrong("a state has four axes"))?;
             if tensor.dtype() != Dtype::F32 {

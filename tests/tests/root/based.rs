@@ -1,11 +1,11 @@
-//! BASED linear attention: every problem of its catalogue and every case file, by every kernel.
+//! BASED linear attention: every problem of its catalogue and every case file, by every kernel in both schedules.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
-use wattn_cases::{BasedCase, BasedRecipe, Case, CaseFile, References, based_catalogue};
+use wattn_cases::{BasedCase, Case, CaseFile, References, based_catalogue};
 use wattn_tests::{Variant, based_expected, judge_based};
 
 use crate::gpu::Gpu;
@@ -53,11 +53,8 @@ fn files() -> Vec<Arc<Based>> {
 
 pub(crate) fn trials(gpu: &Arc<Gpu>, cases: &[Arc<Based>]) -> Vec<Trial> {
     let mut trials = Vec::new();
-    for variant in Variant::based() {
-        trials.push(gpu.trial_by(variant, "based/long_walks", long_walks));
-    }
     for case in cases {
-        for variant in Variant::based() {
+        for variant in Variant::linear() {
             let (shared, name) = (Arc::clone(case), &case.name);
             trials.push(match variant.based_refusal(&gpu.engine, &case.case) {
                 Ok(Some(_)) => gpu
@@ -82,25 +79,4 @@ fn check(gpu: &Gpu, case: &Based, variant: Variant) -> Result<()> {
     ensure!(!comparisons.is_empty(), "nothing was compared");
     let failed: Vec<String> = comparisons.iter().filter_map(|c| gpu.check(c).err()).map(|e| e.to_string()).collect();
     if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
-}
-
-/// Many chunks; and where a driver would end the loop over still more, a refusal.
-fn long_walks(gpu: &Gpu, variant: Variant) -> Result<()> {
-    let recipe = BasedRecipe {
-        name: "based/long",
-        tokens: 10_000,
-        heads: 1,
-        value_dim: 16,
-        grad_out: false,
-        ..BasedRecipe::default()
-    };
-    let case = recipe.build();
-    let (_, comparisons) = judge_based(&gpu.engine, &case, Some(variant), &case.reference())?;
-    comparisons.iter().try_for_each(|comparison| gpu.check(comparison))?;
-    if gpu.engine.capabilities().loop_turns().is_some() {
-        let plan = gpu.engine.plan(&wattn_tests::based(&case)?, wattn::Tokens::new(1, 1 << 20));
-        let error = plan.err().map(|error| error.to_string()).unwrap_or_default();
-        ensure!(error.contains("tokens: 1048576"), "{error:?} does not name the tokens");
-    }
-    Ok(())
 }

@@ -38,7 +38,8 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     trials
 }
 
-fn submit(engine: &Engine, record: impl FnOnce(&mut wattn::wgpu::CommandEncoder) -> Result<()>) -> Result<()> {
+/// Submits what `record` records.
+pub(crate) fn submit(engine: &Engine, record: impl FnOnce(&mut wattn::wgpu::CommandEncoder) -> Result<()>) -> Result<()> {
     let mut encoder = engine.device().create_command_encoder(&CommandEncoderDescriptor::default());
     record(&mut encoder)?;
     engine.queue().submit([encoder.finish()]);
@@ -247,8 +248,9 @@ fn a_hundred_thousand_tokens(gpu: &Gpu, variant: Variant) -> Result<()> {
     Ok(())
 }
 
+/// An error whose message has all of `needles`.
 #[track_caller]
-fn refused<T: std::fmt::Debug, E: std::fmt::Display>(
+pub(crate) fn refused<T: std::fmt::Debug, E: std::fmt::Display>(
     result: std::result::Result<T, E>,
     needles: &[&str],
 ) -> Result<()> {

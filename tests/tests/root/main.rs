@@ -2,6 +2,7 @@
 //! devices themselves. A trial's name says all: `vulkan/llvmpipe/broadcast/softmax/plain`.
 
 mod based;
+mod based_calls;
 mod catalogue;
 mod device;
 mod encode;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
                 linear::trials(gpu, &linear),
                 linear_calls::trials(gpu),
                 based::trials(gpu, &based),
+                based_calls::trials(gpu),
             ];
             all.into_iter().flatten()
         })

@@ -1,7 +1,7 @@
 //! What makes a BASED case consistent.
 
 use crate::{
-    BasedCase, Layout,
+    BasedCase, Layout, Storage,
     check::{check_qkv, check_tensor, check_totals, ensure, same},
 };
 
@@ -31,11 +31,15 @@ impl BasedCase {
             let (shape, storage) = self.output("out").expect("an output");
             check_tensor("grad.out", grad, &shape, Some(storage))?;
         }
+        for (name, tensor) in [("state", &self.state), ("grad.state", &self.grad_state)] {
+            let shape = self.state_shape();
+            tensor.as_ref().map_or(Ok(()), |tensor| check_tensor(name, tensor, &shape, Some(Storage::F32)))?;
+        }
         for (name, tensor) in &self.expect {
             let (shape, _) = self.output(name).ok_or_else(|| format!("based has no output `{name}`"))?;
             check_tensor(&format!("expect.{name}"), tensor, &shape, None)?;
-            ensure(!name.starts_with('d') || self.grad_out.is_some(), || {
-                format!("`expect.{name}` is there, but not `grad.out`")
+            ensure(!name.starts_with('d') || self.has_backward(), || {
+                format!("`expect.{name}` is there, but neither `grad.out` nor `grad.state`")
             })?;
         }
         Ok(())

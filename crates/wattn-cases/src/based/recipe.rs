@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::packed;
 use crate::{BasedCase, Layout, Storage, Tensor, inputs::Source, recipe::totals};
 
 /// A BASED linear attention problem. `..BasedRecipe::default()` is a plain one: f32, one batch entry, two heads, 64
@@ -26,8 +27,12 @@ pub struct BasedRecipe {
     pub eps: Option<f64>,
     pub causal: bool,
     pub normalize: bool,
+    /// Adds the state of five keys.
+    pub state: bool,
     /// Adds a normal gradient of the output.
     pub grad_out: bool,
+    /// Adds a normal gradient of the final state.
+    pub grad_state: bool,
     /// None if empty.
     pub kv_lens: &'static [u32],
     /// Tokens of each sequence of a packed batch; not packed if empty.
@@ -53,7 +58,9 @@ impl Default for BasedRecipe {
             eps: None,
             causal: true,
             normalize: true,
+            state: false,
             grad_out: true,
+            grad_state: false,
             kv_lens: &[],
             sequences: &[],
             poison: false,
@@ -89,14 +96,33 @@ impl BasedRecipe {
             v: normal(self.kv_storage, &values),
             kv_lens: (!self.kv_lens.is_empty()).then(|| self.kv_lens.to_vec()),
             cu_seqlens,
+            state: None,
             grad_out: self.grad_out.then(|| normal(self.q_storage, &values)),
+            grad_state: None,
             rms_tolerance: self.rms_tolerance,
             expect: BTreeMap::new(),
         };
+        let states = case.state_shape();
+        case.grad_state = self.grad_state.then(|| normal(Storage::F32, &states));
+        case.state = self.state.then(|| self.five_keys(&states, &mut source));
         if self.poison {
             poison(&mut case);
         }
         case
+    }
+}
+
+impl BasedRecipe {
+    /// The packed moments of five normal keys and values a head.
+    fn five_keys(&self, shape: &[usize], source: &mut Source) -> Tensor {
+        let mut state = Tensor::new(Storage::F32, shape, vec![0.0; shape.iter().product()]);
+        for head in state.values.chunks_exact_mut(shape[2] * shape[3]) {
+            for _ in 0..5 {
+                let (k, v) = (source.normals(self.feature_dim), source.normals(self.value_dim));
+                packed::add(head, &k, &v);
+            }
+        }
+        state
     }
 }
 

@@ -20,7 +20,7 @@ fn full(recipe: BasedRecipe) -> BasedRecipe {
 
 /// All problems of BASED linear attention that are checked for correctness.
 pub fn based_catalogue() -> Vec<BasedRecipe> {
-    [lengths(), options(), head_dims(), storage()].concat()
+    [lengths(), options(), head_dims(), storage(), states(), segments()].concat()
 }
 
 fn lengths() -> Vec<BasedRecipe> {
@@ -66,11 +66,47 @@ fn head_dims() -> Vec<BasedRecipe> {
         dims(8, 16, sized("based/d8_v16", 40)),
         dims(16, 40, sized("based/d16_v40", 40)),
         dims(16, 128, sized("based/d16_v128", 40)),
+        BasedRecipe { heads: 1, ..dims(16, 256, full(sized("based/d16_v256_full", 20))) },
         dims(13, 7, sized("based/d13_v7", 37)),
         dims(24, 33, raw(sized("based/d24_v33_raw", 37))),
         BasedRecipe { heads: 1, ..dims(32, 64, sized("based/d32_v64", 40)) },
         BasedRecipe { batch: 2, bshd: true, ..sized("based/bshd", 41) },
         BasedRecipe { bshd: true, ..dims(13, 7, full(sized("based/bshd_d13_v7_full", 33))) },
+    ]
+}
+
+/// States to start from, and gradients of those that it ends in.
+fn states() -> Vec<BasedRecipe> {
+    let stateful = |recipe| BasedRecipe { state: true, grad_state: true, ..recipe };
+    vec![
+        BasedRecipe { batch: 2, heads: 3, ..stateful(sized("based/state_b2_h3", 45)) },
+        BasedRecipe { grad_state: true, ..sized("based/grad_state", 33) },
+        BasedRecipe { state: true, ..raw(sized("based/state_raw", 33)) },
+        stateful(full(sized("based/state_full", 40))),
+        stateful(full(raw(sized("based/state_full_raw", 33)))),
+        BasedRecipe { grad_out: false, ..stateful(sized("based/state_grad_alone", 20)) },
+        BasedRecipe { scale: Some(1.0), ..stateful(sized("based/state_scale_1", 33)) },
+        BasedRecipe { sequences: &[20, 0, 1, 40], ..stateful(sized("based/state_packed", 0)) },
+        BasedRecipe { batch: 3, kv_lens: &[50, 0, 13], poison: true, ..stateful(sized("based/state_kv_lens", 40)) },
+        stateful(dims(13, 7, sized("based/state_d13_v7", 37))),
+        BasedRecipe { heads: 1, ..stateful(dims(32, 64, sized("based/state_d32_v64", 20))) },
+        stateful(dims(16, 80, sized("based/state_d16_v80", 20))),
+        BasedRecipe { batch: 2, heads: 1, ..stateful(sized("based/state_one_token", 1)) },
+        stateful(sized("based/state_no_tokens", 0)),
+    ]
+}
+
+/// Sequences that come in several segments where segments are walked side by side.
+fn segments() -> Vec<BasedRecipe> {
+    let stateful = |recipe| BasedRecipe { state: true, grad_state: true, ..recipe };
+    vec![
+        stateful(sized("based/segments_300", 300)),
+        stateful(full(sized("based/segments_full_270", 270))),
+        BasedRecipe { sequences: &[140, 0, 257, 1, 129], ..stateful(sized("based/segments_packed", 0)) },
+        BasedRecipe { sequences: &[0, 140, 131], ..full(sized("based/segments_packed_full", 0)) },
+        BasedRecipe { batch: 3, kv_lens: &[300, 140, 0], poison: true, ..sized("based/segments_kv_lens", 260) },
+        BasedRecipe { batch: 2, kv_lens: &[130, 9], ..stateful(full(raw(sized("based/segments_full_kv_lens_raw", 200)))) },
+        dims(16, 80, raw(sized("based/segments_v80_raw", 150))),
     ]
 }
 

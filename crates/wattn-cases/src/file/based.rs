@@ -19,7 +19,9 @@ pub(super) fn read(name: String, options: &mut Options, tensors: &mut Tensors<'_
         v: tensors.operand("v")?,
         kv_lens: tensors.key_lengths("kv_lens")?,
         cu_seqlens,
+        state: tensors.float("state")?,
         grad_out: tensors.float("grad.out")?,
+        grad_state: tensors.float("grad.state")?,
         rms_tolerance: options.take("rms_tolerance")?,
         expect: tensors.expected(&BasedCase::OUTPUTS)?,
     })

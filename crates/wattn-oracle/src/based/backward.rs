@@ -14,6 +14,8 @@ pub struct BasedGradients {
     pub dv: Vec<f64>,
     /// Of the moments before the first token, also where none are given.
     pub dmoments: BasedMoments,
+    /// `[batch or sequences, heads]`: of the number of keys before the first token, as if it were any number.
+    pub dcounts: Vec<f64>,
 }
 
 impl BasedProblem<'_> {
@@ -23,7 +25,8 @@ impl BasedProblem<'_> {
     /// `dw_ij = dn_i . v_j + dz_i`, `dx_ij = dw_ij (1 + x_ij)`; `dq_i` adds `scale dx_ij k_j`, `dk_j` adds
     /// `scale dx_ij q_i`, `dv_j` adds `w_ij dn_i`.
     ///
-    /// Moments before the first token are keys like any other, and those after the last are sums over the keys.
+    /// Moments before the first token are keys like any other, and those after the last are sums over the keys. A query
+    /// that sees no key has the output 0 whatever it is: it gives no gradient where there is a denominator.
     ///
     /// `grad_out` is `[batch, heads, tokens, value_dim]`; `grad_moments` are zeros if `None`.
     ///
@@ -41,16 +44,21 @@ impl BasedProblem<'_> {
             dk: vec![0.0; self.k.len()],
             dv: vec![0.0; self.v.len()],
             dmoments: BasedMoments::default(),
+            dcounts: Vec::new(),
         };
 
         for seq in self.sequences() {
             for h in 0..heads {
                 let first = self.first_moments(&seq, h);
                 let mut dfirst = BasedMoments::zeros(1, feature_dim, value_dim);
+                let mut dcount = 0.0;
                 for t in seq.tokens.clone() {
                     let ix = self.row_ix(&seq, h, t);
                     let (q, grad_out) = (row(self.q, ix, feature_dim), row(grad_out, ix, value_dim));
                     let sums = self.sums(&first, &seq, h, t);
+                    if self.normalize && sums.weights == 0.0 {
+                        continue;
+                    }
                     let z = self.denominator(&sums);
                     let dn: Vec<f64> = grad_out.iter().map(|x| x / z).collect();
                     let dz = if self.normalize { -dot(grad_out, &self.finish(&sums)) / z } else { 0.0 };
@@ -65,6 +73,7 @@ impl BasedProblem<'_> {
                     let from_first = first.grad_x(q, &dn, dz, self.orders());
                     add_scaled(row_mut(&mut grads.dq, ix, feature_dim), 1.0, &from_first);
                     dfirst.add(q, &dn, dz, self.orders());
+                    dcount += dz;
                 }
 
                 if let Some(grad) = grad_moments {
@@ -78,6 +87,7 @@ impl BasedProblem<'_> {
                     dfirst.add_all(&grad);
                 }
                 grads.dmoments.append(&dfirst);
+                grads.dcounts.push(dcount);
             }
         }
         grads
