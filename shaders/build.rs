@@ -108,7 +108,9 @@ fn linear_keys() -> impl Iterator<Item = LinearKey> {
 fn based_keys() -> impl Iterator<Item = BasedKey> {
     let kernels = [Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast];
     let walks = [BasedOp::Chunk, BasedOp::State, BasedOp::Read].into_iter().flat_map(move |op| {
-        kernels.into_iter().flat_map(move |kernel| [(true, false), (false, false), (true, true)].map(|f| (op, kernel, f)))
+        kernels
+            .into_iter()
+            .flat_map(move |kernel| [(true, false), (false, false), (true, true)].map(|f| (op, kernel, f)))
     });
     let others = [BasedOp::Gradient, BasedOp::ReadGradient, BasedOp::Step].into_iter().flat_map(|op| {
         [(true, false), (false, false), (true, true), (false, true)].map(|f| (op, Kernel::TileUniversal, f))

@@ -116,7 +116,13 @@ impl BasedKey {
     pub fn chunk(&self) -> u32 {
         match self.op {
             // As many as 16 KiB hold.
-            BasedOp::Gradient | BasedOp::ReadGradient => if self.class == 32 { 3 } else { 8 },
+            BasedOp::Gradient | BasedOp::ReadGradient => {
+                if self.class == 32 {
+                    3
+                } else {
+                    8
+                }
+            }
             _ if self.kernel == Kernel::Broadcast => self.lanes,
             _ => CHUNK,
         }
@@ -239,7 +245,11 @@ impl BasedKey {
             (self.adds_keys(), "v", false),
             (self.reads_queries(), "out", true),
             (self.reads_state(), "state0", self.shared),
-            (self.writes_state() || self.is_gradient(), if self.is_gradient() { "g" } else { "state" }, !self.is_gradient()),
+            (
+                self.writes_state() || self.is_gradient(),
+                if self.is_gradient() { "g" } else { "state" },
+                !self.is_gradient(),
+            ),
             (self.has_records(), "records", self.binds_records_written()),
             (true, "aux", false),
         ];

@@ -126,14 +126,32 @@ fn based_keys() -> Vec<BasedKey> {
                 for (weights, reversed) in [(false, false), (true, false), (false, true)] {
                     for shared in [false, true] {
                         let passes = 4 * values < value_dim;
-                        keys.push(BasedKey { op, q, access, class, weights, reversed, values, passes, shared, ..plain });
+                        keys.push(BasedKey {
+                            op,
+                            q,
+                            access,
+                            class,
+                            weights,
+                            reversed,
+                            values,
+                            passes,
+                            shared,
+                            ..plain
+                        });
                     }
                 }
             }
         }
     }
     for (q, access) in forms {
-        keys.extend([true, false].map(|state| BasedKey { op: BasedOp::Step, q, access, state, weights: true, ..plain }));
+        keys.extend([true, false].map(|state| BasedKey {
+            op: BasedOp::Step,
+            q,
+            access,
+            state,
+            weights: true,
+            ..plain
+        }));
     }
     keys
 }

@@ -9,7 +9,7 @@ mod options;
 mod ranges;
 mod values;
 
-pub use based::based_catalogue;
+pub use based::{based_bench_catalogue, based_catalogue};
 pub use bench::bench_catalogue;
 pub use linear::{linear_bench_catalogue, linear_catalogue};
 

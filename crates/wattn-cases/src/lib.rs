@@ -28,7 +28,9 @@ mod write;
 
 pub use based::{BasedCase, BasedRecipe};
 pub use case::{Dims, Mask, SoftmaxCase};
-pub use catalogue::{based_catalogue, bench_catalogue, catalogue, linear_bench_catalogue, linear_catalogue};
+pub use catalogue::{
+    based_bench_catalogue, based_catalogue, bench_catalogue, catalogue, linear_bench_catalogue, linear_catalogue,
+};
 pub use file::{Case, CaseFile};
 pub use layout::Layout;
 pub use linear::{Decay, Decays, LinearCase, LinearDims, LinearRecipe};

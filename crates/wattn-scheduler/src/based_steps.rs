@@ -198,13 +198,7 @@ impl Steps<'_> {
     }
 
     /// The passes of one output.
-    fn read(
-        &self,
-        walk: &Walk,
-        reader: &Reader,
-        from: Option<BasedStates>,
-        to: Option<BasedStates>,
-    ) -> Vec<BasedStep> {
+    fn read(&self, walk: &Walk, reader: &Reader, from: Option<BasedStates>, to: Option<BasedStates>) -> Vec<BasedStep> {
         let (causal, value) = (self.based.causal, self.based.dims.value());
         let op = match (causal, reader.g.is_some()) {
             (true, false) => BasedOp::Chunk,

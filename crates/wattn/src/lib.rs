@@ -35,6 +35,6 @@ pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
     Attention, Based, BasedLayer, Capabilities, Causal, Decay, DecayModel, DeviceKind, Driver, Extent, HeadDim, Heads,
-    Lengths, Lightning, Schedule, Tokens,
+    Lengths, Lightning, Pass, Schedule, Tokens,
 };
 pub use wgpu;

@@ -8,6 +8,7 @@ use wattn::{Engine, Plan};
 use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase};
 use wattn_tests::{Loaded, Variant, attention, extent};
 
+use super::based;
 use super::ceilings::{Around, Beside, Ceilings};
 use super::clock::{Clock, Sample};
 use super::linear;
@@ -138,6 +139,7 @@ pub(crate) enum Runner<'a> {
     Baseline(&'a Passes<'a>),
     Linear(&'a linear::Contestant<'a>),
     Scan(&'a linear::Scan<'a>),
+    Based(&'a based::Contestant),
 }
 
 impl Runner<'_> {
@@ -147,6 +149,7 @@ impl Runner<'_> {
             Self::Baseline(passes) => passes.sample(clock, count),
             Self::Linear(contestant) => contestant.sample(clock, count),
             Self::Scan(scan) => scan.sample(clock),
+            Self::Based(contestant) => contestant.planned.sample(clock, count),
         }
     }
 
@@ -155,6 +158,7 @@ impl Runner<'_> {
         let whole = match self {
             Self::Kernel(contestant) => contestant.plan.slices() == 1,
             Self::Linear(contestant) => contestant.plan.slices() == 1,
+            Self::Based(contestant) => contestant.planned.slices() == 1,
             Self::Baseline(_) | Self::Scan(_) => return None,
         };
         Some(if whole { 64.0 } else { 1.0 })

@@ -1,18 +1,16 @@
 //! Time against length: each operator on ever longer sequences, until one run is predicted to take too long.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use wattn::wgpu::{self, Buffer, BufferUsages, CommandEncoder, ComputePass};
-use wattn::{
-    Attention, Decay, Engine, Extent, HeadDim, Heads, Lightning, LinearOperands, LinearPlan, Operands, Plan, Tokens,
-    View,
-};
+use wattn::{Attention, Based, Decay, Engine, Extent, HeadDim, Heads, Lightning, Tokens};
 
-use super::clock::{Clock, Sample};
-use super::stats::Series;
+use super::clock::Clock;
+use super::planned::Planned;
 
 const HEADS: u32 = 8;
 const DIM: u32 = 64;
+/// Of BASED.
+const FEATURES: u32 = 16;
 /// From 1k to 128k tokens.
 const TOKENS: [u32; 8] = [1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16, 1 << 17];
 /// A run that is predicted to take longer is not tried, seconds.
@@ -48,24 +46,29 @@ struct Operator {
     plan: fn(&Engine, u32) -> Result<Planned>,
 }
 
-enum Planned {
-    Softmax(Plan),
-    Linear(LinearPlan),
-}
-
-const OPERATORS: [Operator; 2] = [
+const OPERATORS: [Operator; 3] = [
     Operator { op: "softmax", gate: "softmax/causal_1024", growth: 4.0, plan: softmax },
     Operator { op: "lightning", gate: "lightning/forward_8192", growth: 2.0, plan: lightning },
+    Operator { op: "based", gate: "based/forward_8192", growth: 2.0, plan: based },
 ];
 
 fn softmax(engine: &Engine, tokens: u32) -> Result<Planned> {
     let attention = Attention::new(Heads::new(HEADS)?, HeadDim::new(DIM)?).causal();
-    Ok(Planned::Softmax(engine.plan(&attention, Extent::new(1, tokens, tokens))?))
+    Planned::softmax(engine, &attention, Extent::new(1, tokens, tokens))
 }
 
 fn lightning(engine: &Engine, tokens: u32) -> Result<Planned> {
     let lightning = Lightning::new(HEADS, HeadDim::new(DIM)?).decay(Decay::transnormer(3, 12));
-    Ok(Planned::Linear(engine.plan(&lightning, Tokens::new(1, tokens))?))
+    Planned::lightning(engine, &lightning, Tokens::new(1, tokens))
+}
+
+fn based(engine: &Engine, tokens: u32) -> Result<Planned> {
+    Planned::based(engine, &Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?), Tokens::new(1, tokens))
+}
+
+/// Whether an operator is timed only if this case was found right.
+pub(crate) fn is_gate(case: &str) -> bool {
+    OPERATORS.iter().any(|operator| operator.gate == case)
 }
 
 /// Measures each operator whose gate passed.
@@ -81,7 +84,7 @@ fn line(engine: &Engine, clock: &Clock, operator: &Operator) -> Result<Line> {
         }
         // A device may lack the memory, or a limit: the line ends there.
         let Ok(planned) = (operator.plan)(engine, tokens) else { break };
-        let us = median(engine, clock, &planned, tokens)? * 1e6;
+        let us = planned.median(clock, SAMPLES, 1)? * 1e6;
         points.push(Point { tokens, us, extrapolated: false });
     }
     let exponent = exponent(&points);
@@ -93,80 +96,6 @@ fn line(engine: &Engine, clock: &Clock, operator: &Operator) -> Result<Line> {
         }));
     }
     Ok(Line { op: operator.op.into(), gate: operator.gate.into(), exponent, points })
-}
-
-/// The median of a few samples, seconds, after a first run.
-fn median(engine: &Engine, clock: &Clock, planned: &Planned, tokens: u32) -> Result<f64> {
-    let buffer = || {
-        // wgpu fills buffers with zeros; what they hold does not change the time.
-        engine.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("lengths"),
-            size: u64::from(HEADS) * u64::from(tokens) * u64::from(DIM) * 4,
-            usage: BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        })
-    };
-    let operands = [(); 4].map(|()| buffer());
-    let workspace = match planned {
-        Planned::Linear(plan) if plan.workspace_bytes() > 0 => {
-            let size = plan.workspace_bytes();
-            let (label, usage) = (Some("workspace"), BufferUsages::STORAGE);
-            Some(engine.device().create_buffer(&wgpu::BufferDescriptor {
-                label,
-                size,
-                usage,
-                mapped_at_creation: false,
-            }))
-        }
-        _ => None,
-    };
-    planned.sample(clock, &operands, workspace.as_ref())?;
-    let samples = (0..SAMPLES).map(|_| planned.sample(clock, &operands, workspace.as_ref())).collect::<Result<_>>()?;
-    Ok(Series(samples).summary().context("no samples")?.median)
-}
-
-impl Planned {
-    fn sample(&self, clock: &Clock, [q, k, v, out]: &[Buffer; 4], workspace: Option<&Buffer>) -> Result<Sample> {
-        let [q, k, v, out] = [q, k, v, out].map(View::bhsd);
-        match self {
-            Self::Softmax(plan) => {
-                let operands = Operands::new(q, k, v, out);
-                timed(
-                    clock,
-                    plan.slices(),
-                    |pass| Ok(plan.encode_in_pass(pass, &operands)?),
-                    |encoder, slice| Ok(plan.encode_slice(encoder, &operands, slice)?),
-                )
-            }
-            Self::Linear(plan) => {
-                let operands = LinearOperands { out: Some(out), workspace, ..LinearOperands::new(q, k, v) };
-                timed(
-                    clock,
-                    plan.slices(),
-                    |pass| Ok(plan.encode_in_pass(pass, &operands)?),
-                    |encoder, slice| Ok(plan.encode_slice(encoder, &operands, slice)?),
-                )
-            }
-        }
-    }
-}
-
-/// A short call in one pass, a long one slice by slice.
-fn timed(
-    clock: &Clock,
-    slices: u32,
-    whole: impl FnOnce(&mut ComputePass<'_>) -> Result<()>,
-    slice: impl Fn(&mut CommandEncoder, u32) -> Result<()>,
-) -> Result<Sample> {
-    if slices == 1 {
-        return clock.pass(whole);
-    }
-    let encoders = (0..slices).map(|n| {
-        let mut encoder = clock.encoder();
-        slice(&mut encoder, n)?;
-        Ok(encoder)
-    });
-    clock.submissions(encoders.collect::<Result<_>>()?)
 }
 
 /// The slope of log time over log tokens, by least squares.

@@ -2,14 +2,17 @@
 //!
 //! Nothing is timed that was not found right in the same run.
 
+mod based;
 mod ceilings;
 mod clock;
 mod compare;
 mod contest;
 mod device;
+mod generation;
 mod host;
 mod lengths;
 mod linear;
+mod planned;
 mod report;
 mod row;
 mod shader;
@@ -22,7 +25,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use wattn::Engine;
-use wattn_cases::{LinearRecipe, Recipe, bench_catalogue, linear_bench_catalogue};
+use wattn_cases::{BasedRecipe, LinearRecipe, Recipe, based_bench_catalogue, bench_catalogue, linear_bench_catalogue};
 use wattn_tests::Variant;
 
 use crate::report::guarded;
@@ -37,13 +40,14 @@ use row::{Row, Run, Shared};
 use unfused::{Form, Passes, Unfused};
 
 /// The cases of a quick run.
-const QUICK: [&str; 6] = [
+const QUICK: [&str; 7] = [
     "softmax/full_1024",
     "softmax/causal_1024",
     "softmax/full_1024_f16",
     "softmax/gqa_9_3_causal_1024",
     "lightning/forward_8192",
     "lightning/backward_8192",
+    "based/forward_8192",
 ];
 /// The case that all kernels are timed on.
 const SHOWCASE: &str = "softmax/full_1024";
@@ -51,7 +55,7 @@ const SHOWCASE: &str = "softmax/full_1024";
 /// How fast the kernels are on a device, against its own ceilings
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only cases whose name contains this
+    /// Only cases whose name contains this; `lengths` for time against length, `generation` for decode
     #[arg(long, value_name = "S")]
     filter: Option<String>,
     #[command(flatten)]
@@ -79,15 +83,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let engine = device::open(&adapter)?;
     let pinned = args.selection.variant();
-    let wanted = |name: &str| match (&args.filter, args.quick) {
+    let picked = |name: &str| match (&args.filter, args.quick) {
         (Some(filter), _) => name.contains(filter.as_str()),
         (None, true) => QUICK.contains(&name),
         (None, false) => true,
     };
+    let (sweep, generate) = (picked("lengths"), picked("generation"));
+    // What the sweep times must have been found right in this run.
+    let wanted = |name: &str| picked(name) || (sweep && lengths::is_gate(name));
     let recipes: Vec<Recipe> = bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
     let linear: Vec<LinearRecipe> = linear_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
-    let cases = recipes.len() + linear.len();
-    ensure!(cases > 0, "no case matches {:?}", args.filter.unwrap_or_default());
+    let based: Vec<BasedRecipe> = based_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
+    let cases = recipes.len() + linear.len() + based.len();
+    ensure!(cases > 0 || generate, "no case matches {:?}", args.filter.unwrap_or_default());
 
     let bar = ProgressBar::new(cases as u64 + 1);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}")?);
@@ -111,23 +119,34 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bar.set_message(recipe.name);
         rows.push(bench.linear(recipe, pinned)?);
     }
-    // The sweep takes its time, and kernels that were found right in this run.
-    let swept = match &args.filter {
-        Some(_) => Vec::new(),
-        None if args.quick => Vec::new(),
-        None => {
-            bar.set_message("time against length");
-            let passed = |case: &str| rows.iter().any(|row: &Row| row.case == case && row.median_us.is_some());
-            lengths::measure(&bench.engine, &bench.clock, passed)?
-        }
-    };
+    for recipe in &based {
+        bar.inc(1);
+        bar.set_message(recipe.name);
+        rows.push(bench.based(recipe, pinned)?);
+    }
+    let mut lengths = Vec::new();
+    if sweep {
+        bar.set_message("time against length");
+        let passed = |case: &str| rows.iter().any(|row: &Row| row.case == case && row.median_us.is_some());
+        lengths = lengths::measure(&bench.engine, &bench.clock, passed)?;
+    }
+    let mut generation = Vec::new();
+    if generate {
+        bar.set_message("generation");
+        generation = generation::measure(&bench.engine, &bench.clock);
+    }
     bar.finish_and_clear();
-    println!("\n{}", table::table(&rows));
-    if !swept.is_empty() {
-        println!("\n{}", table::lengths(&swept));
+    if !rows.is_empty() {
+        println!("\n{}", table::table(&rows));
+    }
+    if !lengths.is_empty() {
+        println!("\n{}", table::lengths(&lengths));
+    }
+    if !generation.is_empty() {
+        println!("\n{}", table::generation(&generation));
     }
 
-    let run = Run { schema: 1, device, rows, lengths: swept };
+    let run = Run { schema: 1, device, rows, lengths, generation };
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&run)? + "\n")
             .with_context(|| format!("writing {}", path.display()))?;
@@ -155,7 +174,8 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
         slower = changes.iter().filter(|change| change.verdict == Verdict::Slower).count();
     }
     let wrong = |row: &&Row| row.error.is_some() || row.baseline_error.is_some();
-    let failed: Vec<&str> = run.rows.iter().filter(wrong).map(|row| row.case.as_str()).collect();
+    let stuck = run.generation.iter().filter(|op| op.error.is_some()).map(|op| op.op.as_str());
+    let failed: Vec<&str> = run.rows.iter().filter(wrong).map(|row| row.case.as_str()).chain(stuck).collect();
     ensure!(failed.is_empty(), "{} FAILED: {}", failed.len(), failed.join(", "));
     ensure!(slower == 0, "{slower} slower beyond noise");
     Ok(())
@@ -238,6 +258,19 @@ impl Bench {
         let shared = Shared { baseline, baseline_error, ..Shared::default() };
         let outcome = outcomes.first().context("no outcome")?;
         Ok(row.measured(contestant.figures(), *outcome, &shared))
+    }
+
+    /// One case of BASED's linear attention: a row for the plan's choice or the pinned kernel.
+    fn based(&self, recipe: &BasedRecipe, pinned: Option<Variant>) -> Result<Row> {
+        let row = Row::based(recipe, &pinned.map_or("plan".into(), |v| v.to_string()));
+        let subject = based::Subject::new(recipe);
+        let contestant = match guarded(|| based::Contestant::new(&self.engine, &subject, pinned)) {
+            Ok(contestant) => contestant,
+            Err(error) => return Ok(row.failed(&error)),
+        };
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &[Runner::Based(&contestant)])?;
+        let outcome = outcomes.first().context("no outcome")?;
+        Ok(row.measured(contestant.figures()?, *outcome, &Shared::default()))
     }
 
     /// A baseline that passed its checks; `None` if it would take too long.

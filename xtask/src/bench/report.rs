@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use super::generation::Generation;
 use super::lengths::{Line, Point};
 use super::row::{Row, Run};
 use super::table::{HEADER, LEGEND, cells, headline};
@@ -51,6 +52,10 @@ fn page(run: &Run) -> Result<String> {
     if !run.lengths.is_empty() {
         html += "<h2>Time against length</h2><p>Dashed: extrapolated by the fitted exponent, not run.</p>";
         html += &svg(480, |area| lengths(area, &run.lengths))?;
+    }
+    if run.generation.iter().any(|operator| !operator.points.is_empty()) {
+        html += "<h2>Generation</h2><p>Tokens a second of one attention layer of BASED's 1.3B model, batch 1, f32, after as many others.</p>";
+        html += &svg(480, |area| generation(area, &run.generation))?;
     }
     Ok(html + "</html>\n")
 }
@@ -98,8 +103,38 @@ fn roofline(area: &Area<'_>, run: &Run, rows: &[&Row]) -> Result<()> {
 }
 
 fn lengths(area: &Area<'_>, lines: &[Line]) -> Result<()> {
-    let all = || lines.iter().flat_map(|line| &line.points);
-    let bounds = |value: fn(&Point) -> f64| {
+    let curve = |line: &Line| {
+        let place = |point: &Point| (f64::from(point.tokens), point.us / 1e3);
+        let exponent = line.exponent.map_or(String::new(), |x| format!(", exponent {x:.2}"));
+        Curve {
+            label: format!("{}{exponent}", line.op),
+            measured: line.points.iter().filter(|point| !point.extrapolated).count(),
+            points: line.points.iter().map(place).collect(),
+        }
+    };
+    curves(area, ["tokens", "ms"], &lines.iter().map(curve).collect::<Vec<_>>())
+}
+
+fn generation(area: &Area<'_>, operators: &[Generation]) -> Result<()> {
+    let curve = |operator: &Generation| Curve {
+        label: operator.op.clone(),
+        measured: operator.points.len(),
+        points: operator.points.iter().map(|point| (f64::from(point.tokens), point.per_second)).collect(),
+    };
+    curves(area, ["tokens before", "tokens a second"], &operators.iter().map(curve).collect::<Vec<_>>())
+}
+
+/// A line of a chart, drawn through up to its last point that was measured, dashed from there.
+struct Curve {
+    label: String,
+    points: Vec<(f64, f64)>,
+    measured: usize,
+}
+
+/// Lines over two logarithmic axes.
+fn curves(area: &Area<'_>, [x, y]: [&str; 2], curves: &[Curve]) -> Result<()> {
+    let all = || curves.iter().flat_map(|curve| &curve.points);
+    let bounds = |value: fn(&(f64, f64)) -> f64| {
         let least = all().map(value).fold(f64::INFINITY, f64::min);
         let most = all().map(value).fold(0.0, f64::max);
         least / 1.5..most * 3.0
@@ -108,28 +143,18 @@ fn lengths(area: &Area<'_>, lines: &[Line]) -> Result<()> {
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(64)
-        .build_cartesian_2d(
-            bounds(|point| f64::from(point.tokens)).log_scale(),
-            bounds(|point| point.us / 1e3).log_scale(),
-        )
+        .build_cartesian_2d(bounds(|point| point.0).log_scale(), bounds(|point| point.1).log_scale())
         .map_err(drawing)?;
-    let mesh = &mut chart.configure_mesh();
-    mesh.light_line_style(TRANSPARENT).x_desc("tokens").y_desc("ms").draw().map_err(drawing)?;
-    for (line, colour) in lines.iter().zip(COLOURS) {
-        let place = |point: &Point| (f64::from(point.tokens), point.us / 1e3);
-        let measured: Vec<_> = line.points.iter().filter(|point| !point.extrapolated).map(place).collect();
-        // The dashes begin at the last point that was measured.
-        let dashed: Vec<_> = line.points.iter().map(place).skip(measured.len().saturating_sub(1)).collect();
+    chart.configure_mesh().light_line_style(TRANSPARENT).x_desc(x).y_desc(y).draw().map_err(drawing)?;
+    for (curve, colour) in curves.iter().zip(COLOURS) {
+        let (measured, dashed) = (&curve.points[..curve.measured], &curve.points[curve.measured.saturating_sub(1)..]);
         chart.draw_series(measured.iter().map(|&point| Circle::new(point, 4, colour.filled()))).map_err(drawing)?;
-        chart.draw_series([PathElement::new(measured, colour.stroke_width(2))]).map_err(drawing)?;
+        chart.draw_series([PathElement::new(measured.to_vec(), colour.stroke_width(2))]).map_err(drawing)?;
         let dashes = DashedLineSeries::new(dashed.iter().copied(), 6, 6, colour.stroke_width(2));
         chart.draw_series(dashes).map_err(drawing)?;
         if let Some(&end) = dashed.last() {
-            let exponent = line.exponent.map_or(String::new(), |x| format!(", exponent {x:.2}"));
-            let text = format!("{}{exponent}", line.op);
-            chart
-                .draw_series([EmptyElement::at(end) + Text::new(text, (-120, -16), ("sans-serif", 12))])
-                .map_err(drawing)?;
+            let text = Text::new(curve.label.clone(), (-120, -16), ("sans-serif", 12));
+            chart.draw_series([EmptyElement::at(end) + text]).map_err(drawing)?;
         }
     }
     Ok(())
@@ -178,6 +203,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::generation::Speed;
     use super::*;
 
     #[test]
@@ -203,10 +229,13 @@ mod tests {
         let point = |tokens, us, extrapolated| Point { tokens, us, extrapolated };
         let points = vec![point(1024, 10.0, false), point(2048, 40.0, false), point(4096, 160.0, true)];
         let lengths = vec![Line { op: "softmax".into(), gate: "softmax/x".into(), exponent: Some(2.0), points }];
-        let run = Run { schema: 1, device: serde_json::from_value(device).expect("all fields"), rows, lengths };
+        let points = [1024, 2048].map(|tokens| Speed { tokens, per_second: 100.0 }).into();
+        let generation = vec![Generation { op: "a_step".into(), bytes: 4, points, error: None }];
+        let device = serde_json::from_value(device).expect("all fields");
+        let run = Run { schema: 1, device, rows, lengths, generation };
         let html = page(&run).expect("drawn");
-        assert_eq!(html.matches("<svg").count(), 3);
-        assert!(html.contains("exponent 2.00"), "the line's label");
+        assert_eq!(html.matches("<svg").count(), 4);
+        assert!(html.contains("exponent 2.00") && html.contains("a_step"), "the lines' labels");
         assert!(html.contains("FAILED: wrong") && html.contains("a &lt;name&gt;"));
         assert!(!html.contains("src=") && !html.contains("href="), "something outside of the page");
     }

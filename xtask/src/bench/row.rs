@@ -1,7 +1,7 @@
 //! One measured case, as it stands in the JSON file.
 
 use serde::{Deserialize, Serialize};
-use wattn_cases::{LinearRecipe, Recipe};
+use wattn_cases::{BasedRecipe, LinearRecipe, Recipe};
 
 use super::contest::Outcome;
 
@@ -14,6 +14,9 @@ pub(crate) struct Run {
     /// Time against length; not measured by quick or filtered runs.
     #[serde(default)]
     pub(crate) lengths: Vec<super::lengths::Line>,
+    /// Tokens a second in decode; as above.
+    #[serde(default)]
+    pub(crate) generation: Vec<super::generation::Generation>,
 }
 
 /// A case and a kernel. A case that failed has no numbers but an error.
@@ -132,6 +135,26 @@ impl Row {
             head_dim: recipe.key_dim,
             value_head_dim: recipe.value_dim,
             causal: true,
+            ..Self::default()
+        }
+    }
+
+    /// A row of BASED's linear attention with the case's extents and no figures yet.
+    pub(crate) fn based(recipe: &BasedRecipe, variant: &str) -> Self {
+        Self {
+            case: recipe.name.into(),
+            op: "based".into(),
+            variant: variant.into(),
+            dtype: storage(recipe.q_storage).into(),
+            kv_dtype: storage(recipe.kv_storage).into(),
+            batch: recipe.batch,
+            heads: recipe.heads,
+            kv_heads: recipe.heads,
+            queries: recipe.tokens,
+            keys: recipe.tokens,
+            head_dim: recipe.feature_dim,
+            value_head_dim: recipe.value_dim,
+            causal: recipe.causal,
             ..Self::default()
         }
     }

@@ -105,7 +105,11 @@ fn segments() -> Vec<BasedRecipe> {
         BasedRecipe { sequences: &[140, 0, 257, 1, 129], ..stateful(sized("based/segments_packed", 0)) },
         BasedRecipe { sequences: &[0, 140, 131], ..full(sized("based/segments_packed_full", 0)) },
         BasedRecipe { batch: 3, kv_lens: &[300, 140, 0], poison: true, ..sized("based/segments_kv_lens", 260) },
-        BasedRecipe { batch: 2, kv_lens: &[130, 9], ..stateful(full(raw(sized("based/segments_full_kv_lens_raw", 200)))) },
+        BasedRecipe {
+            batch: 2,
+            kv_lens: &[130, 9],
+            ..stateful(full(raw(sized("based/segments_full_kv_lens_raw", 200))))
+        },
         dims(16, 80, raw(sized("based/segments_v80_raw", 150))),
     ]
 }
@@ -122,5 +126,19 @@ fn storage() -> Vec<BasedRecipe> {
         stored(F16, F32, sized("based/q_f16_kv_f32", 40)),
         stored(F32, F16, sized("based/q_f32_kv_f16", 40)),
         stored(F32, Bf16, sized("based/q_f32_kv_bf16", 40)),
+    ]
+}
+
+/// The problems of BASED's linear attention that are timed: the forward pass, or where a gradient comes in the backward pass.
+pub fn based_bench_catalogue() -> Vec<BasedRecipe> {
+    let timed = |recipe| BasedRecipe { heads: 8, grad_out: false, ..recipe };
+    vec![
+        timed(sized("based/forward_8192", 8192)),
+        BasedRecipe { grad_out: true, ..timed(sized("based/backward_2048", 2048)) },
+        BasedRecipe {
+            q_storage: Storage::F16,
+            kv_storage: Storage::F16,
+            ..timed(sized("based/forward_8192_f16", 8192))
+        },
     ]
 }

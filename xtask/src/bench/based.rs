@@ -1,0 +1,87 @@
+//! BASED's linear attention: its kernels, checked before they are timed.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use wattn::{Based, Engine};
+use wattn_cases::{BasedCase, BasedRecipe, References};
+use wattn_shaders::Key;
+use wattn_tests::{Variant, based, based_tokens, judge_based};
+
+use super::planned::Planned;
+use super::row::Figures;
+
+/// Tokens at most, of the problem that is checked first: no multiple of any chunk.
+const REDUCED: usize = 193;
+
+/// A case with what must come out of it, in full and reduced.
+pub(crate) struct Subject {
+    full: (BasedCase, References),
+    reduced: (BasedCase, References),
+}
+
+impl Subject {
+    /// The forward pass of a recipe, or where a gradient comes in the backward pass.
+    pub(crate) fn new(recipe: &BasedRecipe) -> Self {
+        let with_reference = |case: BasedCase| {
+            let reference = case.reference();
+            (case, reference)
+        };
+        let reduced = BasedRecipe { tokens: recipe.tokens.min(REDUCED), ..*recipe };
+        Self { full: with_reference(recipe.build()), reduced: with_reference(reduced.build()) }
+    }
+}
+
+/// A pass whose results were right, ready to run.
+pub(crate) struct Contestant {
+    pub(crate) planned: Planned,
+    /// The first call of the checks, seconds: includes compiling what this run has not compiled before.
+    first: f64,
+}
+
+impl Contestant {
+    /// Checks what comes out, on the reduced problem and on the full one, and plans the full one for timing.
+    pub(crate) fn new(engine: &Engine, subject: &Subject, variant: Option<Variant>) -> Result<Self> {
+        let started = Instant::now();
+        check(engine, &subject.reduced, variant)?;
+        let first = started.elapsed().as_secs_f64();
+        check(engine, &subject.full, variant)?;
+        let case = &subject.full.0;
+        let based = based(case)?;
+        // Timed without states, which the checks ask for.
+        let plain = Based::new(based.heads(), based.dims())
+            .causal(based.is_causal())
+            .normalize(based.is_normalized())
+            .scale(based.effective_scale())
+            .mixed_storage(based.q_storage(), based.kv_storage());
+        let plain = if case.has_backward() { plain.backward() } else { plain };
+        let forced = variant.map_or(plain.clone(), |variant| variant.force_based(plain));
+        Ok(Self { planned: Planned::based(engine, &forced, based_tokens(case)?)?, first })
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of operations, for rates")]
+    pub(crate) fn figures(&self) -> Result<Figures> {
+        let plan = self.planned.based_plan().context("not a plan of BASED")?.details();
+        let chunk = plan.keys().find_map(|key| match key {
+            Key::Based(key) => Some(key.chunk()),
+            Key::Flash(_) | Key::Linear(_) => None,
+        });
+        Ok(Figures {
+            kernel: plan.kernel.name(),
+            tile: [chunk.unwrap_or(0), plan.segments],
+            flops: plan.flops as f64,
+            bytes: plan.bytes as f64,
+            workspace_bytes: plan.workspace_bytes,
+            first: self.first,
+        })
+    }
+}
+
+fn check(engine: &Engine, (case, reference): &(BasedCase, References), variant: Option<Variant>) -> Result<()> {
+    let (_, comparisons) = judge_based(engine, case, variant, reference)?;
+    ensure!(!comparisons.is_empty(), "nothing was compared");
+    if let Some(wrong) = comparisons.into_iter().find(|comparison| !comparison.pass) {
+        bail!("{} is wrong: {}", wrong.output, wrong.error.unwrap_or_default());
+    }
+    Ok(())
+}

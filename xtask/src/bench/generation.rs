@@ -1,0 +1,154 @@
+//! Decode, token by token: how many tokens a second one attention layer makes, with a state of fixed size or over a growing cache.
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt};
+use wattn::wgpu::{Buffer, BufferUsages};
+use wattn::{
+    Attention, Based, BasedOperands, Decay, Engine, Extent, HeadDim, Heads, Lightning, LinearOperands, Tokens, View,
+};
+use wattn_cases::{BasedRecipe, LinearRecipe, Recipe, References, Rules, compare};
+use wattn_tests::{based as based_of, lightning as lightning_of};
+
+use super::clock::Clock;
+use super::contest;
+use super::device::read_f32;
+use super::planned::Planned;
+
+/// The attention layers of BASED's 1.3B model (arXiv 2402.18668): 16 heads of 112, 1792 together, and 16 features.
+const HEADS: u32 = 16;
+const DIM: u32 = 112;
+const FEATURES: u32 = 16;
+/// Keys of the growing cache; one of 32k tokens has 448 MiB in f32.
+const CACHES: [u32; 6] = [1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15];
+const SAMPLES: usize = 5;
+/// Tokens that follow each other in one sample.
+const STEPS: u32 = 8;
+
+/// One operator's tokens a second.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Generation {
+    pub(crate) op: String,
+    /// Bytes of the state, or of the keys and values of the longest cache.
+    pub(crate) bytes: u64,
+    pub(crate) points: Vec<Speed>,
+    /// Why it was not timed.
+    pub(crate) error: Option<String>,
+}
+
+/// Tokens a second after `tokens` others.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Speed {
+    pub(crate) tokens: u32,
+    pub(crate) per_second: f64,
+}
+
+/// Checks each operator's kernel at these shapes and times it.
+pub(crate) fn measure(engine: &Engine, clock: &Clock) -> Vec<Generation> {
+    type Measured = fn(&Engine, &Clock) -> Result<(u64, Vec<Speed>)>;
+    let operators: [(&str, Measured); 3] =
+        [("based_step", based_step), ("lightning_step", lightning_step), ("softmax, one query", softmax)];
+    let one = |(op, measured): (&str, Measured)| match measured(engine, clock) {
+        Ok((bytes, points)) => Generation { op: op.into(), bytes, points, error: None },
+        Err(error) => Generation { op: op.into(), bytes: 0, points: Vec::new(), error: Some(format!("{error:#}")) },
+    };
+    operators.map(one).into()
+}
+
+fn based_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
+    let recipe = BasedRecipe { name: "based_step", tokens: 1, heads: HEADS as usize, ..BasedRecipe::default() };
+    let case = BasedRecipe { feature_dim: FEATURES as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
+    let state = case.state.as_ref().context("the recipe has no state")?;
+    let given = Given::new(engine, [&case.q.values, &case.k.values, &case.v.values, &state.values]);
+    let operands = BasedOperands {
+        out: Some(View::bhsd(&given.out)),
+        state: Some(View::bhsd(&given.state)),
+        ..BasedOperands::new(View::bhsd(&given.q), View::bhsd(&given.k), View::bhsd(&given.v))
+    };
+    let mut encoder = clock.encoder();
+    engine.plan(&based_of(&case)?.step(), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
+    clock.submissions(vec![encoder])?;
+    given.check(engine, &case.reference(), &case.rules("out"))?;
+
+    let based = Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?).step();
+    steady(&Planned::based(engine, &based, Tokens::new(1, 1))?, clock, given.state.size())
+}
+
+fn lightning_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
+    let recipe = LinearRecipe { name: "lightning_step", tokens: 1, heads: HEADS as usize, ..LinearRecipe::default() };
+    let case = LinearRecipe { key_dim: DIM as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
+    let state = case.state.as_ref().context("the recipe has no state")?;
+    let given = Given::new(engine, [&case.q.values, &case.k.values, &case.v.values, &state.values]);
+    let operands = LinearOperands {
+        out: Some(View::bhsd(&given.out)),
+        state: Some(View::bhsd(&given.state)),
+        ..LinearOperands::new(View::bhsd(&given.q), View::bhsd(&given.k), View::bhsd(&given.v))
+    };
+    let mut encoder = clock.encoder();
+    engine.plan(&lightning_of(&case)?.step(), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
+    clock.submissions(vec![encoder])?;
+    given.check(engine, &case.reference(), &case.rules("out"))?;
+
+    let lightning = Lightning::new(HEADS, HeadDim::new(DIM)?).decay(Decay::transnormer(3, 12)).step();
+    steady(&Planned::lightning(engine, &lightning, Tokens::new(1, 1))?, clock, given.state.size())
+}
+
+/// The forward kernel with one query, until there is one for decode.
+fn softmax(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
+    let [heads, dim] = [HEADS as usize, DIM as usize];
+    let recipe = Recipe { name: "softmax", queries: 1, keys: 1024, heads, kv_heads: heads, ..Recipe::default() };
+    contest::Contestant::new(
+        engine,
+        &contest::Subject::new(&Recipe { head_dim: dim, value_dim: dim, ..recipe }),
+        None,
+    )?;
+
+    let attention = Attention::new(Heads::new(HEADS)?, HeadDim::new(DIM)?);
+    let mut points = Vec::new();
+    for keys in CACHES {
+        // A device may lack the memory, or a limit: the line ends there.
+        let Ok(planned) = Planned::softmax(engine, &attention, Extent::new(1, 1, keys)) else { break };
+        points.push(Speed { tokens: keys, per_second: 1.0 / planned.median(clock, SAMPLES, 1)? });
+    }
+    let longest = points.last().map_or(0, |point| point.tokens);
+    Ok((2 * u64::from(longest) * u64::from(HEADS * DIM) * 4, points))
+}
+
+/// A step takes as long after many tokens as after few.
+fn steady(planned: &Planned, clock: &Clock, bytes: u64) -> Result<(u64, Vec<Speed>)> {
+    let per_second = 1.0 / planned.median(clock, SAMPLES, STEPS)?;
+    Ok((bytes, CACHES.map(|tokens| Speed { tokens, per_second }).into()))
+}
+
+/// A step's operands on the device.
+struct Given {
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    out: Buffer,
+    state: Buffer,
+}
+
+impl Given {
+    fn new(engine: &Engine, values: [&[f32]; 4]) -> Self {
+        let [q, k, v, state] = values.map(|values| {
+            let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
+            let contents = bytemuck::cast_slice(values);
+            engine.device().create_buffer_init(&BufferInitDescriptor { label: Some("step"), contents, usage })
+        });
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
+        let contents = vec![0xff; values[2].len() * 4];
+        let out = engine.device().create_buffer_init(&BufferInitDescriptor {
+            label: Some("out"),
+            contents: &contents,
+            usage,
+        });
+        Self { q, k, v, out, state }
+    }
+
+    fn check(&self, engine: &Engine, reference: &References, rules: &Rules) -> Result<()> {
+        let comparison = compare("out", &read_f32(engine, &self.out)?, &reference["out"], rules);
+        ensure!(comparison.pass, "the step is wrong: {}", comparison.error.unwrap_or_default());
+        Ok(())
+    }
+}

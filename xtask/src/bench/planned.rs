@@ -1,0 +1,176 @@
+//! A plan of any operator with buffers of its own, for timing kernels that have been checked already. What the buffers hold, zeros, does
+//! not change the time.
+
+use anyhow::{Context, Result};
+use wattn::wgpu::{self, Buffer, BufferUsages, CommandEncoder, ComputePass};
+use wattn::{
+    Attention, Based, BasedOperands, BasedPlan, BasedState, Engine, Extent, Lightning, LightningState, LinearOperands,
+    LinearPlan, Operands, Pass, Plan, Tokens, View,
+};
+
+use super::clock::{Clock, Sample};
+use super::stats::Series;
+
+/// A plan, and all that it reads and writes, with room for f32.
+pub(crate) struct Planned {
+    plan: Kind,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    out: Buffer,
+    /// Of a backward pass: dq, dk, dv.
+    gradients: Option<[Buffer; 3]>,
+    workspace: Option<Buffer>,
+}
+
+enum Kind {
+    Softmax(Plan),
+    /// A step has a state.
+    Linear(LinearPlan, Option<LightningState>),
+    Based(BasedPlan, Option<BasedState>),
+}
+
+impl Planned {
+    /// Softmax attention, forward.
+    pub(crate) fn softmax(engine: &Engine, attention: &Attention, extent: Extent) -> Result<Self> {
+        let (heads, dims) = (attention.heads(), attention.head_dim());
+        let rows = |heads: u32, length: u32, dim: u32| floats(engine, [extent.batch * heads, length, dim]);
+        let (query, key) = (heads.query(), heads.key_value());
+        Ok(Self {
+            plan: Kind::Softmax(engine.plan(attention, extent)?),
+            q: rows(query, extent.queries, dims.qk()),
+            k: rows(key, extent.keys, dims.qk()),
+            v: rows(key, extent.keys, dims.value()),
+            out: rows(query, extent.queries, dims.value()),
+            gradients: None,
+            workspace: None,
+        })
+    }
+
+    /// Lightning attention: forward, or a step on a state of its own.
+    pub(crate) fn lightning(engine: &Engine, lightning: &Lightning, tokens: Tokens) -> Result<Self> {
+        let plan = engine.plan(lightning, tokens)?;
+        let (workspace, dims) = (plan.workspace_bytes(), lightning.dims());
+        let step = matches!(lightning.pass(), Pass::Step { .. });
+        let state = step.then(|| LightningState::new(engine, lightning, tokens.batch)).transpose()?;
+        let sizes = [tokens.batch * lightning.heads(), tokens.tokens, dims.qk(), dims.value()];
+        Ok(Self::linear(engine, Kind::Linear(plan, state), sizes, workspace))
+    }
+
+    /// BASED's linear attention: forward, backward, or a step on a state of its own.
+    pub(crate) fn based(engine: &Engine, based: &Based, tokens: Tokens) -> Result<Self> {
+        let plan = engine.plan(based, tokens)?;
+        let (workspace, dims) = (plan.workspace_bytes(), based.dims());
+        let step = matches!(based.pass(), Pass::Step { .. });
+        let state = step.then(|| BasedState::new(engine, based, tokens.batch)).transpose()?;
+        let sizes = [tokens.batch * based.heads(), tokens.tokens, dims.qk(), dims.value()];
+        let planned = Self::linear(engine, Kind::Based(plan, state), sizes, workspace);
+        let gradients = || [dims.qk(), dims.qk(), dims.value()].map(|dim| floats(engine, [sizes[0], sizes[1], dim]));
+        Ok(Self { gradients: (based.pass() == Pass::Backward).then(gradients), ..planned })
+    }
+
+    fn linear(engine: &Engine, plan: Kind, [heads, tokens, qk, value]: [u32; 4], workspace: u64) -> Self {
+        let rows = |dim: u32| floats(engine, [heads, tokens, dim]);
+        let workspace = (workspace > 0).then(|| buffer(engine, workspace));
+        Self { plan, q: rows(qk), k: rows(qk), v: rows(value), out: rows(value), gradients: None, workspace }
+    }
+
+    /// The plan of BASED's linear attention.
+    pub(crate) fn based_plan(&self) -> Option<&BasedPlan> {
+        match &self.plan {
+            Kind::Based(plan, _) => Some(plan),
+            Kind::Softmax(_) | Kind::Linear(..) => None,
+        }
+    }
+
+    /// Pieces that a call is submitted in.
+    pub(crate) fn slices(&self) -> u32 {
+        match &self.plan {
+            Kind::Softmax(plan) => plan.slices(),
+            Kind::Linear(plan, _) => plan.slices(),
+            Kind::Based(plan, _) => plan.slices(),
+        }
+    }
+
+    /// The median of a few samples, each the mean of `count` calls, seconds, after a first one.
+    pub(crate) fn median(&self, clock: &Clock, samples: usize, count: u32) -> Result<f64> {
+        self.sample(clock, count)?;
+        let samples = (0..samples).map(|_| self.sample(clock, count)).collect::<Result<_>>()?;
+        Ok(Series(samples).summary().context("no samples")?.median)
+    }
+
+    /// Calls in one pass; a long one slice by slice, alone.
+    pub(crate) fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
+        if self.slices() == 1 {
+            let sample = clock.pass(|pass| (0..count).try_for_each(|_| self.encode(pass)))?;
+            return Ok(sample.of(count));
+        }
+        let encoders = (0..self.slices()).map(|slice| {
+            let mut encoder = clock.encoder();
+            self.encode_slice(&mut encoder, slice)?;
+            Ok(encoder)
+        });
+        clock.submissions(encoders.collect::<Result<_>>()?)
+    }
+
+    fn encode(&self, pass: &mut ComputePass<'_>) -> Result<()> {
+        match &self.plan {
+            Kind::Softmax(plan) => plan.encode_in_pass(pass, &self.softmax_operands())?,
+            Kind::Linear(plan, state) => plan.encode_in_pass(pass, &self.linear_operands(state.as_ref()))?,
+            Kind::Based(plan, state) => plan.encode_in_pass(pass, &self.based_operands(state.as_ref()))?,
+        }
+        Ok(())
+    }
+
+    fn encode_slice(&self, encoder: &mut CommandEncoder, slice: u32) -> Result<()> {
+        match &self.plan {
+            Kind::Softmax(plan) => plan.encode_slice(encoder, &self.softmax_operands(), slice)?,
+            Kind::Linear(plan, state) => plan.encode_slice(encoder, &self.linear_operands(state.as_ref()), slice)?,
+            Kind::Based(plan, state) => plan.encode_slice(encoder, &self.based_operands(state.as_ref()), slice)?,
+        }
+        Ok(())
+    }
+
+    fn softmax_operands(&self) -> Operands<'_> {
+        Operands::new(View::bhsd(&self.q), View::bhsd(&self.k), View::bhsd(&self.v), View::bhsd(&self.out))
+    }
+
+    fn linear_operands<'a>(&'a self, state: Option<&'a LightningState>) -> LinearOperands<'a> {
+        LinearOperands {
+            out: Some(View::bhsd(&self.out)),
+            state: state.map(LightningState::view),
+            workspace: self.workspace.as_ref(),
+            ..LinearOperands::new(View::bhsd(&self.q), View::bhsd(&self.k), View::bhsd(&self.v))
+        }
+    }
+
+    fn based_operands<'a>(&'a self, state: Option<&'a BasedState>) -> BasedOperands<'a> {
+        let operands = BasedOperands {
+            workspace: self.workspace.as_ref(),
+            ..BasedOperands::new(View::bhsd(&self.q), View::bhsd(&self.k), View::bhsd(&self.v))
+        };
+        let out = Some(View::bhsd(&self.out));
+        match &self.gradients {
+            None => BasedOperands { out, state: state.map(BasedState::view), ..operands },
+            Some([dq, dk, dv]) => {
+                let [dq, dk, dv] = [dq, dk, dv].map(|buffer| Some(View::bhsd(buffer)));
+                BasedOperands { grad_out: out, dq, dk, dv, ..operands }
+            }
+        }
+    }
+}
+
+fn floats(engine: &Engine, shape: [u32; 3]) -> Buffer {
+    // A view of nothing is a buffer too.
+    buffer(engine, shape.into_iter().map(u64::from).product::<u64>().max(4) * 4)
+}
+
+fn buffer(engine: &Engine, size: u64) -> Buffer {
+    let usage = BufferUsages::STORAGE;
+    engine.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("timed"),
+        size,
+        usage,
+        mapped_at_creation: false,
+    })
+}
