@@ -116,7 +116,13 @@ impl BasedKey {
     pub fn chunk(&self) -> u32 {
         match self.op {
             // As many as 16 KiB hold.
-            BasedOp::Gradient | BasedOp::ReadGradient => if self.class == 32 { 3 } else { 8 },
+            BasedOp::Gradient | BasedOp::ReadGradient => {
+                if self.class == 32 {
+                    3
+                } else {
+                    8
+                }
+            }
             _ if self.kernel == Kernel::Broadcast => self.lanes,
             _ => CHUNK,
         }
@@ -239,7 +245,11 @@ impl BasedKey {
             (self.adds_keys(), "v", false),
             (self.reads_queries(), "out", true),
             (self.reads_state(), "state0", self.shared),
-            (self.writes_state() || self.is_gradient(), if self.is_gradient() { "g" } else { "state" }, !self.is_gradient()),
+            (
+                self.writes_state() || self.is_gradient(),
+                if self.is_gradient() { "g" } else { "state" },
+                !self.is_gradient(),
+            ),
             (self.has_records(), "records", self.binds_records_written()),
             (true, "aux", false),
         ];
@@ -301,7 +311,13 @@ impl BasedKey {
 
     fn gradient_constants(&self) -> Vec<(&'static str, u32)> {
         let flag = u32::from;
+        // Columns whose loads the lanes of a subgroup share.
+        let block = self.lanes.clamp(1, self.values);
         vec![
+            ("LANES", self.lanes),
+            ("ALONE", flag(self.lanes == 0)),
+            ("BLOCK", block),
+            ("BLOCKS", self.values / block),
             ("KEYS", flag(self.adds_keys())),
             ("WEIGHTS", flag(self.weights)),
             ("REVERSED", flag(self.reversed)),
@@ -321,8 +337,14 @@ impl BasedKey {
         let lanes = self.kernel == Kernel::Broadcast;
         let gradient = self.is_gradient();
         let v_access = if self.access == Access::Vec8 { Access::Vec4 } else { self.access };
-        let key =
-            |name, slot, storage| Element { name, slot, dim: "head_dim", storage, access: self.access, pairs: lanes };
+        let key = |name, slot, storage| Element {
+            name,
+            slot,
+            dim: "head_dim",
+            storage,
+            access: self.access,
+            pairs: lanes && !gradient,
+        };
         let mut tensors = Vec::new();
         if self.reads_queries() {
             tensors.push(key("q", 0, self.q));

@@ -13,7 +13,9 @@ mod params;
 pub mod table;
 mod unroll;
 
-pub use based::{BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, MAX_FEATURE_DIM, feature_rows, gradient_values};
+pub use based::{
+    BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, MAX_FEATURE_DIM, feature_rows, gradient_values,
+};
 pub use compose::{Binding, bindings, compose};
 pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
 pub use linear::{BROADCAST_CLASS, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};

@@ -101,8 +101,7 @@ fn output_rows(device: &Device, variant: Option<Variant>, file: CaseFile) -> Vec
     });
     let row = |output: &String| {
         let unsupported = file.unsupported.iter().find(|(name, _)| name == output).map(|(_, reason)| reason.as_str());
-        let later =
-            UNSUPPORTED.contains(&output.as_str()).then_some("the gradient of the decay is not supported yet");
+        let later = UNSUPPORTED.contains(&output.as_str()).then_some("the gradient of the decay is not supported yet");
         match (&compared, unsupported.or(later)) {
             (_, Some(reason)) => Row::failed(name, Some(output), reason),
             (Err(error), None) => Row::failed(name, Some(output), format!("{error:#}")),

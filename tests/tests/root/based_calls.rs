@@ -94,7 +94,8 @@ fn steps_are_the_whole(gpu: &Gpu) -> Result<()> {
 }
 
 fn steps_of_odd_dims(gpu: &Gpu) -> Result<()> {
-    let recipe = BasedRecipe { name: "based/odd_steps", tokens: 9, batch: 2, normalize: false, ..BasedRecipe::default() };
+    let recipe =
+        BasedRecipe { name: "based/odd_steps", tokens: 9, batch: 2, normalize: false, ..BasedRecipe::default() };
     steps(gpu, &BasedRecipe { feature_dim: 13, value_dim: 7, ..recipe }.build())
 }
 
@@ -105,7 +106,8 @@ fn a_step_out_of_place(gpu: &Gpu) -> Result<()> {
     let before = upload(engine, &case.state.as_ref().map_or(Vec::new(), |state| state.values.clone()));
     let plan = engine.plan(&based(&case)?.step_out_of_place(), Tokens::new(1, 1))?;
     let [q, k, v] = [&case.q, &case.k, &case.v].map(|tensor| upload(engine, &tensor.values));
-    let (out, after) = (poisoned(engine, dims.heads * dims.value_dim), poisoned(engine, case.state_shape().iter().product()));
+    let (out, after) =
+        (poisoned(engine, dims.heads * dims.value_dim), poisoned(engine, case.state_shape().iter().product()));
     let operands = BasedOperands {
         out: Some(View::bhsd(&out)),
         state0: Some(View::bhsd(&before)),
@@ -198,7 +200,8 @@ fn small_bindings_split_heads(gpu: &Gpu) -> Result<()> {
 }
 
 fn same_bits_twice(gpu: &Gpu, variant: Variant) -> Result<()> {
-    let recipe = BasedRecipe { name: "based/bits", tokens: 300, state: true, grad_state: true, ..BasedRecipe::default() };
+    let recipe =
+        BasedRecipe { name: "based/bits", tokens: 300, state: true, grad_state: true, ..BasedRecipe::default() };
     let case = recipe.build();
     let run = || run_based(&gpu.engine, &case, Some(variant), true);
     let ((_, first), (_, second)) = (run()?, run()?);
@@ -276,7 +279,10 @@ fn operands_are_refused(gpu: &Gpu) -> Result<()> {
     let some = Tokens::new(1, 8);
     ensure!(call(&plain, some, good)?.is_ok(), "what is right was refused");
     refused(call(&plain, some, BasedOperands { out: None, ..good })?, &["out", "missing"])?;
-    refused(call(&plain, some, BasedOperands { state: Some(View::bhsd(&state)), ..good })?, &["state", "does not have"])?;
+    refused(
+        call(&plain, some, BasedOperands { state: Some(View::bhsd(&state)), ..good })?,
+        &["state", "does not have"],
+    )?;
     refused(call(&plain, some, BasedOperands { dq: Some(View::bhsd(&out)), ..good })?, &["dq"])?;
     refused(call(&plain.clone().final_state(), some, good)?, &["state", "missing"])?;
     refused(call(&plain.clone().backward(), some, BasedOperands { out: None, ..good })?, &["grad_out", "missing"])?;
@@ -287,7 +293,10 @@ fn operands_are_refused(gpu: &Gpu) -> Result<()> {
     refused(call(&plain, some, BasedOperands { key_lengths: &[8, 8], ..good })?, &["key_lengths", "2", "1"])?;
     let packed = Tokens::packed(2, 8);
     refused(call(&plain, packed, good)?, &["bounds", "3 rising", "8"])?;
-    refused(call(&plain, packed, BasedOperands { bounds: &[0, 4, 8], key_lengths: &[4, 4], ..good })?, &["key_lengths"])?;
+    refused(
+        call(&plain, packed, BasedOperands { bounds: &[0, 4, 8], key_lengths: &[4, 4], ..good })?,
+        &["key_lengths"],
+    )?;
     let full = plain.clone().causal(false);
     refused(call(&full, some, good)?, &["workspace", "missing"])?;
     let small = upload(engine, &[0.0; 2]);

@@ -39,7 +39,10 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
 }
 
 /// Submits what `record` records.
-pub(crate) fn submit(engine: &Engine, record: impl FnOnce(&mut wattn::wgpu::CommandEncoder) -> Result<()>) -> Result<()> {
+pub(crate) fn submit(
+    engine: &Engine,
+    record: impl FnOnce(&mut wattn::wgpu::CommandEncoder) -> Result<()>,
+) -> Result<()> {
     let mut encoder = engine.device().create_command_encoder(&CommandEncoderDescriptor::default());
     record(&mut encoder)?;
     engine.queue().submit([encoder.finish()]);

@@ -63,12 +63,7 @@ fn unpack(state: &Tensor, key_dim: usize, value_dim: usize, both: bool) -> (Vec<
 }
 
 /// The gradient of packed moments from that of all: the one that is kept stands for both.
-pub(super) fn packed_gradient(
-    counts: &[f64],
-    moments: &BasedMoments,
-    key_dim: usize,
-    value_dim: usize,
-) -> Vec<f64> {
+pub(super) fn packed_gradient(counts: &[f64], moments: &BasedMoments, key_dim: usize, value_dim: usize) -> Vec<f64> {
     let mut packed = Vec::new();
     for (h, count) in counts.iter().enumerate() {
         for (i, j) in rows(key_dim) {

@@ -105,7 +105,11 @@ fn segments() -> Vec<BasedRecipe> {
         BasedRecipe { sequences: &[140, 0, 257, 1, 129], ..stateful(sized("based/segments_packed", 0)) },
         BasedRecipe { sequences: &[0, 140, 131], ..full(sized("based/segments_packed_full", 0)) },
         BasedRecipe { batch: 3, kv_lens: &[300, 140, 0], poison: true, ..sized("based/segments_kv_lens", 260) },
-        BasedRecipe { batch: 2, kv_lens: &[130, 9], ..stateful(full(raw(sized("based/segments_full_kv_lens_raw", 200)))) },
+        BasedRecipe {
+            batch: 2,
+            kv_lens: &[130, 9],
+            ..stateful(full(raw(sized("based/segments_full_kv_lens_raw", 200))))
+        },
         dims(16, 80, raw(sized("based/segments_v80_raw", 150))),
     ]
 }
