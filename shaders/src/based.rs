@@ -123,7 +123,7 @@ impl BasedKey {
                     8
                 }
             }
-            _ if self.kernel == Kernel::Broadcast => self.lanes,
+            _ if self.kernel == Kernel::Broadcast => 1,
             _ => CHUNK,
         }
     }
@@ -140,7 +140,7 @@ impl BasedKey {
             return 8 + staged + chunk + (units + 2) * (each(chunk * units) + each(chunk * fours));
         }
         if self.kernel == Kernel::Broadcast {
-            return 2 + self.lanes;
+            return 1;
         }
         // Scores, the state that is read, keys that are weighed, keys that are added, and their weights.
         8 + fours + fours * (fours + 6) + 3 * (CHUNK + 1)
@@ -280,13 +280,7 @@ impl BasedKey {
             ("WEIGHTS", flag(self.weights)),
         ];
         if self.kernel == Kernel::Broadcast {
-            all.extend([
-                ("LANES", self.lanes),
-                ("FEATURES", self.class),
-                ("UNITS", self.class + 1),
-                ("COUNTED", flag(self.weights && !self.reversed)),
-                ("WEIGHED", flag(self.weights && self.reversed)),
-            ]);
+            all.extend([("LANES", self.lanes), ("FEATURES", self.class), ("UNITS", self.class + 1)]);
             return all;
         }
         let (fours, pairs) = self.blocks();
