@@ -8,7 +8,8 @@
 //
 // A workgroup walks a segment with VALUES vec4 columns of the value dim, from aux.params.block on: further ones are further passes,
 // whose sums lie in the records. An invocation owns ROWS rows (i, j) of the state in registers; a token is added, then read, into
-// sh_y. After CHUNK tokens invocations (token, i) sum over j. No sum crosses invocations but through workgroup memory.
+// sh_y. After CHUNK tokens invocations (token, i) sum over j. No sum crosses invocations but through workgroup memory. On CPU drivers,
+// lanes of a subgroup share the loads of values: BLOCK columns, each in BLOCKS registers.
 
 var<workgroup> sh_q: array<f32, CHUNK * UNITS>;            // [token, unit]
 var<workgroup> sh_g: array<vec4<f32>, CHUNK * VALUES>;     // [token, column]
@@ -29,6 +30,9 @@ fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
+    //$ if LANES
+    @builtin(subgroup_invocation_id) lane: u32,
+    //$ end
 ) {
     let item = item_at(workgroup, grid);
     if (!item.live) {
@@ -52,8 +56,10 @@ fn main(
     let pair_$r = pair_of(row_$r);
     let share_$r = select(1.0, SQUARE, pair_$r.i == pair_$r.j && pair_$r.i > 0u);
     var weight_$r = 0.0;
-    //$ for c in 0..VALUES
-    var m_$r_$c = vec4<f32>();
+    //$ for b in 0..BLOCKS
+    //$ for n in 0..BLOCK
+    var m_$r_$b_$n = vec4<f32>();
+    //$ end
     //$ end
     //$ end
     if (s.state0 != NONE) {
@@ -62,8 +68,10 @@ fn main(
             //$ for r in 0..ROWS
             {
                 let x = load_state(s, head, row_$r, block + c) / share_$r;
-                //$ for c in 0..VALUES
-                m_$r_$c = select(m_$r_$c, x, c == $cu);
+                //$ for b in 0..BLOCKS
+                //$ for n in 0..BLOCK
+                m_$r_$b_$n = select(m_$r_$b_$n, x, c == $bu * BLOCK + $nu);
+                //$ end
                 //$ end
             }
             //$ end
@@ -129,17 +137,37 @@ fn main(
             //$ end
             var y_$r = vec4<f32>();
             //$ end
-            //$ for c in 0..VALUES
+            //$ for b in 0..BLOCKS
             {
-                let g = sh_g[t * VALUES + $cu];
+                //$ if LANES
+                // A load for each column in another lane, since CPU drivers load for each lane by itself.
+                let at = t * VALUES + $bu * BLOCK + lane % BLOCK;
+                let g_block = sh_g[at];
                 //$ if KEYS
-                let v = sh_v[t * VALUES + $cu];
+                let v_block = sh_v[at];
                 //$ end
-                //$ for r in 0..ROWS
-                //$ if KEYS
-                m_$r_$c += kk_$r * v;
                 //$ end
-                y_$r += m_$r_$c * g;
+                //$ for n in 0..BLOCK
+                {
+                    //$ if LANES
+                    let g = subgroupBroadcast(g_block, $nu);
+                    //$ if KEYS
+                    let v = subgroupBroadcast(v_block, $nu);
+                    //$ end
+                    //$ end
+                    //$ if ALONE
+                    let g = sh_g[t * VALUES + $bu];
+                    //$ if KEYS
+                    let v = sh_v[t * VALUES + $bu];
+                    //$ end
+                    //$ end
+                    //$ for r in 0..ROWS
+                    //$ if KEYS
+                    m_$r_$b_$n += kk_$r * v;
+                    //$ end
+                    y_$r += m_$r_$b_$n * g;
+                    //$ end
+                }
                 //$ end
             }
             //$ end

@@ -113,7 +113,10 @@ fn based_keys() -> impl Iterator<Item = BasedKey> {
             .flat_map(move |kernel| [(true, false), (false, false), (true, true)].map(|f| (op, kernel, f)))
     });
     let others = [BasedOp::Gradient, BasedOp::ReadGradient, BasedOp::Step].into_iter().flat_map(|op| {
-        [(true, false), (false, false), (true, true), (false, true)].map(|f| (op, Kernel::TileUniversal, f))
+        let lanes = if op == BasedOp::Step { Kernel::TileUniversal } else { Kernel::Broadcast };
+        let tile = Kernel::TileUniversal;
+        [(lanes, (true, false)), (lanes, (true, true)), (tile, (false, false)), (tile, (false, true))]
+            .map(|(kernel, form)| (op, kernel, form))
     });
     walks.chain(others).map(|(op, kernel, (all, reversed))| {
         let gradient = matches!(op, BasedOp::Gradient | BasedOp::ReadGradient);

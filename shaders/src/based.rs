@@ -123,7 +123,7 @@ impl BasedKey {
                     8
                 }
             }
-            _ if self.kernel == Kernel::Broadcast => self.lanes,
+            _ if self.kernel == Kernel::Broadcast => 1,
             _ => CHUNK,
         }
     }
@@ -140,7 +140,7 @@ impl BasedKey {
             return 8 + staged + chunk + (units + 2) * (each(chunk * units) + each(chunk * fours));
         }
         if self.kernel == Kernel::Broadcast {
-            return 2 + self.lanes;
+            return 1;
         }
         // Scores, the state that is read, keys that are weighed, keys that are added, and their weights.
         8 + fours + fours * (fours + 6) + 3 * (CHUNK + 1)
@@ -280,13 +280,7 @@ impl BasedKey {
             ("WEIGHTS", flag(self.weights)),
         ];
         if self.kernel == Kernel::Broadcast {
-            all.extend([
-                ("LANES", self.lanes),
-                ("FEATURES", self.class),
-                ("UNITS", self.class + 1),
-                ("COUNTED", flag(self.weights && !self.reversed)),
-                ("WEIGHED", flag(self.weights && self.reversed)),
-            ]);
+            all.extend([("LANES", self.lanes), ("FEATURES", self.class), ("UNITS", self.class + 1)]);
             return all;
         }
         let (fours, pairs) = self.blocks();
@@ -311,7 +305,13 @@ impl BasedKey {
 
     fn gradient_constants(&self) -> Vec<(&'static str, u32)> {
         let flag = u32::from;
+        // Columns whose loads the lanes of a subgroup share.
+        let block = self.lanes.clamp(1, self.values);
         vec![
+            ("LANES", self.lanes),
+            ("ALONE", flag(self.lanes == 0)),
+            ("BLOCK", block),
+            ("BLOCKS", self.values / block),
             ("KEYS", flag(self.adds_keys())),
             ("WEIGHTS", flag(self.weights)),
             ("REVERSED", flag(self.reversed)),
@@ -331,8 +331,14 @@ impl BasedKey {
         let lanes = self.kernel == Kernel::Broadcast;
         let gradient = self.is_gradient();
         let v_access = if self.access == Access::Vec8 { Access::Vec4 } else { self.access };
-        let key =
-            |name, slot, storage| Element { name, slot, dim: "head_dim", storage, access: self.access, pairs: lanes };
+        let key = |name, slot, storage| Element {
+            name,
+            slot,
+            dim: "head_dim",
+            storage,
+            access: self.access,
+            pairs: lanes && !gradient,
+        };
         let mut tensors = Vec::new();
         if self.reads_queries() {
             tensors.push(key("q", 0, self.q));

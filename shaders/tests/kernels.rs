@@ -124,20 +124,10 @@ fn based_keys() -> Vec<BasedKey> {
             let values = gradient_values(class, value_dim);
             for (q, access) in forms {
                 for (weights, reversed) in [(false, false), (true, false), (false, true)] {
-                    for shared in [false, true] {
-                        let passes = 4 * values < value_dim;
-                        keys.push(BasedKey {
-                            op,
-                            q,
-                            access,
-                            class,
-                            weights,
-                            reversed,
-                            values,
-                            passes,
-                            shared,
-                            ..plain
-                        });
+                    for (kernel, lanes) in [(Kernel::TileUniversal, 0), (Kernel::Broadcast, 8)] {
+                        let (passes, shared) = (4 * values < value_dim, reversed || weights);
+                        let key = BasedKey { op, kernel, lanes, q, access, class, weights, reversed, ..plain };
+                        keys.push(BasedKey { values, passes, shared, ..key });
                     }
                 }
             }

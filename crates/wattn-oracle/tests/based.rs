@@ -237,3 +237,14 @@ fn gradients_are_those_of_finite_differences() {
         check_gradient(&d.z2, &moments.z2, |x| with(&BasedMoments { z2: x.to_vec(), ..moments.clone() }));
     }
 }
+
+#[test]
+fn a_query_without_keys_gives_no_gradient() {
+    let grads = BasedProblem { lengths: Some(&[0]), ..canonical() }.backward(&GRAD, None);
+    let moments = [&grads.dmoments.s0, &grads.dmoments.s1, &grads.dmoments.s2, &grads.dmoments.z1, &grads.dmoments.z2];
+    let all = [&grads.dq, &grads.dk, &grads.dv, &grads.dcounts].into_iter().chain(moments);
+    assert!(all.flatten().all(|&x| x == 0.0), "{grads:?}");
+    // Without a denominator it is a sum like any other, whose gradient the state has.
+    let raw = BasedProblem { lengths: Some(&[0]), normalize: false, ..canonical() }.backward(&GRAD, None);
+    assert!(raw.dmoments.s0.iter().any(|&x| x != 0.0) && raw.dcounts == [0.0]);
+}

@@ -230,11 +230,10 @@ impl Steps<'_> {
         if reader.g.is_none() {
             return vec![step];
         }
-        // One design serves all devices.
+        // Subgroups have a part in it on CPU drivers only.
         let values = gradient_values(key.class, value);
         let key = BasedKey {
-            kernel: Kernel::TileUniversal,
-            lanes: 0,
+            kernel: if key.lanes > 0 { key.kernel } else { Kernel::TileUniversal },
             access: self.based.access,
             padded: false,
             values,

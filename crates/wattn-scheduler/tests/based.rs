@@ -1,0 +1,194 @@
+//! What is planned for BASED linear attention on simulated devices.
+
+use wattn_scheduler::shaders::{BasedOp, Kernel, Key};
+use wattn_scheduler::{
+    Based, BasedPlan, BasedStates, BasedStep, Capabilities, DeviceKind, Driver, HeadDim, Schedule, Tensor, Tokens,
+};
+
+fn gpu() -> Capabilities {
+    Capabilities {
+        kind: DeviceKind::Discrete,
+        subgroups: Some((32, 32)),
+        workgroup_bytes: 32 << 10,
+        workgroup_invocations: 1024,
+        binding_bytes: 2 << 30,
+        ..Capabilities::webgpu_defaults()
+    }
+}
+
+fn lavapipe() -> Capabilities {
+    Capabilities {
+        kind: DeviceKind::Cpu,
+        driver: Driver::Llvmpipe { mesa: 22 },
+        subgroups: Some((8, 8)),
+        int64: true,
+        ..gpu()
+    }
+}
+
+fn based(heads: u32, value: u32) -> Based {
+    Based::new(heads, HeadDim::with_value(16, value).unwrap())
+}
+
+fn plan(based: &Based, tokens: u32, device: &Capabilities) -> BasedPlan {
+    BasedPlan::new(based, Tokens::new(1, tokens), device).unwrap()
+}
+
+/// What its steps do, in order.
+fn ops(plan: &BasedPlan) -> Vec<&'static str> {
+    let op = |step: &BasedStep| match step.based_key().map(|key| (key.op, key.reversed)) {
+        None => "scan",
+        Some((BasedOp::Chunk, false)) => "chunk",
+        Some((BasedOp::State, false)) => "state",
+        Some((BasedOp::Read, false)) => "read",
+        Some((BasedOp::Gradient, false)) => "dq",
+        Some((BasedOp::ReadGradient, false)) => "read dq",
+        Some((BasedOp::Step, _)) => "step",
+        Some((BasedOp::Chunk, true)) => "dv",
+        Some((BasedOp::State, true)) => "dstate",
+        Some((BasedOp::Read, true)) => "read dv",
+        Some((BasedOp::Gradient, true)) => "dk",
+        Some((BasedOp::ReadGradient, true)) => "read dk",
+    };
+    plan.steps.iter().map(op).collect()
+}
+
+#[test]
+fn states_come_first_where_outputs_need_them() {
+    let of = |based: &Based, schedule| ops(&plan(&based.clone().schedule(schedule), 4096, &gpu()));
+    let (one, cut) = (Schedule::Sequential, Schedule::Segments);
+    let causal = based(8, 64).initial_state().final_state();
+    assert_eq!(of(&causal, one), ["chunk"]);
+    assert_eq!(of(&causal, cut), ["state", "scan", "chunk"]);
+    assert_eq!(of(&causal.clone().backward(), one), ["dq", "dk", "dv"]);
+    assert_eq!(of(&causal.backward(), cut), ["state", "scan", "dq", "dstate", "scan", "dk", "dv"]);
+    let full = based(8, 64).causal(false);
+    assert_eq!(of(&full, one), ["state", "read"]);
+    assert_eq!(of(&full, cut), ["state", "scan", "read"]);
+    assert_eq!(of(&full.clone().backward(), one), ["state", "read dq", "dstate", "read dk", "read dv"]);
+    assert_eq!(of(&full.backward(), cut), ["state", "scan", "read dq", "dstate", "scan", "read dk", "read dv"]);
+}
+
+#[test]
+fn the_last_step_of_a_walk_leaves_its_states() {
+    let backward = based(8, 64).initial_state().final_state().backward();
+    let sequential = plan(&backward.clone().schedule(Schedule::Sequential), 256, &gpu());
+    let dstate = Some(BasedStates::Operand(Tensor::Dstate));
+    assert_eq!(sequential.steps.iter().map(|s| s.to).collect::<Vec<_>>(), [None, None, dstate]);
+    assert!(sequential.steps[1..].iter().all(|s| s.from == Some(BasedStates::Operand(Tensor::GradState))));
+    let segments = plan(&backward.schedule(Schedule::Segments), 256, &gpu());
+    assert_eq!(segments.steps[4].to, dstate);
+    assert!(segments.steps[5..].iter().all(|s| s.from == Some(BasedStates::Segments) && s.to.is_none()));
+}
+
+#[test]
+fn wide_values_take_several_passes() {
+    let passes = |value| {
+        let plan = plan(&based(8, value).backward(), 256, &gpu());
+        let blocks = plan.steps.iter().filter(|s| s.out == Some(Tensor::Dq)).map(|s| s.block).collect::<Vec<_>>();
+        (blocks, plan.record_size())
+    };
+    assert_eq!(passes(64), (vec![0], 2));
+    assert_eq!(passes(65), (vec![0, 16], 20));
+    assert_eq!(passes(256), (vec![0, 16, 32, 48], 20));
+}
+
+#[test]
+fn workspace_is_states_and_two_numbers_a_token() {
+    let state = 153 * 65 * 4;
+    let long = |based: &Based| plan(based, 1 << 16, &gpu());
+    let forward = long(&based(4, 64));
+    assert_eq!(forward.schedule, Schedule::Segments, "{forward}");
+    let segments = u64::from(forward.segments);
+    assert!(segments > 8 && segments <= 64, "{forward}");
+    assert_eq!(forward.workspace_bytes, segments * 4 * state);
+    assert_eq!(plan(&based(4, 64), 1 << 20, &gpu()).workspace_bytes, forward.workspace_bytes);
+    let sequential = based(4, 64).schedule(Schedule::Sequential);
+    assert_eq!(long(&sequential).workspace_bytes, 0);
+    assert_eq!(long(&sequential.clone().backward()).workspace_bytes, 4 * (1 << 16) * 8);
+    assert_eq!(long(&sequential.clone().causal(false)).workspace_bytes, 4 * state);
+    assert_eq!(long(&sequential.causal(false).final_state()).workspace_bytes, 0);
+    let backward = long(&based(4, 64).backward());
+    let regions = backward.workspace(&backward.parts[0]);
+    assert_eq!(regions.records, 0..4 * (1 << 16) * 8);
+    assert_eq!(regions.segments.end - regions.segments.start, u64::from(backward.segments) * 4 * state);
+    assert!(regions.segments.start.is_multiple_of(256) && regions.sequences.is_empty());
+}
+
+#[test]
+fn each_device_gets_its_kernel_and_no_plan_exceeds_it() {
+    let devices = [
+        (Capabilities::webgpu_defaults(), Kernel::TileUniversal),
+        (gpu(), Kernel::TileSubgroup),
+        (Capabilities { subgroups: Some((4, 16)), ..gpu() }, Kernel::TileUniversal),
+        (lavapipe(), Kernel::Broadcast),
+        (Capabilities { subgroups: None, ..lavapipe() }, Kernel::TileUniversal),
+    ];
+    for (device, kernel) in devices {
+        for feature in [1, 8, 13, 16, 24, 32] {
+            for value in [1, 7, 16, 64, 256] {
+                let new = Based::new(3, HeadDim::with_value(feature, value).unwrap());
+                for based in [new.clone(), new.clone().backward(), new.clone().causal(false).backward(), new.step()] {
+                    let step = based == based.clone().step();
+                    let tokens = Tokens::new(2, if step { 1 } else { 1000 });
+                    let plan = BasedPlan::new(&based, tokens, &device).unwrap();
+                    assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{plan}");
+                    if (feature, value, step) == (16, 64, false) {
+                        assert_eq!(plan.kernel, kernel, "{plan}");
+                    }
+                    assert!(plan.to_string().contains(plan.kernel.name()), "{plan}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_costs_three_times_as_much() {
+    let (forward, backward) = (plan(&based(8, 64), 512, &gpu()), plan(&based(8, 64).backward(), 512, &gpu()));
+    assert_eq!(backward.flops, 3 * forward.flops);
+    assert_eq!(backward.bytes, 8 * 512 * 4 * (4 * 16 + 3 * 64));
+}
+
+#[test]
+fn walks_that_a_driver_would_end_are_cut() {
+    for based in [based(64, 64), based(64, 64).backward(), based(64, 64).causal(false)] {
+        for tokens in [1 << 16, 1 << 17, 1 << 20] {
+            let plan = plan(&based, tokens, &lavapipe());
+            assert_eq!(plan.schedule, Schedule::Segments, "{plan}");
+            assert!(plan.segment_tokens < 60_000, "{plan}");
+        }
+        let pinned = based.schedule(Schedule::Sequential);
+        let error = BasedPlan::new(&pinned, Tokens::new(1, 1 << 20), &lavapipe()).unwrap_err();
+        assert!(error.to_string().contains("1048576"), "{error}");
+    }
+    assert_eq!(plan(&based(512, 64), 1 << 20, &gpu()).schedule, Schedule::Sequential);
+}
+
+#[test]
+fn a_step_has_one_dispatch() {
+    for (step, in_place) in [(based(8, 64).step(), true), (based(8, 64).step_out_of_place(), false)] {
+        let plan = plan(&step.schedule(Schedule::Segments), 1, &gpu());
+        assert_eq!((ops(&plan), plan.workspace_bytes), (vec!["step"], 0));
+        assert!(matches!(plan.steps[0].key, Key::Based(key) if key.state == in_place));
+    }
+}
+
+#[test]
+fn extents_beyond_all_limits_are_refused_without_overflow() {
+    for device in [gpu(), lavapipe(), Capabilities::webgpu_defaults()] {
+        for heads in [1, 1 << 16, u32::MAX] {
+            for batch in [1, u32::MAX] {
+                for tokens in [1, 1 << 18, 1 << 29] {
+                    for extent in [Tokens::new(batch, tokens), Tokens::packed(batch, tokens)] {
+                        for based in [based(heads, 64), based(heads, 64).backward(), based(heads, 64).causal(false)] {
+                            if let Ok(plan) = BasedPlan::new(&based, extent, &device) {
+                                assert!(plan.parts.len() <= 1 << 16, "{plan}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
