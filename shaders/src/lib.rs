@@ -16,5 +16,5 @@ mod unroll;
 pub use based::{BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, MAX_FEATURE_DIM, feature_rows};
 pub use compose::{Binding, bindings, compose};
 pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
-pub use linear::{BROADCAST_CLASS, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
+pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
 pub use params::{LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};

@@ -56,7 +56,9 @@ fn parse(key: &Key) -> (naga::Module, ModuleInfo) {
 /// The linear family, every kernel with every option.
 fn linear_keys() -> Vec<LinearKey> {
     let mut keys = Vec::new();
-    for op in [LinearOp::Chunk, LinearOp::Segment, LinearOp::Scan, LinearOp::Step] {
+    let walks = [LinearOp::Chunk, LinearOp::Segment, LinearOp::Step];
+    let others = [LinearOp::Scan, LinearOp::ScanWithin, LinearOp::Decay, LinearOp::DecaySum];
+    for op in walks.into_iter().chain(others) {
         for (kernel, lanes) in Kernel::ALL.into_iter().zip([0, 0, 8]) {
             for head_class in
                 HEAD_CLASSES.into_iter().filter(|&class| kernel != Kernel::Broadcast || class <= BROADCAST_CLASS)
