@@ -3,6 +3,7 @@
 // where it starts from NONE. The order of the sums is fixed.
 
 @group(0) @binding(4) var<storage, read_write> dslopes: array<f32>;
+@group(0) @binding(5) var<storage, read> state: array<f32>;
 
 var<workgroup> sh_sum: array<f32, THREADS>;
 

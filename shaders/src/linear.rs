@@ -164,7 +164,7 @@ impl LinearKey {
             (walks, "v", false),
             (rows, if scans { "segment_states" } else { "out" }, op != LinearOp::Decay),
             fourth,
-            (self.state || states, "state", true),
+            (self.state || states, "state", op != LinearOp::DecaySum),
             (walks && self.gated, "gate", false),
             (true, "aux", false),
         ];
@@ -265,7 +265,7 @@ impl LinearKey {
                 });
                 files.push("lightning_decay");
             }
-            LinearOp::DecaySum => files.extend(["state", "lightning_decay_sum"]),
+            LinearOp::DecaySum => files.push("lightning_decay_sum"),
             LinearOp::Chunk | LinearOp::Segment => {
                 let out = self.op == LinearOp::Chunk;
                 parts.extend(elements(if out { &tensors } else { &tensors[1..] }, out.then_some((self.q, v_access))));

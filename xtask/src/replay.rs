@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use comfy_table::{Table, presets::NOTHING};
 use wattn_cases::{Case, CaseFile};
-use wattn_tests::{BASED_UNSUPPORTED, UNSUPPORTED, Variant, judge_file};
+use wattn_tests::{BASED_UNSUPPORTED, Variant, judge_file};
 
 use crate::report::{Row, guarded, write_json};
 use crate::select::{Device, Selection};
@@ -106,7 +106,6 @@ fn output_rows(device: &Device, variant: Option<Variant>, file: CaseFile) -> Vec
             name if based && BASED_UNSUPPORTED.contains(&name) => {
                 Some("the backward pass of BASED is not supported yet")
             }
-            name if UNSUPPORTED.contains(&name) => Some("the gradient of the decay is not supported yet"),
             _ => None,
         };
         match (&compared, unsupported.or(later)) {
