@@ -9,21 +9,25 @@ var<workgroup> sh_tail: array<f32, CHUNK>;   // [token]: after it, to the end of
 fn begin_decay(head: u32) {}
 
 fn chunk_decay(s: Segment, head: u32, thread: u32, live: u32) {
-    let e = aux.params.gate.offset + s.batch * aux.params.gate.batch + head * aux.params.gate.head
-        + token_at(s, min(thread, live - 1u)) * aux.params.gate.seq;
-    sh_gate[thread] = select(0.0, gate[e], thread < live);
+    for (var at = thread; at < CHUNK; at += THREADS) {
+        let e = aux.params.gate.offset + s.batch * aux.params.gate.batch + head * aux.params.gate.head
+            + token_at(s, min(at, live - 1u)) * aux.params.gate.seq;
+        sh_gate[at] = select(0.0, gate[e], at < live);
+    }
     workgroupBarrier();   // all gates are there
-    let block = thread / BLOCK * BLOCK;
-    var sum = 0.0;
-    for (var n = block; n <= thread; n++) {
-        sum += sh_gate[n];
+    for (var at = thread; at < CHUNK; at += THREADS) {
+        let block = at / BLOCK * BLOCK;
+        var head = 0.0;
+        for (var n = block; n <= at; n++) {
+            head += sh_gate[n];
+        }
+        var tail = 0.0;
+        for (var n = block + BLOCK - 1u; n > at; n--) {
+            tail += sh_gate[n];
+        }
+        sh_head[at] = head;
+        sh_tail[at] = tail;
     }
-    sh_head[thread] = sum;
-    sum = 0.0;
-    for (var n = block + BLOCK - 1u; n > thread; n--) {
-        sum += sh_gate[n];
-    }
-    sh_tail[thread] = sum;
     workgroupBarrier();   // all sums are there
 }
 
@@ -37,9 +41,21 @@ fn decay_to_end(at: u32, live: u32) -> f32 {
     return sh_tail[at] + select(0.0, sh_head[CHUNK - 1u], at < BLOCK);
 }
 
+// A token with the sums on both sides of it.
+struct Place {
+    at: u32,
+    head: f32,
+    tail: f32,
+}
+
+fn place_at(at: u32) -> Place {
+    return Place(at, sh_head[at], sh_tail[at]);
+}
+
 // After a token, to a later one that is included.
-fn decay_between(at: u32, later: u32) -> f32 {
-    return select(sh_tail[at] + sh_head[later], min(sh_head[later] - sh_head[at], 0.0), at / BLOCK == later / BLOCK);
+fn decay_between(place: Place, later: Place) -> f32 {
+    let inside = place.at / BLOCK == later.at / BLOCK;
+    return select(place.tail + later.head, min(later.head - place.head, 0.0), inside);
 }
 
 fn decay_total(live: u32) -> f32 {

@@ -10,8 +10,12 @@ fn decay_to_end(at: u32, live: u32) -> f32 {
     return -slope * f32(live - 1u - min(at, live - 1u));
 }
 
-fn decay_between(at: u32, later: u32) -> f32 {
-    return -slope * f32(later - min(at, later));
+fn place_at(at: u32) -> u32 {
+    return at;
+}
+
+fn decay_between(place: u32, later: u32) -> f32 {
+    return -slope * f32(later - min(place, later));
 }
 
 fn decay_total(live: u32) -> f32 {

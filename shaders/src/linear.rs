@@ -116,7 +116,7 @@ impl LinearKey {
     #[must_use]
     pub fn invocations(&self) -> u32 {
         match (self.op, self.kernel) {
-            (LinearOp::Chunk | LinearOp::Segment, Kernel::Broadcast) => self.lanes,
+            (LinearOp::Chunk | LinearOp::Segment | LinearOp::Decay, Kernel::Broadcast) => self.lanes,
             _ => THREADS,
         }
     }
@@ -134,6 +134,7 @@ impl LinearKey {
             }
             LinearOp::Segment if tile => gates,
             LinearOp::Step => 16 * THREADS,
+            LinearOp::Decay if !tile => 4 * DECAY_CHUNK * if self.gated { 6 } else { 3 },
             LinearOp::Decay => {
                 let slab = 16 * DECAY_BLOCK * (K_CHUNKS + 1);
                 let pairs = 4 * DECAY_BLOCK * (DECAY_BLOCK + 1);
@@ -179,17 +180,25 @@ impl LinearKey {
         let mut all = vec![("STATE", flag(self.state || self.op == LinearOp::Segment))];
         match (self.op, self.kernel) {
             (LinearOp::Scan | LinearOp::ScanWithin | LinearOp::DecaySum, _) => all.push(("THREADS", THREADS)),
-            (LinearOp::Decay, _) => all.extend([
-                ("GATED", flag(self.gated)),
-                ("SUM", flag(!self.gated)),
-                ("CHUNK", DECAY_CHUNK),
-                ("BLOCK", DECAY_BLOCK),
-                ("THREADS", THREADS),
-                ("TX", 8),
-                ("ROWS", DECAY_CHUNK / (THREADS / 8)),
-                ("K_CHUNKS", K_CHUNKS),
-                ("K_LOADS", DECAY_BLOCK * K_CHUNKS / THREADS),
-            ]),
+            (LinearOp::Decay, kernel) => {
+                all.extend([
+                    ("GATED", flag(self.gated)),
+                    ("SUM", flag(!self.gated)),
+                    ("CHUNK", DECAY_CHUNK),
+                    ("BLOCK", DECAY_BLOCK),
+                    ("THREADS", self.invocations()),
+                ]);
+                if kernel == Kernel::Broadcast {
+                    all.extend([("LANES", self.lanes), ("LANES_LOG2", self.lanes.ilog2()), ("ROWS", 4)]);
+                } else {
+                    all.extend([
+                        ("TX", 8),
+                        ("ROWS", DECAY_CHUNK / (THREADS / 8)),
+                        ("K_CHUNKS", K_CHUNKS),
+                        ("K_LOADS", DECAY_BLOCK * K_CHUNKS / THREADS),
+                    ]);
+                }
+            }
             (LinearOp::Step, _) => all.extend([("THREADS", THREADS), ("COLUMNS", self.columns())]),
             (op, kernel) => {
                 let columns = self.columns();
@@ -263,7 +272,7 @@ impl LinearKey {
                     false => vec!["decay_slopes", "decay_gradient_slopes"],
                     true => vec!["decay_gradient_gates"],
                 });
-                files.push("lightning_decay");
+                files.push(if lanes { "lightning_decay_lanes" } else { "lightning_decay_tile" });
             }
             LinearOp::DecaySum => files.push("lightning_decay_sum"),
             LinearOp::Chunk | LinearOp::Segment => {

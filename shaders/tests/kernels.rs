@@ -135,7 +135,8 @@ fn linear_kernels_are_what_their_keys_say() {
         assert_eq!(declared_bindings(&module), listed, "{key}");
         assert!(listed.len() <= 8, "{key}");
         let chunks = matches!(key.op, LinearOp::Chunk | LinearOp::Segment);
-        let subgroups = chunks && key.kernel != Kernel::TileUniversal;
+        let lanes = key.op == LinearOp::Decay && key.kernel == Kernel::Broadcast;
+        let subgroups = lanes || (chunks && key.kernel != Kernel::TileUniversal);
         let uses = compose(&Key::Linear(key))
             .lines()
             .any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));

@@ -65,8 +65,12 @@ impl PlannedDecay {
         });
         let longest = longest_walk(&sweeps, device);
         let scan = sweeps[0].states.map_or(sweeps[0].walk, |[_, scan]| scan);
+        // Of the tile kernels neither needs subgroups here.
+        let walk = sweeps[0].states.map_or(sweeps[0].walk, |[segment, _]| segment);
         let chunk = LinearKey {
             op: LinearOp::Decay,
+            kernel: walk.kernel,
+            lanes: walk.lanes,
             q: lightning.q,
             kv: lightning.kv,
             // Narrower than what sweeps load at once.
@@ -132,7 +136,8 @@ impl PlannedDecay {
             return 5 + u64::from(self.sum.is_some());
         }
         let length = self.stretches[level];
-        let of = |count: u32, tokens| if count > 0 { u64::from(count) * self.dispatches_of(tokens, level + 1) } else { 0 };
+        let of =
+            |count: u32, tokens| if count > 0 { u64::from(count) * self.dispatches_of(tokens, level + 1) } else { 0 };
         4 + of(tokens / length, length) + of((tokens % length).min(1), tokens % length)
     }
 }

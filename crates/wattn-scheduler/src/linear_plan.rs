@@ -148,7 +148,9 @@ impl LinearPlan {
         let parts = fit_parts(&rows, lightning.heads, batches(extent), device)?;
         let tokens = u64::from(extent.tokens) * u64::from(batches(extent));
         let state = u64::from(state_size(lightning));
-        let flops = (4 * state).saturating_mul(tokens.saturating_mul(heads)).saturating_mul(sweeps.len() as u64 + if decay.is_some() { 2 } else { 0 });
+        let flops = (4 * state)
+            .saturating_mul(tokens.saturating_mul(heads))
+            .saturating_mul(sweeps.len() as u64 + if decay.is_some() { 2 } else { 0 });
         let bytes = compulsory_bytes(lightning, extent);
         let (rate, bandwidth) = device.rates();
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]

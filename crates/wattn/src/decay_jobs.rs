@@ -100,11 +100,14 @@ impl<'a> Cutter<'a> {
     /// The states before all parts (sweep 0), or the gradients after them (sweep 1).
     fn sweep(&mut self, sweep: usize, level: usize, stretches: &[Stretch], cuts: &[Vec<Stretch>]) {
         let planned = &self.decay.sweeps[sweep];
-        let Some([segment, scan]) = planned.states else { return };
+        let Some([walk, scan]) = planned.states else { return };
         let kept = |stretch: &Stretch| if sweep == 0 { stretch.state } else { stretch.gradient };
         let mut call = self.call(sweep);
         call.first_state = self.kept[level][sweep];
         for (whole, parts) in stretches.iter().zip(cuts) {
+            if parts.is_empty() {
+                continue;
+            }
             let first = call.first_state + count(call.segments.len());
             let segment = |part: &Stretch| {
                 let &Stretch { batch, start, tokens, .. } = part;
@@ -120,14 +123,19 @@ impl<'a> Cutter<'a> {
         }
         let call = Rc::new(call);
         let scan = if level == 0 { scan } else { self.decay.scan_within };
-        self.jobs.extend([(Rc::clone(&call), segment), (call, scan)]);
+        self.jobs.extend([(Rc::clone(&call), walk), (call, scan)]);
     }
 
     /// The gradient of the decay from what is kept of all chunks.
     fn chunks(&mut self, cuts: &[Vec<Stretch>]) {
         let mut call = self.call(0);
-        let segment = |&Stretch { batch, start, tokens, state, gradient }: &Stretch| {
-            Segment { batch, origin: start, tokens, keys: tokens, state0: state, state: gradient }
+        let segment = |&Stretch { batch, start, tokens, state, gradient }: &Stretch| Segment {
+            batch,
+            origin: start,
+            tokens,
+            keys: tokens,
+            state0: state,
+            state: gradient,
         };
         call.segments = cuts.iter().flatten().map(segment).collect();
         let first = self.kept.last().map_or(0, |kept| kept[0]);
