@@ -14,7 +14,7 @@ const SLAB_COLUMNS: u32 = 2u * TX;
 
 var<workgroup> sh_slab: array<vec4<f32>, BLOCK * K_STRIDE>;      // [earlier token, dim], or [key dim, value dim] of a state
 var<workgroup> sh_pairs: array<f32, BLOCK * PAIR_STRIDE>;        // [later token, earlier token]; at first [S or R, token, TX]
-var<workgroup> sh_read: array<f32, CHUNK>;
+var<workgroup> sh_read: array<f32, CHUNK>;       // [token], as above
 var<workgroup> sh_kept: array<f32, CHUNK>;
 var<workgroup> sh_open: array<f32, CHUNK>;       // [earlier token]: its pairs so far
 var<workgroup> sh_crossing: array<f32, CHUNK>;   // [token]: the pairs around it
@@ -22,19 +22,23 @@ var<workgroup> sh_sum: array<f32, THREADS>;
 
 // What stands left and right of a state: of S the queries and the gradients of the output, of R the keys and values.
 fn left_0(head: u32, s: Segment, token: u32, chunk: u32) -> vec4<f32> {
-    return load_q(aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head + token * aux.params.q.seq, chunk);
+    let row = s.batch * aux.params.q.batch + head * aux.params.q.head + token * aux.params.q.seq;
+    return load_q(aux.params.q.offset + row, chunk);
 }
 
 fn right_0(head: u32, s: Segment, token: u32, chunk: u32) -> vec4<f32> {
-    return load_out(aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head + token * aux.params.out.seq, chunk);
+    let row = s.batch * aux.params.out.batch + head * aux.params.out.head + token * aux.params.out.seq;
+    return load_out(aux.params.out.offset + row, chunk);
 }
 
 fn left_1(head: u32, s: Segment, token: u32, chunk: u32) -> vec4<f32> {
-    return load_k(aux.params.k.offset + s.batch * aux.params.k.batch + head * aux.params.k.head + token * aux.params.k.seq, chunk);
+    let row = s.batch * aux.params.k.batch + head * aux.params.k.head + token * aux.params.k.seq;
+    return load_k(aux.params.k.offset + row, chunk);
 }
 
 fn right_1(head: u32, s: Segment, token: u32, chunk: u32) -> vec4<f32> {
-    return load_v(aux.params.v.offset + s.batch * aux.params.v.batch + head * aux.params.v.head + token * aux.params.v.seq, chunk);
+    let row = s.batch * aux.params.v.batch + head * aux.params.v.head + token * aux.params.v.seq;
+    return load_v(aux.params.v.offset + row, chunk);
 }
 
 @compute @workgroup_size(THREADS)

@@ -155,3 +155,46 @@ impl<'a> Cutter<'a> {
         call
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wattn_scheduler::{Decay, HeadDim, Lightning, Tokens};
+    use wgpu::{BufferDescriptor, BufferUsages, Device, DeviceDescriptor};
+
+    use super::*;
+    use crate::{Engine, LinearOperands, View};
+
+    /// Slices are counted by the plan, and taken from the list of dispatches.
+    #[test]
+    fn there_are_as_many_dispatches_as_planned() {
+        let (device, queue) = Device::noop(&DeviceDescriptor::default());
+        let engine = Engine::builder(&device, &queue).build();
+        let (size, usage) = (9000 * 4 * 4, BufferUsages::STORAGE);
+        let buffer = || device.create_buffer(&BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+        let buffers: Vec<_> = (0..9).map(|_| buffer()).collect();
+        let view = |n: usize| View::bhsd(&buffers[n]);
+        let lightning = Lightning::new(1, HeadDim::new(4).unwrap()).decay(Decay::slopes(&[0.5])).backward();
+        let packed: [u32; 4] = [0, 10, 10, 9000];
+        for (extent, bounds) in [
+            (Tokens::new(3, 0), &[][..]),
+            (Tokens::new(2, 64), &[]),
+            (Tokens::new(1, 4097), &[]),
+            (Tokens::new(1, 9000), &[]),
+            (Tokens::packed(3, 9000), &packed),
+        ] {
+            let plan = engine.plan(&lightning.clone().decay_gradient(), extent).unwrap();
+            let operands = LinearOperands {
+                grad_out: Some(view(3)),
+                dq: Some(view(4)),
+                dk: Some(view(5)),
+                dv: Some(view(6)),
+                dslopes: Some(view(7)),
+                workspace: Some(&buffers[8]),
+                bounds,
+                ..LinearOperands::new(view(0), view(1), view(2))
+            };
+            let checked = CheckedLinear::new(&plan.plan, &operands).unwrap();
+            assert_eq!(plan.jobs(&checked).len() as u64, plan.plan.dispatches(), "{plan}");
+        }
+    }
+}

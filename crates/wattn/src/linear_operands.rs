@@ -44,7 +44,7 @@ pub struct LinearOperands<'a> {
     pub dstate: Option<View<'a>>,
     /// Backward, with [`decay_gradient`](crate::Lightning::decay_gradient) of gates: the gradient of `gate`, of its extents, f32.
     pub dg: Option<View<'a>>,
-    /// Backward, with [`decay_gradient`](crate::Lightning::decay_gradient) of slopes: their gradient [heads], f32.
+    /// Backward, with [`decay_gradient`](crate::Lightning::decay_gradient) of slopes: their gradient, one number a head, f32.
     pub dslopes: Option<View<'a>>,
     /// Where packed sequences begin and end, from 0 to the total: `sequences + 1` numbers.
     pub bounds: &'a [u32],

@@ -98,7 +98,7 @@ impl LinearPlan {
     }
 
     /// What each dispatch is for, in order: as many as the plan says, also where one finds nothing to do.
-    fn jobs<'a>(&'a self, checked: &'a CheckedLinear<'a>) -> Vec<Job<'a>> {
+    pub(crate) fn jobs<'a>(&'a self, checked: &'a CheckedLinear<'a>) -> Vec<Job<'a>> {
         let mut jobs = Vec::new();
         for sweep in &self.plan.sweeps {
             for part in &self.plan.parts {
