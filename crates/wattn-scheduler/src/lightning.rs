@@ -126,9 +126,9 @@ impl Lightning {
         self
     }
 
-    /// Backward: the gradient of the decay too, in f32: of each head's slope, or of each token's log decay. It takes about as long as
-    /// the other gradients together, and workspace of up to 128 states a head and sequence (from 4,096 tokens on up to 256, and so on
-    /// by the logarithm of the length).
+    /// Backward: the gradient of the decay too, in f32: of each head's slope, or of each token's log decay. The call takes half as long
+    /// again or more (on CPU drivers several times as long), and workspace of up to 128 states a head and sequence: from 4,096 tokens
+    /// on up to 256, and so on by the logarithm of the length.
     #[must_use]
     pub fn decay_gradient(mut self) -> Self {
         self.decay_gradient = true;
