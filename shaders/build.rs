@@ -81,10 +81,11 @@ fn keys() -> Vec<Key> {
 
 /// Each fragment of the linear family at least once.
 fn linear_keys() -> impl Iterator<Item = LinearKey> {
-    let ops = [LinearOp::Chunk, LinearOp::Segment, LinearOp::Scan, LinearOp::Step];
+    let walks = [LinearOp::Chunk, LinearOp::Segment, LinearOp::Step];
+    let ops = [LinearOp::Scan, LinearOp::ScanWithin, LinearOp::Decay, LinearOp::DecaySum].into_iter().chain(walks);
     let kernels = [Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast];
     let forms = [(Storage::F32, Access::Vec4), (Storage::F32, Access::Vec8), (Storage::Bf16, Access::Any)];
-    ops.into_iter().flat_map(move |op| {
+    ops.flat_map(move |op| {
         kernels.into_iter().flat_map(move |kernel| {
             forms.into_iter().flat_map(move |(q, access)| {
                 [(false, false), (true, false), (false, true), (true, true)].map(|(gated, state)| LinearKey {

@@ -23,12 +23,9 @@ fn main(
     begin_decay(head);
     let w = aux.params.walks + item.segment * 4u;
     let walk = Walk(aux.words[w], aux.words[w + 1u], aux.words[w + 2u], aux.words[w + 3u]);
-    let row = e / aux.params.value_dim;
-    let column = e % aux.params.value_dim;
     var sum = 0.0;
     if (walk.state0 != NONE) {
-        sum = state0[aux.params.state0.offset + walk.state0 * aux.params.state0.item + head * aux.params.state0.head
-            + row * aux.params.state0.row + column * aux.params.state0.column];
+        sum = first_state(walk, head, e);
     }
     for (var n = walk.first; n < walk.first + walk.segments; n++) {
         let at = (n * aux.params.heads + head - aux.params.head_first) * size + e;
@@ -37,6 +34,8 @@ fn main(
         sum = sum * exp(segment_decay(n, head)) + added;
     }
     //$ if STATE
+    let row = e / aux.params.value_dim;
+    let column = e % aux.params.value_dim;
     state[aux.params.state.offset + walk.state * aux.params.state.item + head * aux.params.state.head
         + row * aux.params.state.row + column * aux.params.state.column] = sum;
     //$ end

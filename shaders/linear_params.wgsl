@@ -31,7 +31,7 @@ struct Params {
     v: View,
     out: View,
     gate: View,          // dim is unused
-    state0: StateView,
+    state0: StateView,   // of the gradient of the decay: where that lies
     state: StateView,
 
     score_scale: f32,    // of the products of queries and keys
@@ -43,7 +43,8 @@ struct Params {
     segments: u32,       // word offsets of the sections of aux.words
     walks: u32,
     slopes: u32,
-    totals: u32,         // of the segments' states: where the log decay of whole segments goes, [segment, heads]
+    totals: u32,         // of the segments' states: where the log decay of whole segments goes (or their part of a slope's gradient),
+                         // [segment, heads]
 
     g: View,             // of gradients of BASED: what meets the values
     block: u32,          // of gradients of BASED: the first vec4 column of the value dim of this pass

@@ -18,5 +18,5 @@ pub use based::{
 };
 pub use compose::{Binding, bindings, compose};
 pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
-pub use linear::{BROADCAST_CLASS, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
+pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
 pub use params::{LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};

@@ -14,8 +14,14 @@ pub enum LinearOp {
     Segment,
     /// Turns the states that segments end in into those that they start from.
     Scan,
+    /// The same, of segments that are parts of longer ones, whose states lie beside their own.
+    ScanWithin,
     /// One token: the state is read and written once.
     Step,
+    /// The gradient of the decay, from the states before chunks and the gradients of those after them.
+    Decay,
+    /// The sum of what the chunks of a head gave, for its slope.
+    DecaySum,
 }
 
 /// What a compiled pipeline of the linear family depends on; its [`Display`](fmt::Display) is the pipeline's label.
@@ -55,6 +61,12 @@ pub const BROADCAST_CLASS: u32 = 128;
 /// State rows that a lane of `broadcast` keeps in registers; neighbouring lanes share a column with more.
 const LANE_STATE_ROWS: u32 = 64;
 
+/// Tokens that a workgroup of [`LinearOp::Decay`] has at most.
+pub const DECAY_CHUNK: u32 = 64;
+
+/// Tokens along a side of its squares of pairs.
+const DECAY_BLOCK: u32 = 32;
+
 /// Tokens a chunk of the tile kernels.
 const CHUNK: u32 = 32;
 const THREADS: u32 = 64;
@@ -65,7 +77,7 @@ impl LinearKey {
     #[must_use]
     pub fn columns(&self) -> u32 {
         match (self.op, self.kernel) {
-            (LinearOp::Scan, _) => THREADS,
+            (LinearOp::Scan | LinearOp::ScanWithin, _) => THREADS,
             (LinearOp::Step, _) => 8,
             (_, Kernel::Broadcast) => self.lanes / self.shares(),
             // As much of the state as 8 KiB hold.
@@ -104,7 +116,7 @@ impl LinearKey {
     #[must_use]
     pub fn invocations(&self) -> u32 {
         match (self.op, self.kernel) {
-            (LinearOp::Chunk | LinearOp::Segment, Kernel::Broadcast) => self.lanes,
+            (LinearOp::Chunk | LinearOp::Segment | LinearOp::Decay, Kernel::Broadcast) => self.lanes,
             _ => THREADS,
         }
     }
@@ -122,22 +134,38 @@ impl LinearKey {
             }
             LinearOp::Segment if tile => gates,
             LinearOp::Step => 16 * THREADS,
+            LinearOp::Decay if !tile => 4 * DECAY_CHUNK * if self.gated { 6 } else { 3 },
+            LinearOp::Decay => {
+                let slab = 16 * DECAY_BLOCK * (K_CHUNKS + 1);
+                let pairs = 4 * DECAY_BLOCK * (DECAY_BLOCK + 1);
+                slab + pairs + 4 * THREADS + 4 * DECAY_CHUNK * if self.gated { 7 } else { 4 }
+            }
+            LinearOp::DecaySum => 4 * THREADS,
             _ => 0,
         }
     }
 
     /// The bindings, at most eight.
     pub(crate) fn bindings(&self) -> Vec<Binding> {
-        let walks = matches!(self.op, LinearOp::Chunk | LinearOp::Segment | LinearOp::Step);
-        let writes_state = self.state || matches!(self.op, LinearOp::Segment | LinearOp::Step);
-        let reads_state = !(self.op == LinearOp::Step && self.state);
+        let op = self.op;
+        let walks = matches!(op, LinearOp::Chunk | LinearOp::Segment | LinearOp::Step | LinearOp::Decay);
+        let scans = matches!(op, LinearOp::Scan | LinearOp::ScanWithin);
+        let rows = !matches!(op, LinearOp::Segment | LinearOp::DecaySum);
+        let gradient = matches!(op, LinearOp::Decay | LinearOp::DecaySum);
+        let states = matches!(op, LinearOp::Segment | LinearOp::Step) || gradient;
+        let fourth = match op {
+            LinearOp::ScanWithin => (false, "state0", false),
+            LinearOp::Decay => (self.gated, "dg", true),
+            LinearOp::DecaySum => (true, "dslopes", true),
+            _ => (!(op == LinearOp::Step && self.state), "state0", false),
+        };
         let all = [
-            (walks && self.op != LinearOp::Segment, "q", false),
+            (walks && op != LinearOp::Segment, "q", false),
             (walks, "k", false),
             (walks, "v", false),
-            (self.op != LinearOp::Segment, if self.op == LinearOp::Scan { "segment_states" } else { "out" }, true),
-            (reads_state, "state0", false),
-            (writes_state, "state", true),
+            (rows, if scans { "segment_states" } else { "out" }, op != LinearOp::Decay),
+            fourth,
+            (self.state || states, "state", op != LinearOp::DecaySum),
             (walks && self.gated, "gate", false),
             (true, "aux", false),
         ];
@@ -151,7 +179,26 @@ impl LinearKey {
         let flag = u32::from;
         let mut all = vec![("STATE", flag(self.state || self.op == LinearOp::Segment))];
         match (self.op, self.kernel) {
-            (LinearOp::Scan, _) => all.push(("THREADS", THREADS)),
+            (LinearOp::Scan | LinearOp::ScanWithin | LinearOp::DecaySum, _) => all.push(("THREADS", THREADS)),
+            (LinearOp::Decay, kernel) => {
+                all.extend([
+                    ("GATED", flag(self.gated)),
+                    ("SUM", flag(!self.gated)),
+                    ("CHUNK", DECAY_CHUNK),
+                    ("BLOCK", DECAY_BLOCK),
+                    ("THREADS", self.invocations()),
+                ]);
+                if kernel == Kernel::Broadcast {
+                    all.extend([("LANES", self.lanes), ("LANES_LOG2", self.lanes.ilog2()), ("ROWS", 4)]);
+                } else {
+                    all.extend([
+                        ("TX", 8),
+                        ("ROWS", DECAY_CHUNK / (THREADS / 8)),
+                        ("K_CHUNKS", K_CHUNKS),
+                        ("K_LOADS", DECAY_BLOCK * K_CHUNKS / THREADS),
+                    ]);
+                }
+            }
             (LinearOp::Step, _) => all.extend([("THREADS", THREADS), ("COLUMNS", self.columns())]),
             (op, kernel) => {
                 let columns = self.columns();
@@ -198,8 +245,12 @@ impl LinearKey {
             Element { name: "v", slot: 2, dim: "value_dim", storage: self.kv, access: v_access, pairs: false },
         ];
         match self.op {
-            LinearOp::Scan => {
-                files.extend(["state0", "state"].into_iter().take(1 + usize::from(self.state)));
+            LinearOp::Scan | LinearOp::ScanWithin => {
+                files.extend(match self.op {
+                    LinearOp::Scan => vec!["state0", "scan_first_given"],
+                    _ => vec!["scan_first_within"],
+                });
+                files.extend(self.state.then_some("state"));
                 files.extend(if self.gated { vec!["scan_gates"] } else { vec!["decay_slopes", "scan_slopes"] });
                 files.push("lightning_scan");
             }
@@ -210,6 +261,20 @@ impl LinearKey {
                 files.extend(["state_store", if self.gated { "decay_token_gates" } else { "decay_token_slopes" }]);
                 files.push("lightning_step");
             }
+            LinearOp::Decay => {
+                // The gradient of the output, in the place of what comes out.
+                let (name, slot, dim) = ("out", 3, "value_dim");
+                let out = Element { name, slot, dim, storage: self.q, access: v_access, pairs: false };
+                parts.extend(elements(&tensors.map(|t| Element { pairs: false, ..t }), None));
+                parts.extend(elements(&[out], None));
+                files.extend(["state", "state_in_place"]);
+                files.extend(match self.gated {
+                    false => vec!["decay_slopes", "decay_gradient_slopes"],
+                    true => vec!["decay_gradient_gates"],
+                });
+                files.push(if lanes { "lightning_decay_lanes" } else { "lightning_decay_tile" });
+            }
+            LinearOp::DecaySum => files.push("lightning_decay_sum"),
             LinearOp::Chunk | LinearOp::Segment => {
                 let out = self.op == LinearOp::Chunk;
                 parts.extend(elements(
@@ -247,9 +312,12 @@ impl fmt::Display for LinearKey {
             LinearOp::Chunk => "lightning_chunk",
             LinearOp::Segment => "lightning_segment",
             LinearOp::Scan => "lightning_scan",
+            LinearOp::ScanWithin => "lightning_scan_within",
             LinearOp::Step => "lightning_step",
+            LinearOp::Decay => "lightning_decay",
+            LinearOp::DecaySum => "lightning_decay_sum",
         })?;
-        if self.op != LinearOp::Scan {
+        if !matches!(self.op, LinearOp::Scan | LinearOp::ScanWithin | LinearOp::DecaySum) {
             write!(f, "/{}", self.kernel)?;
             if self.lanes > 0 {
                 write!(f, "/{}", self.lanes)?;

@@ -62,7 +62,9 @@ fn parse(key: &Key) -> (naga::Module, ModuleInfo) {
 /// The linear family, every kernel with every option.
 fn linear_keys() -> Vec<LinearKey> {
     let mut keys = Vec::new();
-    for op in [LinearOp::Chunk, LinearOp::Segment, LinearOp::Scan, LinearOp::Step] {
+    let walks = [LinearOp::Chunk, LinearOp::Segment, LinearOp::Step];
+    let others = [LinearOp::Scan, LinearOp::ScanWithin, LinearOp::Decay, LinearOp::DecaySum];
+    for op in walks.into_iter().chain(others) {
         for (kernel, lanes) in Kernel::ALL.into_iter().zip([0, 0, 8]) {
             for head_class in
                 HEAD_CLASSES.into_iter().filter(|&class| kernel != Kernel::Broadcast || class <= BROADCAST_CLASS)
@@ -181,7 +183,8 @@ fn linear_kernels_are_what_their_keys_say() {
         assert_eq!(declared_bindings(&module), listed, "{key}");
         assert!(listed.len() <= 8, "{key}");
         let chunks = matches!(key.op, LinearOp::Chunk | LinearOp::Segment);
-        let subgroups = chunks && key.kernel != Kernel::TileUniversal;
+        let lanes = key.op == LinearOp::Decay && key.kernel == Kernel::Broadcast;
+        let subgroups = lanes || (chunks && key.kernel != Kernel::TileUniversal);
         let uses = compose(&Key::Linear(key))
             .lines()
             .any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));

@@ -11,7 +11,7 @@ mod variant;
 
 pub use adapters::{adapters, device_label};
 pub use based::{based, based_backward, based_tokens, judge_based, run_based, unpack_states};
-pub use linear::{LinearRun, UNSUPPORTED, judge_linear, lightning, lightning_backward, run_linear, tokens};
+pub use linear::{LinearRun, judge_linear, lightning, lightning_backward, run_linear, tokens};
 pub use problem::{attention, extent};
 pub use reference::{Ran, based_expected, judge_expected, judge_file, linear_expected, rows};
 pub use run::{Loaded, Outputs, judge, judge_all};

@@ -35,13 +35,14 @@ pub fn lightning(case: &LinearCase) -> Result<Lightning> {
     Ok(if case.state.is_some() { lightning.initial_state() } else { lightning })
 }
 
-/// The backward pass of a case, every gradient asked for.
+/// The backward pass of a case, the gradients that it has asked for.
 ///
 /// # Errors
 /// As [`lightning`].
 pub fn lightning_backward(case: &LinearCase) -> Result<Lightning> {
     // The gradient of the state to start from exists without such a state too.
-    Ok(lightning(case)?.initial_state().backward())
+    let backward = lightning(case)?.initial_state().backward();
+    Ok(if case.grad_decay { backward.decay_gradient() } else { backward })
 }
 
 /// The extent of a case.
@@ -119,6 +120,11 @@ impl<'a> Loaded<'a> {
         }
     }
 
+    /// The gradient of the decay, where the case has this one.
+    fn gradient(&'a self, name: &str) -> Option<View<'a>> {
+        self.outputs.get(name).filter(|_| self.case.grad_decay).map(words)
+    }
+
     fn backward(&'a self) -> LinearOperands<'a> {
         let (q, kv) = (self.case.q.storage.size(), self.case.k.storage.size());
         LinearOperands {
@@ -129,6 +135,8 @@ impl<'a> Loaded<'a> {
             dk: Some(self.rows(&self.outputs["dk"], kv)),
             dv: Some(self.rows(&self.outputs["dv"], kv)),
             dstate: Some(words(&self.outputs["dstate"])),
+            dg: self.gradient("dg"),
+            dslopes: self.gradient("dslopes"),
             ..self.operands()
         }
     }
@@ -224,21 +232,17 @@ impl<'a> LinearRun<'a> {
         read(&self.engine, &self.loaded.outputs[name], name, storage, &shape)
     }
 
-    /// Compares every output that `reference` has and kernels calculate.
+    /// Compares every output that `reference` has.
     ///
     /// # Errors
     /// A device that fails.
     pub fn compare(&self, reference: &References) -> Result<Vec<Comparison>> {
-        let supported = reference.iter().filter(|(name, _)| !UNSUPPORTED.contains(name));
         let compared = |(&name, want): (&&'static str, &Vec<(usize, f64)>)| {
             Ok(compare(name, &self.output(name)?, want, &self.loaded.case.rules(name)))
         };
-        supported.map(compared).collect()
+        reference.iter().map(compared).collect()
     }
 }
-
-/// Outputs that no kernel calculates yet: the gradient of the decay.
-pub const UNSUPPORTED: [&str; 2] = ["dslopes", "dg"];
 
 /// Runs a case with `variant` forced and returns all outputs.
 ///
@@ -255,8 +259,11 @@ pub fn run_linear(
     if backward {
         run.backward()?;
     }
-    let supported = |name: &&str| !UNSUPPORTED.contains(name) && (backward || !name.starts_with('d'));
-    case.outputs().into_iter().filter(supported).map(|name| Ok((name, run.output(name)?))).collect()
+    let written = |name: &&str| match *name {
+        "dslopes" | "dg" => backward && case.grad_decay,
+        name => backward || !name.starts_with('d'),
+    };
+    case.outputs().into_iter().filter(written).map(|name| Ok((name, run.output(name)?))).collect()
 }
 
 /// Plans a case with `variant` forced, runs it, and compares every output that `reference` has: the forward pass's plan, and one

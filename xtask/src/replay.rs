@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use comfy_table::{Table, presets::NOTHING};
 use wattn_cases::{Case, CaseFile};
-use wattn_tests::{UNSUPPORTED, Variant, judge_file};
+use wattn_tests::{Variant, judge_file};
 
 use crate::report::{Row, guarded, write_json};
 use crate::select::{Device, Selection};
@@ -101,8 +101,7 @@ fn output_rows(device: &Device, variant: Option<Variant>, file: CaseFile) -> Vec
     });
     let row = |output: &String| {
         let unsupported = file.unsupported.iter().find(|(name, _)| name == output).map(|(_, reason)| reason.as_str());
-        let later = UNSUPPORTED.contains(&output.as_str()).then_some("the gradient of the decay is not supported yet");
-        match (&compared, unsupported.or(later)) {
+        match (&compared, unsupported) {
             (_, Some(reason)) => Row::failed(name, Some(output), reason),
             (Err(error), None) => Row::failed(name, Some(output), format!("{error:#}")),
             (Ok(rows), None) => rows

@@ -13,7 +13,7 @@ use wattn_cases::{
     BasedCase, BasedRecipe, Case, LinearCase, LinearRecipe, Recipe, Reference, References, SoftmaxCase,
     based_catalogue, catalogue, linear_catalogue, write,
 };
-use wattn_tests::{Ran, UNSUPPORTED, Variant, judge, judge_based, judge_linear, rows};
+use wattn_tests::{Ran, Variant, judge, judge_based, judge_linear, rows};
 
 use crate::report::{Row, guarded, target, write_json};
 use crate::select::{Device, Selection};
@@ -128,9 +128,7 @@ impl Judge {
     fn outputs(&self) -> Vec<&'static str> {
         match self {
             Self::Softmax(..) => vec!["out", "lse"],
-            Self::Linear(_, reference) => {
-                reference.keys().copied().filter(|output| !UNSUPPORTED.contains(output)).collect()
-            }
+            Self::Linear(_, reference) => reference.keys().copied().collect(),
             Self::Based(_, reference) => reference.keys().copied().collect(),
         }
     }

@@ -66,6 +66,8 @@ pub struct LinearCase {
     pub grad_out: Option<Tensor>,
     /// The gradient of the state after the last token, like `state`.
     pub grad_state: Option<Tensor>,
+    /// Whether the backward pass gives the gradient of the decay too.
+    pub grad_decay: bool,
     /// Replaces the tolerance that the storage type asks for.
     pub rms_tolerance: Option<f64>,
     /// Expected outputs, with the extents that [`output`](Self::output) gives.

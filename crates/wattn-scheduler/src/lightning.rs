@@ -60,6 +60,7 @@ pub struct Lightning {
     pub(crate) pass: Pass,
     pub(crate) initial_state: bool,
     pub(crate) final_state: bool,
+    pub(crate) decay_gradient: bool,
     pub(crate) q: Storage,
     pub(crate) kv: Storage,
     pub(crate) access: Access,
@@ -80,6 +81,7 @@ impl Lightning {
             pass: Pass::Forward,
             initial_state: false,
             final_state: false,
+            decay_gradient: false,
             q: Storage::F32,
             kv: Storage::F32,
             access: if whole { Access::Vec4 } else { Access::Any },
@@ -121,6 +123,15 @@ impl Lightning {
     #[must_use]
     pub fn backward(mut self) -> Self {
         self.pass = Pass::Backward;
+        self
+    }
+
+    /// Backward: the gradient of the decay too, in f32: of each head's slope, or of each token's log decay. The call takes half as long
+    /// again or more (on CPU drivers several times as long), and workspace of up to 128 states a head and sequence: from 4,096 tokens
+    /// on up to 256, and so on by the logarithm of the length.
+    #[must_use]
+    pub fn decay_gradient(mut self) -> Self {
+        self.decay_gradient = true;
         self
     }
 
@@ -223,6 +234,12 @@ impl Lightning {
         self.final_state
     }
 
+    /// Whether the gradient of the decay is calculated.
+    #[must_use]
+    pub fn has_decay_gradient(&self) -> bool {
+        self.decay_gradient
+    }
+
     /// The storage of q and the output.
     #[must_use]
     pub fn q_storage(&self) -> Storage {
@@ -249,6 +266,13 @@ impl Lightning {
         }
         if !self.scale.is_finite() {
             return Err(PlanError::invalid("scale", self.scale, "a finite number"));
+        }
+        if self.decay_gradient && self.pass != Pass::Backward {
+            let pass = if self.pass == Pass::Forward { "the forward pass" } else { "a step" };
+            return Err(PlanError::invalid("decay_gradient", pass, "the backward pass"));
+        }
+        if self.decay_gradient && self.decay == Decay::None {
+            return Err(PlanError::invalid("decay_gradient", "no decay", "slopes or gates"));
         }
         if let Decay::Layer { layer, layers, .. } = self.decay {
             if layer >= layers {

@@ -5,6 +5,7 @@ use std::fmt;
 use wattn_shaders::{Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, LinearKey, LinearOp, Storage, table};
 
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::decay_plan::PlannedDecay;
 use crate::error::PlanError;
 use crate::lightning::{Lightning, Pass, Schedule, Tokens};
 use crate::plan::{MAX_LENGTH, Part, Rows, SLICE_SECONDS, fit_parts, grid};
@@ -29,13 +30,14 @@ impl PlannedSweep {
     pub fn splits(&self, key: &LinearKey) -> u32 {
         let [key_dim, value_dim] = self.dims;
         match key.op {
-            LinearOp::Scan => (key_dim * value_dim).div_ceil(key.columns()),
+            LinearOp::Scan | LinearOp::ScanWithin => (key_dim * value_dim).div_ceil(key.columns()),
+            LinearOp::Decay | LinearOp::DecaySum => 1,
             _ => value_dim.div_ceil(4 * key.columns()),
         }
     }
 
     /// Walks segments side by side instead.
-    fn segment(&mut self) {
+    pub(crate) fn segment(&mut self) {
         // Neither queries nor subgroups have a part in the states.
         let kernel = if self.walk.kernel == Kernel::TileSubgroup { Kernel::TileUniversal } else { self.walk.kernel };
         let segment = LinearKey { op: LinearOp::Segment, kernel, q: self.walk.kv, state: false, ..self.walk };
@@ -65,6 +67,8 @@ pub struct LinearPlan {
     pub extent: Tokens,
     /// Its sweeps, in order.
     pub sweeps: Vec<PlannedSweep>,
+    /// What gives the gradient of the decay, after them.
+    pub decay: Option<PlannedDecay>,
     /// How tokens are shared out.
     pub schedule: Schedule,
     /// Tokens of a segment, of [`Schedule::Segments`].
@@ -83,9 +87,10 @@ pub struct LinearPlan {
     pub workgroup_bytes_limit: u32,
     /// Workgroups along one axis of a dispatch, at most.
     pub workgroups_per_axis: u32,
-    /// Scratch memory that the caller provides, bytes: the states of all segments, whatever the number of tokens.
+    /// Scratch memory that the caller provides, bytes: the states of all segments, whatever the number of tokens; with the gradient of
+    /// the decay, those of a few levels of segments.
     pub workspace_bytes: u64,
-    /// Useful floating point operations: `4 key_dim value_dim` a token, head and sweep.
+    /// Useful floating point operations: `4 key_dim value_dim` a token, head and sweep; the gradient of the decay counts as two.
     pub flops: u64,
     /// Bytes that must move at least: every operand once.
     pub bytes: u64,
@@ -123,8 +128,11 @@ impl LinearPlan {
             Schedule::Sequential => (extent.tokens.max(1), extent.batch),
             Schedule::Segments => segments(extent, items, longest, device),
         };
+        let decay = PlannedDecay::new(lightning, extent, kernel, device);
+        let all = Part { batch: 0..extent.batch, kv_heads: 0..lightning.heads };
+        let kept = decay.as_ref().and_then(|decay| decay.kept(extent, &all).into_iter().max()).unwrap_or(0);
         // Saturating, here and below: what does not fit 64 bits is beyond every limit.
-        let largest = u64::from(segments.max(extent.batch)).saturating_mul(heads * most);
+        let largest = u64::from(segments.max(extent.batch).max(kept)).saturating_mul(heads * most);
         let scan = (u64::from(extent.batch) * heads).saturating_mul(state_size(lightning).div_ceil(64).into());
         if largest.max(scan) >= 1 << 32 {
             return Err(PlanError::Limit {
@@ -139,17 +147,21 @@ impl LinearPlan {
             sweeps.iter_mut().for_each(PlannedSweep::segment);
         }
 
-        let parts = fit_parts(&rows(lightning, extent, segments, schedule), lightning.heads, batches(extent), device)?;
+        let rows = rows(lightning, extent, segments, schedule, decay.as_ref());
+        let parts = fit_parts(&rows, lightning.heads, batches(extent), device)?;
         let tokens = u64::from(extent.tokens) * u64::from(batches(extent));
         let state = u64::from(state_size(lightning));
-        let flops = (4 * state).saturating_mul(tokens.saturating_mul(heads)).saturating_mul(sweeps.len() as u64);
+        let flops = (4 * state)
+            .saturating_mul(tokens.saturating_mul(heads))
+            .saturating_mul(sweeps.len() as u64 + if decay.is_some() { 2 } else { 0 });
         let bytes = compulsory_bytes(lightning, extent);
         let (rate, bandwidth) = device.rates();
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let estimated_seconds = (flops as f64 / rate).max(bytes as f64 / bandwidth);
+        let tiles = || sweeps.iter().map(|s| s.walk).chain(decay.as_ref().map(|decay| decay.chunk));
         let (workgroup_bytes, needed) = (
-            sweeps.iter().map(|s| s.walk.workgroup_bytes()).max().unwrap_or(0),
-            sweeps.iter().map(|s| s.walk.invocations()).max().unwrap_or(0),
+            tiles().map(|key| key.workgroup_bytes()).max().unwrap_or(0),
+            tiles().map(|key| key.invocations()).max().unwrap_or(0),
         );
         for (needed, available, unit) in [
             (workgroup_bytes, device.workgroup_bytes, "bytes of workgroup memory"),
@@ -161,12 +173,17 @@ impl LinearPlan {
                 return Err(PlanError::Limit { argument: "device", needed, available, unit, advice: "" });
             }
         }
-        let workspace_bytes =
-            parts.iter().map(|part| workspace(lightning, extent, segments, schedule, part)).max().unwrap_or(0);
+        // The gradient of the decay comes after the sweeps, in the same memory.
+        let workspace = |part: &Part| {
+            let after = decay.as_ref().map_or(0, |decay| decay.workspace(lightning, extent, part));
+            after.max(workspace(lightning, extent, segments, schedule, part))
+        };
+        let workspace_bytes = parts.iter().map(workspace).max().unwrap_or(0);
         Ok(Self {
             lightning: lightning.clone(),
             extent,
             sweeps,
+            decay,
             schedule,
             segment_tokens,
             segments,
@@ -183,9 +200,18 @@ impl LinearPlan {
         })
     }
 
-    /// The pipelines of all sweeps.
+    /// The pipelines of all sweeps, and of the gradient of the decay.
     pub fn keys(&self) -> impl Iterator<Item = LinearKey> + '_ {
-        self.sweeps.iter().flat_map(|s| s.states.into_iter().flatten().chain([s.walk]))
+        let sweeps = self.sweeps.iter().flat_map(|s| s.states.into_iter().flatten().chain([s.walk]));
+        sweeps.chain(self.decay.iter().flat_map(PlannedDecay::keys))
+    }
+
+    /// Dispatches of a call, those that find nothing to do included.
+    #[must_use]
+    pub fn dispatches(&self) -> u64 {
+        let sweeps: u64 = self.sweeps.iter().map(|s| if s.states.is_some() { 3 } else { 1 }).sum();
+        let decay = self.decay.as_ref().map_or(0, |decay| decay.dispatches(self.extent));
+        sweeps.saturating_add(decay).saturating_mul(self.parts.len() as u64)
     }
 
     /// The grid of a dispatch of `workgroups`, which the kernels number row by row.
@@ -308,14 +334,14 @@ fn key(lightning: &Lightning, sweep: &Sweep, kernel: Kernel, device: &Capabiliti
 }
 
 /// A sweep, walked sequentially.
-fn planned(lightning: &Lightning, sweep: Sweep, kernel: Kernel, device: &Capabilities) -> PlannedSweep {
+pub(crate) fn planned(lightning: &Lightning, sweep: Sweep, kernel: Kernel, device: &Capabilities) -> PlannedSweep {
     let (qk, value) = (lightning.dims.qk(), lightning.dims.value());
     let dims = if sweep.q.has_value_dim() { [value, qk] } else { [qk, value] };
     PlannedSweep { sweep, walk: key(lightning, &sweep, kernel, device), states: None, dims }
 }
 
 /// Tokens that one workgroup may walk before the driver ends its loops.
-fn longest_walk(sweeps: &[PlannedSweep], device: &Capabilities) -> u32 {
+pub(crate) fn longest_walk(sweeps: &[PlannedSweep], device: &Capabilities) -> u32 {
     /// Turns left for what comes before and after the walk.
     const SPARE: u32 = 1024;
     let Some(turns) = device.loop_turns() else { return MAX_LENGTH };
@@ -384,7 +410,13 @@ fn workspace(lightning: &Lightning, extent: Tokens, segments: u32, schedule: Sch
 }
 
 /// Bytes of one (batch entry, head) of each operand.
-fn rows(lightning: &Lightning, extent: Tokens, segments: u32, schedule: Schedule) -> Vec<Rows> {
+fn rows(
+    lightning: &Lightning,
+    extent: Tokens,
+    segments: u32,
+    schedule: Schedule,
+    decay: Option<&PlannedDecay>,
+) -> Vec<Rows> {
     let row = |dim: u32, storage: Storage| u64::from(extent.tokens) * u64::from(dim) * u64::from(storage.bytes());
     let (qk, value) = (lightning.dims.qk(), lightning.dims.value());
     let state = u64::from(state_size(lightning)) * 4;
@@ -395,12 +427,13 @@ fn rows(lightning: &Lightning, extent: Tokens, segments: u32, schedule: Schedule
         Schedule::Sequential => 0,
     };
     let gate = if lightning.is_gated() { u64::from(extent.tokens) * 4 } else { 0 };
+    let kept = decay.map_or(0, |decay| decay.row(lightning, extent));
     [
         ("q", row(qk, lightning.q)),
         ("k", row(qk, lightning.kv)),
         ("v", row(value, lightning.kv)),
         ("out", row(value, lightning.q)),
-        ("state", states.max(segments)),
+        ("state", states.max(segments).max(kept)),
         ("gate", gate),
     ]
     .map(|(argument, bytes)| Rows { argument, bytes })
@@ -423,7 +456,9 @@ fn compulsory_bytes(lightning: &Lightning, extent: Tokens) -> u64 {
     let in_place = u64::from(lightning.pass == Pass::Step { in_place: true });
     let state =
         (u64::from(state_size(lightning)) * 4 * (states + in_place)).saturating_mul(u64::from(extent.batch) * heads);
-    tokens.saturating_mul(token + if lightning.is_gated() { 4 } else { 0 }).saturating_add(state)
+    let gate = if lightning.is_gated() { 4 + 4 * u64::from(lightning.decay_gradient) } else { 0 };
+    let slopes = if lightning.decay_gradient && !lightning.is_gated() { 4 * heads } else { 0 };
+    tokens.saturating_mul(token + gate).saturating_add(state).saturating_add(slopes)
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
@@ -453,6 +488,10 @@ impl fmt::Display for LinearPlan {
             self.segment_tokens,
             self.sweeps.len()
         )?;
+        if let Some(decay) = &self.decay {
+            let lengths: Vec<String> = decay.stretches.iter().map(ToString::to_string).collect();
+            writeln!(f, "  decay       its gradient by stretches of {} tokens", lengths.join(", then of "))?;
+        }
         writeln!(
             f,
             "  memory      {} of {} bytes of workgroup memory, {} bytes of workspace",

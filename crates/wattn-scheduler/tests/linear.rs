@@ -1,7 +1,7 @@
 //! What is planned for linear attention on simulated devices.
 
 use wattn_scheduler::shaders::Kernel;
-use wattn_scheduler::{Capabilities, DeviceKind, Driver, HeadDim, Lightning, LinearPlan, Schedule, Tokens};
+use wattn_scheduler::{Capabilities, Decay, DeviceKind, Driver, HeadDim, Lightning, LinearPlan, Schedule, Tokens};
 
 fn gpu() -> Capabilities {
     Capabilities {
@@ -59,7 +59,8 @@ fn each_device_gets_its_kernel_and_no_plan_exceeds_it() {
     ];
     for (device, kernel) in devices {
         for dim in [1, 13, 16, 40, 64, 128, 256] {
-            for lightning in [lightning(3, dim), lightning(3, dim).backward(), lightning(3, dim).step()] {
+            let gradient = lightning(3, dim).decay(Decay::Gates).backward().decay_gradient();
+            for lightning in [lightning(3, dim), lightning(3, dim).backward(), gradient, lightning(3, dim).step()] {
                 let step = lightning == lightning.clone().step();
                 let tokens = Tokens::new(2, if step { 1 } else { 1000 });
                 let plan = LinearPlan::new(&lightning, tokens, &device).unwrap();
@@ -82,6 +83,24 @@ fn backward_is_three_sweeps_of_the_same() {
 }
 
 #[test]
+fn states_for_the_gradient_of_the_decay_do_not_grow_with_tokens() {
+    let backward = lightning(4, 64).decay(Decay::transnormer(0, 2)).backward();
+    let slopes = || backward.clone().decay_gradient().schedule(Schedule::Sequential);
+    let plan = |tokens| LinearPlan::new(&slopes(), Tokens::new(2, tokens), &gpu()).unwrap();
+    let state = 2 * 4 * (64 * 64 + 1) * 4;
+    assert_eq!(plan(100).workspace_bytes, 2 * 2 * state);
+    assert_eq!(plan(4096).workspace_bytes, 2 * 64 * state);
+    assert_eq!(plan(1 << 18).workspace_bytes, 4 * 64 * state);
+    // Rows are so long that each of the eight heads is a part.
+    assert_eq!(plan(1 << 22).workspace_bytes, 2 * (16 + 64 + 64) * state / 8);
+    assert_eq!(plan(1 << 12).flops, 5 * 4 * 64 * 64 * 4 * 2 * 4096);
+    // Three sweeps; states, gradients, chunks and sums of the 4,096 tokens and of the rest.
+    assert_eq!(plan(5000).dispatches(), 3 + 4 + 2 * 6);
+    let packed = LinearPlan::new(&slopes(), Tokens::packed(300, 4096), &gpu()).unwrap();
+    assert_eq!(packed.workspace_bytes, 2 * (64 + 300) * (state / 2));
+}
+
+#[test]
 fn walks_that_a_driver_would_end_are_cut() {
     let long = Tokens::new(1, 1 << 20);
     let plan = LinearPlan::new(&lightning(64, 64), long, &lavapipe()).unwrap();
@@ -99,9 +118,12 @@ fn extents_beyond_all_limits_are_refused_without_overflow() {
             for batch in [1, u32::MAX] {
                 for tokens in [1, 1 << 18, 1 << 29] {
                     for extent in [Tokens::new(batch, tokens), Tokens::packed(batch, tokens)] {
-                        let lightning = Lightning::new(heads, HeadDim::new(64).unwrap());
-                        if let Ok(plan) = LinearPlan::new(&lightning, extent, &device) {
-                            assert!(plan.parts.len() <= 1 << 16, "{plan}");
+                        let forward = Lightning::new(heads, HeadDim::new(64).unwrap());
+                        let gradient = forward.clone().decay(Decay::Gates).backward().decay_gradient();
+                        for lightning in [forward, gradient] {
+                            if let Ok(plan) = LinearPlan::new(&lightning, extent, &device) {
+                                assert!(plan.parts.len() <= 1 << 16, "{plan}");
+                            }
                         }
                     }
                 }

@@ -44,6 +44,11 @@ impl Binder<'_> {
         self.bind(resolved, &self.part)
     }
 
+    /// Numbers of heads, the same for all batch entries.
+    pub(crate) fn heads<'b>(&self, resolved: Option<Resolved<'b>>) -> Result<Bound<'b>, EncodeError> {
+        self.bind(resolved, &Part { batch: 0..1, ..self.part.clone() })
+    }
+
     fn bind<'b>(&self, resolved: Option<Resolved<'b>>, part: &Part) -> Result<Bound<'b>, EncodeError> {
         let capabilities = self.engine.capabilities();
         // Nothing looks at what has no elements.

@@ -4,6 +4,7 @@ mod based_operands;
 mod based_plan;
 mod bound;
 mod capabilities;
+mod decay_jobs;
 mod dispatch;
 mod engine;
 mod error;

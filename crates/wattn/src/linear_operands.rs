@@ -42,6 +42,10 @@ pub struct LinearOperands<'a> {
     pub dv: Option<View<'a>>,
     /// Backward: the gradient of the states to start from.
     pub dstate: Option<View<'a>>,
+    /// Backward, with [`decay_gradient`](crate::Lightning::decay_gradient) of gates: the gradient of `gate`, of its extents, f32.
+    pub dg: Option<View<'a>>,
+    /// Backward, with [`decay_gradient`](crate::Lightning::decay_gradient) of slopes: their gradient, one number a head, f32.
+    pub dslopes: Option<View<'a>>,
     /// Where packed sequences begin and end, from 0 to the total: `sequences + 1` numbers.
     pub bounds: &'a [u32],
     /// Scratch memory of the plan's `workspace_bytes`, where these are not 0.
@@ -66,6 +70,8 @@ impl<'a> LinearOperands<'a> {
             dk: None,
             dv: None,
             dstate: None,
+            dg: None,
+            dslopes: None,
             bounds: &[],
             workspace: None,
         }
@@ -109,6 +115,8 @@ pub(crate) const ALL: [Tensor; 12] = [
 pub(crate) struct CheckedLinear<'a> {
     tensors: BTreeMap<Tensor, Resolved<'a>>,
     pub(crate) gate: Option<Resolved<'a>>,
+    /// The gradient of the gates or of the slopes.
+    pub(crate) decay_gradient: Option<Resolved<'a>>,
     pub(crate) workspace: Option<&'a Buffer>,
     /// First token and number of tokens of each sequence; batch entries in turn.
     pub(crate) sequences: Vec<(u32, u32)>,
@@ -124,7 +132,10 @@ impl<'a> CheckedLinear<'a> {
             let in_place = tensor == Tensor::State && lightning.pass() == (Pass::Step { in_place: true });
             present(tensor.name(), used.contains(&tensor) || in_place, operands.view(tensor).is_some())?;
         }
-        present("gate", lightning.is_gated(), operands.gate.is_some())?;
+        let (gated, gradient) = (lightning.is_gated(), lightning.has_decay_gradient());
+        present("gate", gated, operands.gate.is_some())?;
+        present("dg", gradient && gated, operands.dg.is_some())?;
+        present("dslopes", gradient && !gated, operands.dslopes.is_some())?;
 
         let extent = plan.extent;
         let (heads, tokens) = (u64::from(lightning.heads()), u64::from(extent.tokens));
@@ -146,11 +157,17 @@ impl<'a> CheckedLinear<'a> {
             }
             tensors.insert(tensor, resolved);
         }
-        let gate =
-            operands.gate.map(|view| Resolved::new("gate", &view, [batch, heads, tokens, 1], 1, word)).transpose()?;
+        let numbers = |name, view: Option<View<'a>>, extent| {
+            view.map(|view| Resolved::new(name, &view, extent, 1, word)).transpose()
+        };
+        let gate = numbers("gate", operands.gate, [batch, heads, tokens, 1])?;
+        let dg = numbers("dg", operands.dg, [batch, heads, tokens, 1])?;
+        let decay_gradient = dg.or(numbers("dslopes", operands.dslopes, [1, heads, 1, 1])?);
+        decay_gradient.as_ref().map_or(Ok(()), Resolved::check_written)?;
         let checked = Self {
             tensors,
             gate,
+            decay_gradient,
             workspace: scratch(plan.workspace_bytes, operands.workspace)?,
             sequences: sequences(plan.extent, operands.bounds)?,
         };
@@ -164,10 +181,11 @@ impl<'a> CheckedLinear<'a> {
 
     /// What is written has a buffer of its own.
     fn check_aliases(&self, written: &[Tensor]) -> Result<(), EncodeError> {
-        let named = self.tensors.values().chain(&self.gate).map(|r| (r.name, r.buffer));
+        let named = self.tensors.values().chain(&self.gate).chain(&self.decay_gradient).map(|r| (r.name, r.buffer));
         let all: Vec<(&'static str, &Buffer)> =
             named.chain(self.workspace.map(|buffer| ("workspace", buffer))).collect();
-        let written = written.iter().filter_map(|t| self.get(*t)).map(|r| (r.name, r.buffer));
+        let written = written.iter().filter_map(|t| self.get(*t)).chain(&self.decay_gradient);
+        let written = written.map(|r| (r.name, r.buffer));
         for (name, buffer) in written.chain(self.workspace.map(|buffer| ("workspace", buffer))) {
             if let Some((other, _)) = all.iter().find(|(other, at)| *at == buffer && *other != name) {
                 return Err(EncodeError::Aliased { written: name, other });

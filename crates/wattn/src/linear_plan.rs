@@ -1,12 +1,14 @@
 //! A plan of linear attention that can be encoded: the scheduler's decision, bound to an engine.
 
 use std::fmt;
+use std::rc::Rc;
 
 use wattn_scheduler::shaders::{self, Access, Key, LinearKey, LinearOp, LinearParams, Segment, StateView, Walk};
 use wattn_scheduler::{Part, PlannedSweep, Tensor};
 use wgpu::{CommandEncoder, ComputePass};
 
 use crate::bound::{Binder, Bound};
+use crate::decay_jobs;
 use crate::dispatch::{self, Dispatch};
 use crate::engine::Engine;
 use crate::error::EncodeError;
@@ -17,7 +19,7 @@ use crate::operands::Span;
 #[derive(Debug, Clone)]
 pub struct LinearPlan {
     engine: Engine,
-    plan: wattn_scheduler::LinearPlan,
+    pub(crate) plan: wattn_scheduler::LinearPlan,
 }
 
 /// No state to start from.
@@ -34,7 +36,7 @@ impl LinearPlan {
         &self.plan
     }
 
-    /// Bytes of scratch memory that each call needs: 0, or the states of all segments.
+    /// Bytes of scratch memory that each call needs: 0, or the states of segments.
     #[must_use]
     pub fn workspace_bytes(&self) -> u64 {
         self.plan.workspace_bytes
@@ -45,7 +47,7 @@ impl LinearPlan {
     /// # Errors
     /// Operands that do not fit the plan or overlap; a kernel that the device refuses. Nothing has been recorded then.
     pub fn encode(&self, encoder: &mut CommandEncoder, operands: &LinearOperands<'_>) -> Result<(), EncodeError> {
-        dispatch::encode(encoder, self.dispatches(operands)?.into_iter().flatten().collect());
+        dispatch::encode(encoder, self.dispatches(operands)?);
         Ok(())
     }
 
@@ -54,16 +56,14 @@ impl LinearPlan {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_in_pass(&self, pass: &mut ComputePass<'_>, operands: &LinearOperands<'_>) -> Result<(), EncodeError> {
-        dispatch::encode_in_pass(pass, self.dispatches(operands)?.into_iter().flatten().collect());
+        dispatch::encode_in_pass(pass, self.dispatches(operands)?);
         Ok(())
     }
 
     /// How many slices the call comes in: one where it is short, else one a dispatch. [`encode`](Self::encode) takes all at once.
     #[must_use]
     pub fn slices(&self) -> u32 {
-        #[expect(clippy::cast_possible_truncation, reason = "sweeps and parts are few")]
-        let dispatches = (self.plan.keys().count() * self.plan.parts.len()) as u32;
-        if self.plan.slices > 1 { dispatches.max(1) } else { 1 }
+        if self.plan.slices > 1 { u32::try_from(self.plan.dispatches()).unwrap_or(u32::MAX).max(1) } else { 1 }
     }
 
     /// Records one slice, for callers who submit in between. Slices must be submitted in order; all are needed.
@@ -82,26 +82,37 @@ impl LinearPlan {
         if self.slices() == 1 {
             return self.encode(encoder, operands);
         }
-        let dispatch = self.dispatches(operands)?.into_iter().nth(slice as usize).flatten();
+        let checked = CheckedLinear::new(&self.plan, operands)?;
+        let dispatch = match self.jobs(&checked).get(slice as usize) {
+            Some((call, key)) => call.dispatch(key)?,
+            None => None,
+        };
         dispatch::encode(encoder, dispatch.into_iter().collect());
         Ok(())
     }
 
-    /// The dispatches of all sweeps, in order; none where there is nothing to do.
-    fn dispatches(&self, operands: &LinearOperands<'_>) -> Result<Vec<Option<Dispatch>>, EncodeError> {
+    /// All dispatches, in order.
+    fn dispatches(&self, operands: &LinearOperands<'_>) -> Result<Vec<Dispatch>, EncodeError> {
         let checked = CheckedLinear::new(&self.plan, operands)?;
-        let mut dispatches = Vec::new();
+        self.jobs(&checked).iter().filter_map(|(call, key)| call.dispatch(key).transpose()).collect()
+    }
+
+    /// What each dispatch is for, in order: as many as the plan says, also where one finds nothing to do.
+    pub(crate) fn jobs<'a>(&'a self, checked: &'a CheckedLinear<'a>) -> Vec<Job<'a>> {
+        let mut jobs = Vec::new();
         for sweep in &self.plan.sweeps {
             for part in &self.plan.parts {
-                let call = Call::new(self, sweep, part, &checked)?;
-                if let Some([segment, scan]) = &sweep.states {
-                    dispatches.push(call.dispatch(segment)?);
-                    dispatches.push(call.dispatch(scan)?);
-                }
-                dispatches.push(call.dispatch(&sweep.walk)?);
+                let call = Rc::new(Call::new(self, sweep, part, checked));
+                let keys = sweep.states.into_iter().flatten().chain([sweep.walk]);
+                jobs.extend(keys.map(|key| (Rc::clone(&call), key)));
             }
         }
-        Ok(dispatches)
+        if let Some(decay) = &self.plan.decay {
+            for part in &self.plan.parts {
+                jobs.extend(decay_jobs::jobs(self, decay, part, checked));
+            }
+        }
+        jobs
     }
 }
 
@@ -111,36 +122,49 @@ impl fmt::Display for LinearPlan {
     }
 }
 
+/// A dispatch: one of a call's pipelines.
+pub(crate) type Job<'a> = (Rc<Call<'a>>, LinearKey);
+
 /// A sweep over one part of the batch entries and heads.
-struct Call<'a> {
+pub(crate) struct Call<'a> {
     plan: &'a LinearPlan,
     sweep: &'a PlannedSweep,
     checked: &'a CheckedLinear<'a>,
     binder: Binder<'a>,
     heads: u32,
-    segments: Vec<Segment>,
-    walks: Vec<Walk>,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) walks: Vec<Walk>,
+    /// States in the workspace, and the place of the first segment's among them.
+    pub(crate) states: u32,
+    pub(crate) first_state: u32,
     workspace: Option<Span>,
 }
 
 impl<'a> Call<'a> {
-    fn new(
+    /// A call without any tokens.
+    pub(crate) fn empty(
         plan: &'a LinearPlan,
         sweep: &'a PlannedSweep,
         part: &Part,
         checked: &'a CheckedLinear<'a>,
-    ) -> Result<Self, EncodeError> {
-        let heads = part.kv_heads.end - part.kv_heads.start;
-        let mut call = Self {
+    ) -> Self {
+        Self {
             plan,
             sweep,
             checked,
             binder: Binder { engine: &plan.engine, extent: plan.plan.extent, part: part.clone() },
-            heads,
+            heads: part.kv_heads.end - part.kv_heads.start,
             segments: Vec::new(),
             walks: Vec::new(),
+            states: 0,
+            first_state: 0,
             workspace: checked.workspace.map(|_| Span::whole(plan.plan.workspace_bytes)),
-        };
+        }
+    }
+
+    /// A sweep over all tokens.
+    fn new(plan: &'a LinearPlan, sweep: &'a PlannedSweep, part: &Part, checked: &'a CheckedLinear<'a>) -> Self {
+        let mut call = Self::empty(plan, sweep, part, checked);
         for (index, &(start, tokens)) in (0..).zip(&checked.sequences) {
             if plan.plan.extent.packed || part.batch.contains(&index) {
                 call.add_sequence(index, start, tokens);
@@ -150,7 +174,8 @@ impl<'a> Call<'a> {
         if sweep.states.is_none() {
             call.segments.sort_by_key(|s| std::cmp::Reverse(s.tokens));
         }
-        Ok(call)
+        call.states = count(call.segments.len());
+        call
     }
 
     fn add_sequence(&mut self, index: u32, start: u32, tokens: u32) {
@@ -190,11 +215,19 @@ impl<'a> Call<'a> {
         self.binder.states(tensor.and_then(|tensor| self.checked.get(tensor)).copied())
     }
 
+    /// Binds the gradient of the decay: of gates by tokens, of slopes whatever the batch entry.
+    fn decay_gradient(&self) -> Result<Bound<'a>, EncodeError> {
+        let gradient = self.checked.decay_gradient;
+        if self.plan.plan.lightning.is_gated() { self.binder.rows(gradient) } else { self.binder.heads(gradient) }
+    }
+
     /// One of the sweep's dispatches; none where there is nothing to do.
     fn dispatch(&self, key: &LinearKey) -> Result<Option<Dispatch>, EncodeError> {
         let sweep = &self.sweep.sweep;
-        let scan = key.op == LinearOp::Scan;
-        let items = if scan { self.walks.len() } else { self.segments.len() };
+        let scan = matches!(key.op, LinearOp::Scan | LinearOp::ScanWithin);
+        let decay = matches!(key.op, LinearOp::Decay | LinearOp::DecaySum);
+        let walks = scan || key.op == LinearOp::DecaySum;
+        let items = if walks { self.walks.len() } else { self.segments.len() };
         let splits = self.sweep.splits(key);
         let workgroups = count(items) * self.heads * splits;
         if workgroups == 0 {
@@ -204,8 +237,10 @@ impl<'a> Call<'a> {
         let wide = key.access;
         let narrow = if wide == Access::Vec8 { Access::Vec4 } else { wide };
         let (q, k) = (self.rows(sweep.q, wide)?, self.rows(sweep.k, wide)?);
-        let (v, out) = (self.rows(sweep.v, narrow)?, self.output(sweep.out, narrow)?);
-        let (state0, state) = (self.states(sweep.state0)?, self.states(sweep.state)?);
+        let v = self.rows(sweep.v, narrow)?;
+        let out = if decay { self.rows(Tensor::GradOut, narrow)? } else { self.output(sweep.out, narrow)? };
+        let state0 = if decay { self.decay_gradient()? } else { self.states(sweep.state0)? };
+        let state = self.states(sweep.state)?;
         let gate = self.binder.rows(self.checked.gate)?;
 
         let rows = |bound: &Bound<'_>| bound.as_ref().map_or_else(Default::default, |b| b.1.view);
@@ -242,7 +277,7 @@ impl<'a> Call<'a> {
             v: rows(&v),
             out: rows(&out),
             gate: rows(&gate),
-            state0: if segmented && !scan { own } else { states(&state0) },
+            state0: if segmented && !scan && !decay { own } else { states(&state0) },
             state: if segmented && !scan { own } else { states(&state) },
             score_scale: scale,
             // Gradients that come in with the state are of the state itself, which is not scaled.
@@ -250,10 +285,11 @@ impl<'a> Call<'a> {
             write_scale: if sweep.reversed { scale } else { 1.0 },
             eps: 0.0,
             normalize: 0,
-            segments: 0,
+            // A scan counts segments as it counts their states.
+            segments: if scan { 0_u32.wrapping_sub(6 * self.first_state) } else { 0 },
             walks: 6 * count(self.segments.len()),
             slopes: 6 * count(self.segments.len()) + 4 * count(self.walks.len()),
-            totals: count(self.segments.len()) * self.heads * size,
+            totals: self.states * self.heads * size,
             ..LinearParams::default()
         };
         let mut words: Vec<u32> = bytemuck::cast_slice(std::slice::from_ref(&params)).to_vec();
@@ -266,8 +302,9 @@ impl<'a> Call<'a> {
         words.extend(slopes.iter().map(|s| s.to_bits()));
 
         let bound = match key.op {
-            LinearOp::Scan => [None, None, None, workspace, state0, state, None],
+            LinearOp::Scan | LinearOp::ScanWithin => [None, None, None, workspace, state0, state, None],
             LinearOp::Segment => [None, k, v, None, None, workspace, gate],
+            LinearOp::Decay | LinearOp::DecaySum => [q, k, v, out, state0, workspace, gate],
             _ => [q, k, v, out, if segmented { workspace } else { state0 }, state, gate],
         };
         Dispatch::new(&self.plan.engine, &Key::Linear(*key), &bound, &words, self.plan.plan.grid(workgroups)).map(Some)

@@ -10,18 +10,19 @@ use wattn::{
     View,
 };
 use wattn_cases::{Decays, LinearCase, LinearRecipe, References, compare};
-use wattn_tests::{Variant, judge_linear, lightning};
+use wattn_tests::{Variant, judge_linear, lightning, lightning_backward};
 
 use crate::gpu::{Gpu, download, poisoned, upload};
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     type Body = fn(&Gpu) -> Result<()>;
-    let bodies: [(&str, Body); 9] = [
+    let bodies: [(&str, Body); 10] = [
         ("steps_are_the_whole", steps_are_the_whole),
         ("gated_steps_are_the_whole", gated_steps_are_the_whole),
         ("a_step_out_of_place", a_step_out_of_place),
         ("two_calls_are_one", two_calls_are_one),
         ("a_saved_state_goes_on_bit_by_bit", a_saved_state_goes_on_bit_by_bit),
+        ("stretches_of_stretches", stretches_of_stretches),
         ("webgpu_defaults", webgpu_defaults),
         ("small_bindings_split_heads", small_bindings_split_heads),
         ("plans_are_refused", plans_are_refused),
@@ -203,14 +204,15 @@ fn webgpu_defaults(gpu: &Gpu) -> Result<()> {
     comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
 }
 
-/// A head of rows takes 25 KiB, so that two fit; segments too.
+/// A head takes four states of 16 KiB for the gradient of the decay, so that two fit.
 fn small_bindings_split_heads(gpu: &Gpu) -> Result<()> {
-    let engine = gpu.limited(|limits| limits.max_storage_buffer_binding_size = 64 << 10)?;
+    let engine = gpu.limited(|limits| limits.max_storage_buffer_binding_size = 150 << 10)?;
     let recipe =
         LinearRecipe { name: "linear/bindings", tokens: 100, heads: 5, state: true, ..LinearRecipe::default() };
     let case = recipe.build();
     for variant in Variant::linear() {
-        let (plan, comparisons) = judge_linear(&engine, &case, Some(variant), &case.reference())?;
+        let (_, comparisons) = judge_linear(&engine, &case, Some(variant), &case.reference())?;
+        let plan = engine.plan(&variant.force_linear(lightning_backward(&case)?), wattn_tests::tokens(&case)?)?;
         ensure!(plan.details().parts.len() == 3, "{} parts", plan.details().parts.len());
         comparisons.iter().try_for_each(|comparison| gpu.check(comparison))?;
     }
@@ -218,12 +220,15 @@ fn small_bindings_split_heads(gpu: &Gpu) -> Result<()> {
 }
 
 fn same_bits_twice(gpu: &Gpu, variant: Variant) -> Result<()> {
-    let case = LinearRecipe { name: "linear/bits", tokens: 300, grad_state: true, ..LinearRecipe::default() }.build();
-    let run = || wattn_tests::run_linear(&gpu.engine, &case, Some(variant));
-    let (first, second) = (run()?, run()?);
-    for (name, values) in &first {
-        let same = values.iter().zip(&second[name]).all(|(a, b)| a.to_bits() == b.to_bits());
-        ensure!(same && !values.is_empty(), "{name} has other bits");
+    let recipe = LinearRecipe { name: "linear/bits", tokens: 300, grad_state: true, ..LinearRecipe::default() };
+    for decay in [recipe.decay, Decays::Gates(0.2)] {
+        let case = LinearRecipe { decay, ..recipe }.build();
+        let run = || wattn_tests::run_linear(&gpu.engine, &case, Some(variant));
+        let (first, second) = (run()?, run()?);
+        for (name, values) in &first {
+            let same = values.iter().zip(&second[name]).all(|(a, b)| a.to_bits() == b.to_bits());
+            ensure!(same && !values.is_empty(), "{name} has other bits");
+        }
     }
     Ok(())
 }
@@ -251,6 +256,18 @@ fn a_hundred_thousand_tokens(gpu: &Gpu, variant: Variant) -> Result<()> {
     Ok(())
 }
 
+/// The gradient of the decay of a sequence that is cut three times.
+fn stretches_of_stretches(gpu: &Gpu) -> Result<()> {
+    let recipe =
+        LinearRecipe { name: "linear/stretches", heads: 1, key_dim: 4, value_dim: 4, ..LinearRecipe::default() };
+    let case = LinearRecipe { tokens: (64 * 4096) + 4096 + 70, decay: Decays::Gates(0.2), ..recipe }.build();
+    let plan = gpu.engine.plan(&lightning_backward(&case)?, wattn_tests::tokens(&case)?)?;
+    let levels = plan.details().decay.as_ref().map_or(0, |decay| decay.stretches.len());
+    ensure!(levels == 3, "{levels} levels");
+    let (_, comparisons) = judge_linear(&gpu.engine, &case, None, &case.reference())?;
+    comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
+}
+
 /// An error whose message has all of `needles`.
 #[track_caller]
 pub(crate) fn refused<T: std::fmt::Debug, E: std::fmt::Display>(
@@ -275,6 +292,10 @@ fn plans_are_refused(gpu: &Gpu) -> Result<()> {
     refused(plan(new(1, 16)?.decay(Decay::slopes(&[-0.5])), some), &["slopes", "-0.5"])?;
     refused(plan(new(1, 16)?.decay(Decay::slopes(&[f32::NAN])), some), &["slopes", "NaN"])?;
     refused(plan(new(1, 16)?.decay(Decay::transnormer(5, 5)), some), &["decay", "layer 5 of 5"])?;
+    let slopes = Decay::slopes(&[0.1]);
+    refused(plan(new(1, 16)?.backward().decay_gradient(), some), &["decay_gradient", "no decay"])?;
+    refused(plan(new(1, 16)?.decay(slopes.clone()).decay_gradient(), some), &["decay_gradient", "forward"])?;
+    refused(plan(new(1, 16)?.decay(slopes).decay_gradient().step(), Tokens::new(1, 1)), &["decay_gradient", "step"])?;
     refused(plan(new(1, 16)?.scale(f32::INFINITY), some), &["scale", "inf"])?;
     refused(plan(new(1, 15)?.storage(Storage::F16), some), &["head_dim", "15", "even"])?;
     refused(plan(new(1, 16)?.step(), some), &["extent", "one token"])?;
@@ -311,10 +332,31 @@ fn operands_are_refused(gpu: &Gpu) -> Result<()> {
     refused(call(&plain, some, LinearOperands { dq: Some(View::bhsd(&state)), ..good })?, &["dq"])?;
     refused(call(&plain.clone().final_state(), some, good)?, &["state", "missing"])?;
     refused(call(&plain.clone().backward(), some, LinearOperands { out: None, ..good })?, &["grad_out", "missing"])?;
+    refused(call(&plain, some, LinearOperands { dg: Some(View::bhsd(&state)), ..good })?, &["dg", "does not have"])?;
     refused(call(&plain, some, LinearOperands { q: View::bhsd(&q).at(4), ..good })?, &["q"])?;
     refused(call(&plain, some, LinearOperands { out: Some(View::bhsd(&q)), ..good })?, &["out", "q", "same buffer"])?;
     refused(call(&plain, Tokens::new(1, 9), good)?, &["576", "512"])?;
     refused(call(&plain, some, LinearOperands { bounds: &[0, 8], ..good })?, &["bounds"])?;
+    let (dq, dk, dv, slopes) = (buffer(), buffer(), buffer(), upload(engine, &[0.0]));
+    let backward = LinearOperands {
+        out: None,
+        grad_out: Some(View::bhsd(&out)),
+        dq: Some(View::bhsd(&dq)),
+        dk: Some(View::bhsd(&dk)),
+        dv: Some(View::bhsd(&dv)),
+        ..good
+    };
+    let with_slopes = LinearOperands { dslopes: Some(View::bhsd(&slopes)), ..backward };
+    let decay = plain.clone().decay(Decay::slopes(&[0.1])).backward();
+    refused(call(&decay, some, with_slopes)?, &["dslopes", "does not have"])?;
+    let decay = decay.decay_gradient();
+    refused(call(&decay, some, backward)?, &["dslopes", "missing"])?;
+    refused(call(&decay, some, with_slopes)?, &["workspace", "missing"])?;
+    let (dslopes, workspace) = (Some(View::bhsd(&q)), Some(&state));
+    refused(call(&decay, some, LinearOperands { dslopes, workspace, ..backward })?, &["workspace", "2056", "1024"])?;
+    let gates = decay.decay(Decay::Gates);
+    let gated = LinearOperands { gate: Some(View::bhsd(&state)), ..backward };
+    refused(call(&gates, some, gated)?, &["dg", "missing"])?;
     let packed = Tokens::packed(2, 8);
     refused(call(&plain, packed, good)?, &["bounds", "3 rising", "8"])?;
     refused(call(&plain, packed, LinearOperands { bounds: &[0, 9, 8], ..good })?, &["bounds", "do not rise"])?;

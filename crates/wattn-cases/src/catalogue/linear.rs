@@ -52,6 +52,9 @@ fn lengths() -> Vec<LinearRecipe> {
         gated("gated_linear/len_63", 63),
         with_state(gated("gated_linear/len_65_state", 65)),
         LinearRecipe { batch: 2, ..dims(32, 32, gated("gated_linear/prime_131_b2", 131)) },
+        // Beyond the 4,096 tokens whose chunks are held at a time.
+        LinearRecipe { batch: 2, heads: 1, ..dims(16, 16, with_state(gated("gated_linear/len_4100_state", 4100))) },
+        dims(16, 16, lightning("lightning/len_10000", 10_000)),
     ]
 }
 
@@ -85,6 +88,7 @@ fn states() -> Vec<LinearRecipe> {
         packed(&[0, 70, 1, 5, 0], dims(32, 32, with_state(lightning("lightning/packed_state", 0)))),
         packed(&[9, 65, 0, 31], gated("gated_linear/packed", 0)),
         packed(&[1, 0, 40, 33], dims(32, 32, with_state(gated("gated_linear/packed_state", 0)))),
+        packed(&[300, 4200, 0, 70], dims(16, 16, with_state(lightning("lightning/packed_long_state", 0)))),
     ]
 }
 
@@ -99,6 +103,7 @@ fn head_dims() -> Vec<LinearRecipe> {
         LinearRecipe { bshd: true, batch: 2, ..with_state(lightning("lightning/bshd_state", 41)) },
         LinearRecipe { bshd: true, ..dims(13, 7, lightning("lightning/bshd_d13_v7", 33)) },
         dims(13, 7, with_state(gated("gated_linear/d13_v7_state", 37))),
+        LinearRecipe { heads: 1, ..dims(256, 128, with_state(gated("gated_linear/d256_v128_state", 70))) },
         LinearRecipe { bshd: true, batch: 2, ..gated("gated_linear/bshd", 41) },
     ]
 }
@@ -119,10 +124,12 @@ fn storage() -> Vec<LinearRecipe> {
 /// The problems of linear attention that are timed: the forward pass, or where a gradient comes in the backward pass.
 pub fn linear_bench_catalogue() -> Vec<LinearRecipe> {
     let timed = |recipe| LinearRecipe { heads: 8, grad_out: false, ..recipe };
-    let backward = |recipe| LinearRecipe { grad_out: true, ..timed(recipe) };
+    let backward = |recipe| LinearRecipe { grad_out: true, grad_decay: false, ..timed(recipe) };
+    let decay = |recipe| LinearRecipe { grad_decay: true, ..backward(recipe) };
     vec![
         timed(lightning("lightning/forward_8192", 8192)),
         backward(lightning("lightning/backward_8192", 8192)),
+        decay(lightning("lightning/backward_decay_8192", 8192)),
         timed(stored(Storage::F16, Storage::F16, lightning("lightning/forward_8192_f16", 8192))),
         timed(dims(128, 128, lightning("lightning/forward_4096_d128", 4096))),
         LinearRecipe { heads: 1, ..timed(lightning("lightning/forward_32768_h1", 32_768)) },

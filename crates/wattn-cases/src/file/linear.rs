@@ -27,6 +27,7 @@ pub(super) fn read(
         cu_seqlens,
         grad_out: tensors.float("grad.out")?,
         grad_state: tensors.float("grad.state")?,
+        grad_decay: true,
         rms_tolerance: options.take("rms_tolerance")?,
         expect: BTreeMap::new(),
     };

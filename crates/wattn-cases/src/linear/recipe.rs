@@ -21,7 +21,7 @@ pub enum Decays {
 }
 
 /// A decayed linear attention problem. `..LinearRecipe::default()` is a plain one: f32, one batch entry, two heads, 64
-/// tokens and elements, slopes like those of `ALiBi`, the gradient of `out` coming in.
+/// tokens and elements, slopes like those of `ALiBi`, the gradient of `out` coming in, that of the decay going out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs, reason = "fields without a comment are those of LinearCase")]
 pub struct LinearRecipe {
@@ -46,6 +46,7 @@ pub struct LinearRecipe {
     pub grad_out: bool,
     /// Adds a normal gradient of the state after the last token.
     pub grad_state: bool,
+    pub grad_decay: bool,
     /// Tokens of each sequence of a packed batch; not packed if empty.
     pub sequences: &'static [u32],
     pub rms_tolerance: Option<f64>,
@@ -68,6 +69,7 @@ impl Default for LinearRecipe {
             state: false,
             grad_out: true,
             grad_state: false,
+            grad_decay: true,
             sequences: &[],
             rms_tolerance: None,
         }
@@ -103,6 +105,7 @@ impl LinearRecipe {
             cu_seqlens,
             grad_out: self.grad_out.then(|| normal(self.q_storage, &values)),
             grad_state: self.grad_state.then(|| normal(Storage::F32, &states)),
+            grad_decay: self.grad_decay,
             rms_tolerance: self.rms_tolerance,
             expect: BTreeMap::new(),
         };

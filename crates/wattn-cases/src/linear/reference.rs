@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl LinearCase {
-    /// Calculates what must come out: `out` and `state`, and all gradients if one comes in.
+    /// Calculates what must come out: `out` and `state`, and the gradients if one comes in.
     ///
     /// # Panics
     /// If the case does not pass its [`check`](Self::check).
@@ -48,10 +48,10 @@ impl LinearCase {
             let grad_out = self.grad_out.as_ref().map_or_else(zeros, |grad| self.layout.heads_first(grad));
             let grads = problem.backward(&grad_out, grad_state.as_deref());
             results.extend([("dq", grads.dq), ("dk", grads.dk), ("dv", grads.dv), ("dstate", grads.dstate)]);
-            results.push(match self.decay {
+            results.extend(self.grad_decay.then_some(match self.decay {
                 Decay::Slopes(_) => ("dslopes", grads.dslopes),
                 Decay::Gates(_) => ("dg", grads.dg),
-            });
+            }));
         }
         let shape = |name| self.output(name).expect("an output").0;
         let place = |(name, values): (&'static str, Vec<f64>)| match name {
