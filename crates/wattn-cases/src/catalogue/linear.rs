@@ -53,8 +53,8 @@ fn lengths() -> Vec<LinearRecipe> {
         with_state(gated("gated_linear/len_65_state", 65)),
         LinearRecipe { batch: 2, ..dims(32, 32, gated("gated_linear/prime_131_b2", 131)) },
         // Beyond the 4,096 tokens whose chunks are held at a time.
-        LinearRecipe { batch: 2, heads: 1, ..dims(16, 16, with_state(gated("gated_linear/len_4100_state", 4100))) },
-        dims(16, 16, lightning("lightning/len_10000", 10_000)),
+        LinearRecipe { heads: 1, ..dims(16, 16, with_state(gated("gated_linear/len_4100_state", 4100))) },
+        LinearRecipe { heads: 1, ..dims(8, 8, lightning("lightning/len_10000", 10_000)) },
     ]
 }
 
@@ -88,7 +88,10 @@ fn states() -> Vec<LinearRecipe> {
         packed(&[0, 70, 1, 5, 0], dims(32, 32, with_state(lightning("lightning/packed_state", 0)))),
         packed(&[9, 65, 0, 31], gated("gated_linear/packed", 0)),
         packed(&[1, 0, 40, 33], dims(32, 32, with_state(gated("gated_linear/packed_state", 0)))),
-        packed(&[300, 4200, 0, 70], dims(16, 16, with_state(lightning("lightning/packed_long_state", 0)))),
+        LinearRecipe {
+            heads: 1,
+            ..packed(&[300, 4200, 0, 70], dims(16, 16, with_state(lightning("lightning/packed_long_state", 0))))
+        },
     ]
 }
 
