@@ -102,7 +102,7 @@ fn segments() -> Vec<BasedRecipe> {
     vec![
         stateful(sized("based/segments_300", 300)),
         stateful(full(sized("based/segments_full_270", 270))),
-        BasedRecipe { sequences: &[140, 0, 257, 1, 129], ..stateful(sized("based/segments_packed", 0)) },
+        BasedRecipe { heads: 1, sequences: &[140, 0, 257, 1, 129], ..stateful(sized("based/segments_packed", 0)) },
         BasedRecipe { sequences: &[0, 140, 131], ..full(sized("based/segments_packed_full", 0)) },
         BasedRecipe { batch: 3, kv_lens: &[300, 140, 0], poison: true, ..sized("based/segments_kv_lens", 260) },
         BasedRecipe {
