@@ -147,6 +147,9 @@ fn main(
     }
 
     //$ if STATE
+    if (s.state == NONE) {
+        return;
+    }
     for (var i = 0u; i <= aux.params.head_dim; i++) {
         for (var j = i; j <= aux.params.head_dim; j++) {
             let at = i * UNITS + j;

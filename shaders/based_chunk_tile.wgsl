@@ -319,6 +319,9 @@ fn main(
     }
 
     //$ if STATE
+    if (s.state == NONE) {
+        return;
+    }
     for (var r = 0u; r < block.rows; r++) {
         let packed = packed_row(block, r, true);
         if (packed != NONE) {

@@ -135,7 +135,6 @@ fn based_keys() -> impl Iterator<Item = BasedKey> {
             reversed: reversed && op != BasedOp::Step,
             values: if gradient { 4 } else { 0 },
             passes: all && gradient,
-            shared: all && gradient,
         }
     })
 }

@@ -64,7 +64,7 @@ struct Segment {
     tokens: u32,
     keys: u32,     // those of its tokens that are keys too, the first ones; all but for BASED
     state0: u32,   // item of the state it starts from, NONE for zero
-    state: u32,    // item of the state it ends in
+    state: u32,    // item of the state it ends in, NONE (of BASED) for none
 }
 
 // The segments of one sequence.

@@ -1,2 +1,2 @@
-// What the gradient of q leaves for each token, f32. Read and written, as all that lies in the workspace and is bound twice.
+// What the gradient of q leaves for each token, f32, where it or what lies beside it in the workspace is written.
 @group(0) @binding(6) var<storage, read_write> records: array<f32>;

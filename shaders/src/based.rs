@@ -52,8 +52,6 @@ pub struct BasedKey {
     pub values: u32,
     /// Whether the value dim takes several passes, of gradients.
     pub passes: bool,
-    /// Whether the states to start from lie in the workspace, of gradients, which write there too.
-    pub shared: bool,
 }
 
 /// The classes that feature dims are rounded up to.
@@ -232,9 +230,15 @@ impl BasedKey {
         self.writes_records() || self.reversed && self.adds_keys()
     }
 
-    /// Whether the records are bound as written, as all of the workspace is where another part of it is.
+    /// Whether the records are bound as written: where they are, and where the states that are lie beside them in the workspace.
     fn binds_records_written(&self) -> bool {
-        self.has_records() && self.op != BasedOp::Chunk
+        self.writes_records() || self.has_records() && self.op == BasedOp::State
+    }
+
+    /// Whether the states to start from are bound as written: in the workspace they lie beside records that are.
+    #[must_use]
+    pub fn binds_state0_written(&self) -> bool {
+        self.writes_records()
     }
 
     /// The bindings, at most eight.
@@ -244,7 +248,7 @@ impl BasedKey {
             (self.adds_keys(), "k", false),
             (self.adds_keys(), "v", false),
             (self.reads_queries(), "out", true),
-            (self.reads_state(), "state0", self.shared),
+            (self.reads_state(), "state0", self.binds_state0_written()),
             (
                 self.writes_state() || self.is_gradient(),
                 if self.is_gradient() { "g" } else { "state" },
@@ -393,7 +397,7 @@ impl BasedKey {
             let load = if self.state { vec!["state_number_in_place"] } else { vec!["state0", "state_number"] };
             return [load, vec!["state", "state_number_store"]].concat();
         }
-        let mut files = vec![if self.shared { "state0_shared" } else { "state0" }, "state_load"];
+        let mut files = vec![if self.binds_state0_written() { "state0_written" } else { "state0" }, "state_load"];
         if self.weights || self.is_gradient() {
             files.push("features_load");
         }
@@ -433,13 +437,9 @@ impl fmt::Display for BasedKey {
             Access::Vec8 => "/vec8",
             Access::Any => "/any",
         })?;
-        for (on, name) in [
-            (self.weights, "weights"),
-            (self.state, "state"),
-            (self.reversed, "reversed"),
-            (self.passes, "passes"),
-            (self.shared, "shared"),
-        ] {
+        for (on, name) in
+            [(self.weights, "weights"), (self.state, "state"), (self.reversed, "reversed"), (self.passes, "passes")]
+        {
             if on {
                 write!(f, "+{name}")?;
             }

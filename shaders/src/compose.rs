@@ -98,7 +98,7 @@ files!(
     "records",
     "records_written",
     "record_at",
-    "state0_shared",
+    "state0_written",
     "state_number",
     "state_number_in_place",
     "state_number_store",

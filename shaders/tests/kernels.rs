@@ -97,7 +97,6 @@ fn based_keys() -> Vec<BasedKey> {
         reversed: false,
         values: 0,
         passes: false,
-        shared: false,
     };
     let forms = [(Storage::F32, Access::Vec4), (Storage::F16, Access::Any)];
     let mut keys = Vec::new();
@@ -127,9 +126,9 @@ fn based_keys() -> Vec<BasedKey> {
             for (q, access) in forms {
                 for (weights, reversed) in [(false, false), (true, false), (false, true)] {
                     for (kernel, lanes) in [(Kernel::TileUniversal, 0), (Kernel::Broadcast, 8)] {
-                        let (passes, shared) = (4 * values < value_dim, reversed || weights);
+                        let passes = 4 * values < value_dim;
                         let key = BasedKey { op, kernel, lanes, q, access, class, weights, reversed, ..plain };
-                        keys.push(BasedKey { values, passes, shared, ..key });
+                        keys.push(BasedKey { values, passes, ..key });
                     }
                 }
             }

@@ -63,6 +63,8 @@ pub struct BasedWorkspace {
     pub segments: Range<u64>,
     /// The states of all keys of each sequence, where every query sees them and they are not the caller's.
     pub sequences: Range<u64>,
+    /// What is bound in place of states that are not there, where they are bound as written.
+    pub none: Range<u64>,
 }
 
 impl BasedPlan {
@@ -128,7 +130,7 @@ impl BasedPlan {
             estimated_seconds: 0.0,
         };
         plan.parts = fit_parts(&plan.rows(), based.heads, batches(extent), device)?;
-        plan.workspace_bytes = plan.parts.iter().map(|part| plan.workspace(part).sequences.end).max().unwrap_or(0);
+        plan.workspace_bytes = plan.parts.iter().map(|part| plan.workspace(part).none.end).max().unwrap_or(0);
         // Saturating: what does not fit 64 bits is beyond every limit.
         let tokens = (u64::from(extent.tokens) * u64::from(batches(extent))).saturating_mul(heads);
         let outputs = if based.pass == Pass::Backward { 3 } else { 1 };
@@ -179,13 +181,18 @@ impl BasedPlan {
         // What is bound has some bytes, also without tokens.
         let records = u64::from(self.record_size()) * 4 * u64::from(self.extent.tokens.max(1));
         let after = |before: &Range<u64>, bytes: u64| {
-            let start = before.end.next_multiple_of(self.binding_alignment.max(4).into());
+            // What is empty takes no room.
+            let start =
+                if bytes == 0 { before.end } else { before.end.next_multiple_of(self.binding_alignment.max(4).into()) };
             start..start.saturating_add(bytes)
         };
         let records = 0..records.saturating_mul(batch * heads);
         let segments = after(&records, states(self.schedule == Schedule::Segments, self.own_segments() * batch));
         let sequences = after(&segments, states(kept, sequences));
-        BasedWorkspace { records, segments, sequences }
+        let missing =
+            |step: &BasedStep| step.from.is_none() && step.based_key().is_some_and(BasedKey::binds_state0_written);
+        let none = after(&sequences, if self.steps.iter().any(missing) { 4 } else { 0 });
+        BasedWorkspace { records, segments, sequences, none }
     }
 
     /// Segments of a batch entry, at most.

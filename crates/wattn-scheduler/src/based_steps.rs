@@ -36,7 +36,7 @@ pub struct BasedStep {
     pub out: Option<Tensor>,
     /// The states it starts from.
     pub from: Option<BasedStates>,
-    /// The states it ends in.
+    /// The states it ends in; with the caller, one a sequence, those of its last segment.
     pub to: Option<BasedStates>,
     /// Whether tokens go from the last to the first and states are gradients of states.
     pub reversed: bool,
@@ -128,7 +128,7 @@ impl Steps<'_> {
         let mut steps = Vec::new();
         if segmented {
             steps.push(self.state(walk, None, BasedStates::Segments));
-            steps.push(scan(walk, all));
+            steps.push(scan(walk, all.filter(|_| !causal)));
         } else if let (false, Some(to)) = (causal, all) {
             steps.push(self.state(walk, walk.first, to));
         }
@@ -138,8 +138,8 @@ impl Steps<'_> {
             (false, _) => all,
         };
         for (n, reader) in readers.iter().enumerate() {
-            // Where one walk does it all, the last one leaves the states.
-            let to = walk.last.filter(|_| causal && !segmented && n + 1 == readers.len());
+            // Where tokens are added, the last reader leaves the states: one pipeline for both schedules.
+            let to = walk.last.filter(|_| causal && n + 1 == readers.len());
             steps.extend(self.read(walk, reader, from, to));
         }
         steps
@@ -176,15 +176,17 @@ impl Steps<'_> {
             reversed: walk.reversed,
             values: 0,
             passes: false,
-            shared: false,
         }
     }
 
     /// Adds all tokens. What no query looks at is the same in all pipelines.
     fn state(&self, walk: &Walk, from: Option<BasedStates>, to: BasedStates) -> BasedStep {
         let key = self.key(BasedOp::State, walk);
+        // Rows follow subgroups for the sake of queries only.
+        let kernel = if key.kernel == Kernel::TileSubgroup { Kernel::TileUniversal } else { key.kernel };
+        let kv = self.storage(walk.kv[0]);
         BasedStep {
-            key: Key::Based(BasedKey { kv: self.storage(walk.kv[0]), weights: true, state: true, ..key }),
+            key: Key::Based(BasedKey { kernel, kv, weights: true, state: true, ..key }),
             q: None,
             kv: Some(walk.kv),
             g: None,
@@ -238,7 +240,6 @@ impl Steps<'_> {
             padded: false,
             values,
             passes: value > 4 * values,
-            shared: matches!(from, Some(BasedStates::Segments | BasedStates::Sequences)),
             ..key
         };
         let blocks = (0..value.div_ceil(4)).step_by(values as usize);

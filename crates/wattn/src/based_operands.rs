@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wattn_scheduler::shaders::{Access, Storage};
+use wattn_scheduler::shaders::{Access, BasedKey, Storage};
 use wattn_scheduler::{BasedPlan, BasedStates, BasedStep, Pass, Tensor};
 use wgpu::Buffer;
 
@@ -25,13 +25,13 @@ pub struct BasedOperands<'a> {
     pub v: View<'a>,
     /// Forward and step: the output, rows of the value dim in the storage of q.
     pub out: Option<View<'a>>,
-    /// The states to start from.
+    /// The states to start from. Backward: in a buffer of their own.
     pub state0: Option<View<'a>>,
     /// Forward: the states after the last token. Step: the state after it, in place before it too.
     pub state: Option<View<'a>>,
     /// Backward: the gradient of the output, stored like it.
     pub grad_out: Option<View<'a>>,
-    /// Backward: the gradient of the states after the last token.
+    /// Backward: the gradient of the states after the last token, in a buffer of its own.
     pub grad_state: Option<View<'a>>,
     /// Backward: the gradient of q, stored like it.
     pub dq: Option<View<'a>>,
@@ -116,6 +116,11 @@ impl<'a> CheckedBased<'a> {
         let (based, extent) = (&plan.based, plan.extent);
         let used: Vec<Tensor> = plan.steps.iter().flat_map(uses).collect();
         let written: Vec<Tensor> = plan.steps.iter().flat_map(|step| [step.out, operand(step.to)]).flatten().collect();
+        // What is bound as if it were written has a buffer of its own too.
+        let bound_written =
+            plan.steps.iter().filter(|step| step.based_key().is_some_and(BasedKey::binds_state0_written));
+        let own: Vec<Tensor> =
+            bound_written.filter_map(|step| operand(step.from)).chain(written.iter().copied()).collect();
         for tensor in ALL {
             present(tensor.name(), used.contains(&tensor), operands.view(tensor).is_some())?;
         }
@@ -141,7 +146,7 @@ impl<'a> CheckedBased<'a> {
         }
         let workspace = scratch(plan.workspace_bytes, operands.workspace)?;
         let checked = Self { tensors, workspace, sequences: keys(plan, operands)? };
-        checked.check_aliases(&written)?;
+        checked.check_aliases(&own)?;
         Ok(checked)
     }
 
@@ -149,7 +154,7 @@ impl<'a> CheckedBased<'a> {
         self.tensors.get(&tensor)
     }
 
-    /// What is written has a buffer of its own.
+    /// What is written, or bound as if it were, has a buffer of its own.
     fn check_aliases(&self, written: &[Tensor]) -> Result<(), EncodeError> {
         let workspace = self.workspace.map(|buffer| ("workspace", buffer));
         let all: Vec<_> = self.tensors.values().map(|r| (r.name, r.buffer)).chain(workspace).collect();

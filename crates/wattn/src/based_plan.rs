@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use wattn_scheduler::shaders::{self, Access, Key, LinearParams, Segment, StateView, Walk};
+use wattn_scheduler::shaders::{self, Access, BasedKey, Key, LinearParams, Segment, StateView, Walk};
 use wattn_scheduler::{BasedStates, BasedStep, BasedWorkspace, Part, Tensor};
 use wgpu::{CommandEncoder, ComputePass};
 
@@ -150,19 +150,20 @@ impl<'a> Call<'a> {
             Some(BasedStates::Segments) => segment,
             Some(BasedStates::Sequences) => place,
         };
-        // Whole sequences have a segment even without tokens, since their states go on.
-        for done in (0..tokens.max(u32::from(!segmented))).step_by(length as usize) {
+        // There is a segment even without tokens, since states go on.
+        for done in (0..tokens.max(1)).step_by(length as usize) {
             let own = count(self.segments.len());
-            let tokens_left = length.min(tokens - done);
-            // The first token of the stretch, and its keys.
-            let at = if step.reversed { tokens - done - tokens_left } else { done };
+            let len = length.min(tokens - done);
+            // The place of the first token of the stretch in its sequence.
+            let at = if step.reversed { tokens - done - len } else { done };
+            let ends = done + len == tokens || step.to == Some(BasedStates::Segments);
             self.segments.push(Segment {
                 batch: if self.plan.extent.packed { 0 } else { index },
-                origin: if step.reversed { (start + at + tokens_left).wrapping_sub(1) } else { start + at },
-                tokens: tokens_left,
-                keys: keys.saturating_sub(at).min(tokens_left),
+                origin: if step.reversed { (start + at + len).wrapping_sub(1) } else { start + at },
+                tokens: len,
+                keys: keys.saturating_sub(at).min(len),
                 state0: state(step.from, own),
-                state: state(step.to, own),
+                state: if ends { state(step.to, own) } else { NONE },
             });
         }
         if step.based_key().is_none() {
@@ -227,6 +228,8 @@ impl<'a> Call<'a> {
         let out = step.out.and_then(|tensor| self.checked.get(tensor)).map(|r| r.counted_by(narrow));
         let out = self.binder.output(out)?;
         let ((state0, state0_view), (state, state_view)) = (self.states(step.from)?, self.states(step.to)?);
+        let missing = step.from.is_none() && step.based_key().is_some_and(BasedKey::binds_state0_written);
+        let state0 = if missing { self.scratch(&self.workspace.none) } else { state0 };
         let records = self.scratch(&self.workspace.records);
 
         let located = |bound: &Bound<'_>| bound.as_ref().map_or_else(shaders::View::default, |b| b.1.view);

@@ -102,7 +102,7 @@ fn segments() -> Vec<BasedRecipe> {
     vec![
         stateful(sized("based/segments_300", 300)),
         stateful(full(sized("based/segments_full_270", 270))),
-        BasedRecipe { sequences: &[140, 0, 257, 1, 129], ..stateful(sized("based/segments_packed", 0)) },
+        BasedRecipe { heads: 1, sequences: &[140, 0, 257, 1, 129], ..stateful(sized("based/segments_packed", 0)) },
         BasedRecipe { sequences: &[0, 140, 131], ..full(sized("based/segments_packed_full", 0)) },
         BasedRecipe { batch: 3, kv_lens: &[300, 140, 0], poison: true, ..sized("based/segments_kv_lens", 260) },
         BasedRecipe {
@@ -117,15 +117,17 @@ fn segments() -> Vec<BasedRecipe> {
 fn storage() -> Vec<BasedRecipe> {
     use Storage::{Bf16, F16, F32};
     let stored = |q_storage, kv_storage, recipe| BasedRecipe { q_storage, kv_storage, ..recipe };
+    // Few pipelines: gradients of one pair of types have both in each role.
+    let forward = |recipe| BasedRecipe { grad_out: false, ..recipe };
     vec![
         stored(F16, F16, sized("based/f16", 70)),
-        stored(F16, F16, full(sized("based/f16_full", 40))),
-        BasedRecipe { bshd: true, ..stored(F16, F16, dims(16, 40, raw(sized("based/f16_bshd_v40_raw", 33)))) },
+        forward(stored(F16, F16, full(sized("based/f16_full", 40)))),
+        BasedRecipe { bshd: true, ..forward(stored(F16, F16, dims(16, 40, raw(sized("based/f16_bshd_v40_raw", 33))))) },
         stored(Bf16, Bf16, sized("based/bf16", 70)),
         BasedRecipe { sequences: &[33, 0, 20], ..stored(Bf16, Bf16, sized("based/bf16_packed", 0)) },
-        stored(F16, F32, sized("based/q_f16_kv_f32", 40)),
+        forward(stored(F16, F32, sized("based/q_f16_kv_f32", 40))),
         stored(F32, F16, sized("based/q_f32_kv_f16", 40)),
-        stored(F32, Bf16, sized("based/q_f32_kv_bf16", 40)),
+        forward(stored(F32, Bf16, sized("based/q_f32_kv_bf16", 40))),
     ]
 }
 
