@@ -7,13 +7,12 @@ var<workgroup> sh_decay: array<f32, CHUNK + 1u>;   // [token], then the sum of a
 fn begin_decay(head: u32) {}
 
 fn chunk_decay(s: Segment, head: u32, thread: u32, t0: u32, live: u32) {
-    workgroupBarrier();   // the previous chunk's sums have been read
     if (thread < CHUNK) {
         let e = aux.params.gate.offset + s.batch * aux.params.gate.batch + head * aux.params.gate.head
             + token_at(s, t0 + min(thread, live - 1u)) * aux.params.gate.seq;
         sh_gate[thread] = select(0.0, gate[e], thread < live);
     }
-    workgroupBarrier();   // all gates are there
+    workgroupBarrier();   // all gates are there, and the previous chunk's sums have been read
     if (thread <= CHUNK) {
         var sum = 0.0;
         for (var n = 0u; n < thread; n++) {

@@ -2,7 +2,7 @@
 
 use wattn_shaders::{Access, Kernel, MAX_FEATURE_DIM, MAX_LINEAR_DIM, Storage, feature_rows};
 
-use crate::attention::HeadDim;
+use crate::attention::{Attention, HeadDim, Heads};
 use crate::error::PlanError;
 use crate::lightning::{Pass, Schedule};
 
@@ -238,18 +238,26 @@ impl Based {
         self.kv
     }
 
-    /// Keys to the left of a query's own that the published models' sliding windows see, given their parameter `window`: half of it.
-    /// The released models have 256, so that a query sees 129 keys with its own.
+    /// The other half of BASED: softmax attention over a sliding window, of heads with rotary positions already in queries and keys.
+    ///
+    /// `window` is the parameter of the published models, half of which are the keys to the left of a query's own. The released ones have
+    /// 256, so that a query sees 129 keys with its own.
+    ///
+    /// # Errors
+    /// No heads, or a window of no keys.
     ///
     /// ```
     /// use wattn_scheduler::{Attention, Based, HeadDim, Heads};
     /// # fn main() -> Result<(), wattn_scheduler::PlanError> {
-    /// let window = Attention::new(Heads::new(16)?, HeadDim::new(64)?).window(Based::published_window(256), 0);
-    /// # let _ = window; Ok(()) }
+    /// let window = Based::window(16, HeadDim::new(64)?, 256)?;
+    /// assert_eq!(window, Attention::new(Heads::new(16)?, HeadDim::new(64)?).window(128, 0));
+    /// # Ok(()) }
     /// ```
-    #[must_use]
-    pub fn published_window(window: u32) -> u32 {
-        window / 2
+    pub fn window(heads: u32, head_dim: HeadDim, window: u32) -> Result<Attention, PlanError> {
+        if window == 0 {
+            return Err(PlanError::invalid("window", window, "at least 1"));
+        }
+        Ok(Attention::new(Heads::new(heads)?, head_dim).window(window / 2, 0))
     }
 
     /// What mixes tokens in layer `layer` of a published model of `layers` layers: of 27 (360M) or of 36 (1.3B).
@@ -311,7 +319,7 @@ impl Based {
 pub enum BasedLayer {
     /// Linear attention: [`Based`].
     Linear,
-    /// Softmax attention over a sliding window, with rotary positions: see [`Based::published_window`].
+    /// Softmax attention over a sliding window, with rotary positions: [`Based::window`].
     Window,
     /// A short gated convolution, which is none of this library's.
     Convolution,
