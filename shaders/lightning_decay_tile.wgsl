@@ -5,12 +5,12 @@
 //
 // What crosses token t is summed as it is: the shorter identity, sums of q dq - k dk, takes the small difference of large numbers.
 // No exponent is above 0. A workgroup of TX x TY invocations has a chunk of a head. Its states pass through a slab of workgroup memory;
-// an invocation has ROWS tokens and two columns of their products. Pairs come in squares of BLOCK x BLOCK, those of the latest tokens
+// an invocation has ROWS tokens and a column of their products at a time. Pairs come in squares of BLOCK x BLOCK, those of the latest tokens
 // first: a square is summed over later tokens in place, the sums so far in sh_open, then over earlier tokens.
 
 const PAIR_STRIDE: u32 = BLOCK + 1u;     // one more than needed: neighbours fall into different banks
 const K_STRIDE: u32 = K_CHUNKS + 1u;     // likewise
-const SLAB_COLUMNS: u32 = 2u * TX;
+const SLAB_ROWS: u32 = 4u;               // vec4 of the key dim of a part of a state
 
 var<workgroup> sh_slab: array<vec4<f32>, BLOCK * K_STRIDE>;      // [earlier token, dim], or [key dim, value dim] of a state
 var<workgroup> sh_pairs: array<f32, BLOCK * PAIR_STRIDE>;        // [later token, earlier token]; at first [S or R, token, TX]
@@ -62,28 +62,23 @@ fn main(
     let from_0 = Segment(s.batch, s.origin, s.tokens, s.keys, s.state0, s.state0);
     let from_1 = s;
 
-    //$ for r in 0..ROWS
-    let token_$r = token_at(s, min(ty * ROWS + $ru, live - 1u));
-    //$ end
     var meeting = 0.0;   // this invocation's share of <R, S>
     //$ for p in 0..2
     {
         //$ for r in 0..ROWS
         var z_$r = 0.0;
         //$ end
-        for (var j0 = 0u; j0 < aux.params.value_chunks; j0 += SLAB_COLUMNS) {
+        for (var j0 = 0u; j0 < aux.params.value_chunks; j0 += TX) {
             //$ for r in 0..ROWS
-            //$ for j in 0..2
-            var y_$r_$j = vec4<f32>();
+            var y_$r = vec4<f32>();
             //$ end
-            //$ end
-            for (var i0 = 0u; i0 < aux.params.head_chunks; i0 += 2u) {
+            for (var i0 = 0u; i0 < aux.params.head_chunks; i0 += SLAB_ROWS) {
                 workgroupBarrier();   // the slab's previous use has been read
                 //$ for n in 0..2
                 {
                     let e = thread + $nu * THREADS;
-                    let row = i0 * 4u + e / SLAB_COLUMNS;
-                    let column = j0 + e % SLAB_COLUMNS;
+                    let row = i0 * 4u + e / TX;
+                    let column = j0 + e % TX;
                     let x = load_state(from_$p, head, row, column);
                     sh_slab[e] = x;
                     if ($pu == 1u) {
@@ -92,29 +87,23 @@ fn main(
                 }
                 //$ end
                 workgroupBarrier();   // the slab is whole
-                for (var i = i0; i < min(i0 + 2u, aux.params.head_chunks); i++) {
-                    //$ for j in 0..2
+                for (var i = i0; i < min(i0 + SLAB_ROWS, aux.params.head_chunks); i++) {
                     //$ for d in 0..4
-                    let x_$j_$d = sh_slab[((i - i0) * 4u + $du) * SLAB_COLUMNS + tx + $ju * TX];
-                    //$ end
+                    let x_$d = sh_slab[((i - i0) * 4u + $du) * TX + tx];
                     //$ end
                     //$ for r in 0..ROWS
                     {
-                        let l = left_$p(head, s, token_$r, i);
-                        //$ for j in 0..2
-                        y_$r_$j += l.x * x_$j_0 + l.y * x_$j_1 + l.z * x_$j_2 + l.w * x_$j_3;
-                        //$ end
+                        let l = left_$p(head, s, token_at(s, min(ty * ROWS + $ru, live - 1u)), i);
+                        y_$r += l.x * x_0 + l.y * x_1 + l.z * x_2 + l.w * x_3;
                     }
                     //$ end
                 }
             }
-            //$ for j in 0..2
-            if (j0 + tx + $ju * TX < aux.params.value_chunks) {
+            if (j0 + tx < aux.params.value_chunks) {
                 //$ for r in 0..ROWS
-                z_$r += dot(y_$r_$j, right_$p(head, s, token_$r, j0 + tx + $ju * TX));
+                z_$r += dot(y_$r, right_$p(head, s, token_at(s, min(ty * ROWS + $ru, live - 1u)), j0 + tx));
                 //$ end
             }
-            //$ end
         }
         //$ for r in 0..ROWS
         sh_pairs[($pu * CHUNK + ty * ROWS + $ru) * TX + tx] = z_$r;
