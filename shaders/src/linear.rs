@@ -80,8 +80,9 @@ impl LinearKey {
             (LinearOp::Scan | LinearOp::ScanWithin, _) => THREADS,
             (LinearOp::Step, _) => 8,
             (_, Kernel::Broadcast) => self.lanes / self.shares(),
-            // As much of the state as 8 KiB hold.
-            _ => (512 / self.head_class).min(16),
+            // As much of the state as registers and 8 KiB hold, four rows an invocation at least.
+            _ if self.head_class == 16 => 16,
+            _ => (512 / self.head_class).min(8),
         }
     }
 
