@@ -168,7 +168,7 @@ fn main(
         //$ end
 
         //$ if OUT
-        // What the state before the chunk gives.
+        // What the state before the chunk gives, READ_ROWS at a time, as registers hold.
         //$ for r in 0..OUT_ROWS
         let q_row_$r = q_base + token_at(s, t0 + min(out_row + $ru, live - 1u)) * aux.params.q.seq;
         var o_$r = sh_state[(16u * PAIRS + 4u * FOURS) * COLUMNS + local_column];
@@ -176,63 +176,67 @@ fn main(
         var total_$r = count;
         //$ end
         //$ end
-        var at = local_column;
-        //$ if WEIGHTS
-        var count_at = 0u;
-        //$ end
-        for (var a = 0u; a < FOURS; a++) {
-            //$ for r in 0..OUT_ROWS
-            let qa_$r = within_head(a, load_q(q_row_$r, a)) * aux.params.read_scale;
+        //$ for h in 0..OUT_ROWS step READ_ROWS
+        {
+            var at = local_column;
+            //$ if WEIGHTS
+            var count_at = 0u;
             //$ end
-            for (var b = a; b < FOURS; b++) {
-                // A block on the diagonal has each product twice.
-                let factor = select(1.0, 0.5, a == b);
-                //$ for r in 0..OUT_ROWS
-                let qb_$r = within_head(b, load_q(q_row_$r, b)) * (aux.params.read_scale * factor);
+            for (var a = 0u; a < FOURS; a++) {
+                //$ for r in h..h+READ_ROWS
+                let qa_$r = within_head(a, load_q(q_row_$r, a)) * aux.params.read_scale;
                 //$ end
-                //$ for i in 0..4
-                {
-                    //$ for j in 0..4
-                    let s_$j = sh_state[at + (4u * $iu + $ju) * COLUMNS];
+                for (var b = a; b < FOURS; b++) {
+                    // A block on the diagonal has each product twice.
+                    let factor = select(1.0, 0.5, a == b);
+                    //$ for r in h..h+READ_ROWS
+                    let qb_$r = within_head(b, load_q(q_row_$r, b)) * (aux.params.read_scale * factor);
                     //$ end
-                    //$ if WEIGHTS
-                    let counts = sh_counts[count_at + $iu];
-                    //$ end
-                    //$ for r in 0..OUT_ROWS
+                    //$ for i in 0..4
                     {
-                        let qq = qa_$r[$i] * qb_$r;
-                        o_$r += qq.x * s_0 + qq.y * s_1 + qq.z * s_2 + qq.w * s_3;
+                        //$ for j in 0..4
+                        let s_$j = sh_state[at + (4u * $iu + $ju) * COLUMNS];
+                        //$ end
                         //$ if WEIGHTS
-                        total_$r += dot(qq, counts);
+                        let counts = sh_counts[count_at + $iu];
+                        //$ end
+                        //$ for r in h..h+READ_ROWS
+                        {
+                            let qq = qa_$r[$i] * qb_$r;
+                            o_$r += qq.x * s_0 + qq.y * s_1 + qq.z * s_2 + qq.w * s_3;
+                            //$ if WEIGHTS
+                            total_$r += dot(qq, counts);
+                            //$ end
+                        }
                         //$ end
                     }
                     //$ end
+                    at += 16u * COLUMNS;
+                    //$ if WEIGHTS
+                    count_at += 4u;
+                    //$ end
+                }
+            }
+            for (var b = 0u; b < FOURS; b++) {
+                //$ for j in 0..4
+                let s_$j = sh_state[at + $ju * COLUMNS];
+                //$ end
+                //$ for r in h..h+READ_ROWS
+                {
+                    let q = within_head(b, load_q(q_row_$r, b)) * aux.params.read_scale;
+                    o_$r += q.x * s_0 + q.y * s_1 + q.z * s_2 + q.w * s_3;
+                    //$ if WEIGHTS
+                    total_$r += dot(q, sh_counts[count_at]);
+                    //$ end
                 }
                 //$ end
-                at += 16u * COLUMNS;
+                at += 4u * COLUMNS;
                 //$ if WEIGHTS
-                count_at += 4u;
+                count_at += 1u;
                 //$ end
             }
         }
-        for (var b = 0u; b < FOURS; b++) {
-            //$ for j in 0..4
-            let s_$j = sh_state[at + $ju * COLUMNS];
-            //$ end
-            //$ for r in 0..OUT_ROWS
-            {
-                let q = within_head(b, load_q(q_row_$r, b)) * aux.params.read_scale;
-                o_$r += q.x * s_0 + q.y * s_1 + q.z * s_2 + q.w * s_3;
-                //$ if WEIGHTS
-                total_$r += dot(q, sh_counts[count_at]);
-                //$ end
-            }
-            //$ end
-            at += 4u * COLUMNS;
-            //$ if WEIGHTS
-            count_at += 1u;
-            //$ end
-        }
+        //$ end
         //$ if SCORES
         workgroupBarrier();   // the weights are there; the state has been read
         for (var key = 0u; key < keys; key++) {
@@ -267,49 +271,59 @@ fn main(
         //$ end
 
         //$ if KEYS
-        // What the chunk adds to the state.
+        // What the chunk adds to the state: ADD_ROWS of a block's four lines at a time, as registers hold.
         if (block.rows > 0u) {
-            //$ for i in 0..4
-            //$ for j in 0..4
-            var added_$i_$j = vec4<f32>();
-            //$ end
-            //$ end
-            //$ if WEIGHTS
-            //$ for c in 0..COUNT_ROWS
-            var counted_$c = vec4<f32>();
-            //$ end
-            //$ end
-            for (var key = 0u; key < keys; key++) {
-                let token = token_at(s, t0 + key);
-                let k_row = k_base + token * aux.params.k.seq;
-                let ka = key_four(k_row, block.a);
-                let kb = key_four(k_row, block.b);
-                let v = load_v(v_base + token * aux.params.v.seq, column) * value_scale(s, head, token);
-                //$ for i in 0..4
+            //$ for h in 0..4 step ADD_ROWS
+            {
+                //$ for i in h..h+ADD_ROWS
                 //$ for j in 0..4
-                added_$i_$j += (ka[$i] * kb[$j]) * v;
+                var added_$i_$j = vec4<f32>();
                 //$ end
                 //$ end
                 //$ if WEIGHTS
-                let weight = value_weight(s, head, token);
+                //$ for n in h..1
                 //$ for c in 0..COUNT_ROWS
-                counted_$c += component(ka, count_row + $cu) * weight * kb;
+                var counted_$c = vec4<f32>();
                 //$ end
                 //$ end
+                //$ end
+                for (var key = 0u; key < keys; key++) {
+                    let token = token_at(s, t0 + key);
+                    let k_row = k_base + token * aux.params.k.seq;
+                    let ka = key_four(k_row, block.a);
+                    let kb = key_four(k_row, block.b);
+                    let v = load_v(v_base + token * aux.params.v.seq, column) * value_scale(s, head, token);
+                    //$ for i in h..h+ADD_ROWS
+                    //$ for j in 0..4
+                    added_$i_$j += (ka[$i] * kb[$j]) * v;
+                    //$ end
+                    //$ end
+                    //$ if WEIGHTS
+                    //$ for n in h..1
+                    let weight = value_weight(s, head, token);
+                    //$ for c in 0..COUNT_ROWS
+                    counted_$c += component(ka, count_row + $cu) * weight * kb;
+                    //$ end
+                    //$ end
+                    //$ end
+                }
+                //$ for i in h..h+ADD_ROWS
+                //$ for j in 0..4
+                if (4u * $iu + $ju < block.rows) {
+                    sh_state[state_at + (4u * $iu + $ju) * COLUMNS] += added_$i_$j;
+                }
+                //$ end
+                //$ end
+                //$ if WEIGHTS
+                //$ for n in h..1
+                //$ for c in 0..COUNT_ROWS
+                if (count_row + $cu < count_rows) {
+                    sh_counts[block.first / 4u + count_row + $cu] += counted_$c;
+                }
+                //$ end
+                //$ end
+                //$ end
             }
-            //$ for i in 0..4
-            //$ for j in 0..4
-            if (4u * $iu + $ju < block.rows) {
-                sh_state[state_at + (4u * $iu + $ju) * COLUMNS] += added_$i_$j;
-            }
-            //$ end
-            //$ end
-            //$ if WEIGHTS
-            //$ for c in 0..COUNT_ROWS
-            if (count_row + $cu < count_rows) {
-                sh_counts[block.first / 4u + count_row + $cu] += counted_$c;
-            }
-            //$ end
             //$ end
         }
         //$ if WEIGHTS

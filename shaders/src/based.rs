@@ -141,7 +141,8 @@ impl BasedKey {
             return 1;
         }
         // Scores, the state that is read, keys that are weighed, keys that are added, and their weights.
-        8 + fours + fours * (fours + 6) + 3 * (CHUNK + 1)
+        let (reads, adds) = (self.out_rows() / self.read_rows(), 4 / self.add_rows());
+        8 + fours + reads * fours * (fours + 6) + (2 + adds) * (CHUNK + 1)
     }
 
     /// Invocations a workgroup.
@@ -172,6 +173,23 @@ impl BasedKey {
     /// there is room.
     fn weight_stride(&self) -> u32 {
         if self.class == 32 { CHUNK } else { CHUNK + 1 }
+    }
+
+    /// Rows of the output that an invocation of a tile kernel owns.
+    fn out_rows(&self) -> u32 {
+        (CHUNK * self.columns() / THREADS).max(1)
+    }
+
+    /// Of these, how many read the state at a time, as registers hold.
+    fn read_rows(&self) -> u32 {
+        self.out_rows().min(2)
+    }
+
+    /// Lines of a block, four numbers a value each, that a tile kernel adds to the state at a time: all where registers hold them.
+    fn add_rows(&self) -> u32 {
+        let few = self.op == BasedOp::State && self.class < 32;
+        let light = !self.weights || few || (self.class == 16 && !self.state && !self.reversed);
+        if light { 4 } else { 2 }
     }
 
     /// Bytes of workgroup memory that the kernel declares.
@@ -301,7 +319,9 @@ impl BasedKey {
             ("FOURS", fours),
             ("PAIRS", pairs),
             ("COLUMNS", columns),
-            ("OUT_ROWS", (CHUNK * columns / THREADS).max(1)),
+            ("OUT_ROWS", self.out_rows()),
+            ("READ_ROWS", self.read_rows()),
+            ("ADD_ROWS", self.add_rows()),
             ("COUNT_ROWS", (4 / columns).max(1)),
         ]);
         all
