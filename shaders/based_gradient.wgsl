@@ -40,16 +40,6 @@ fn main(
     }
     let s = segment_at(item.segment);
     let head = item.head;
-    let units = aux.params.head_dim + 1u;
-    let block = aux.params.block;
-    let last = block + VALUES >= aux.params.value_chunks;   // pass
-    let q_base = aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head;
-    let g_base = aux.params.g.offset + s.batch * aux.params.g.batch + head * aux.params.g.head;
-    let out_base = aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head;
-    //$ if KEYS
-    let k_base = aux.params.k.offset + s.batch * aux.params.k.batch + head * aux.params.k.head;
-    let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + head * aux.params.v.head;
-    //$ end
 
     //$ for r in 0..ROWS
     let row_$r = thread + $ru * THREADS;
@@ -67,7 +57,7 @@ fn main(
         for (var c = 0u; c < VALUES; c++) {
             //$ for r in 0..ROWS
             {
-                let x = load_state(s, head, row_$r, block + c) / share_$r;
+                let x = load_state(s, head, row_$r, aux.params.block + c) / share_$r;
                 //$ for b in 0..BLOCKS
                 //$ for n in 0..BLOCK
                 m_$r_$b_$n = select(m_$r_$b_$n, x, c == $bu * BLOCK + $nu);
@@ -94,17 +84,21 @@ fn main(
         //$ if KEYS
         let keys = min(live, added_tokens(s) - min(t0, added_tokens(s)));   // those that are keys; what is none may hold anything
         //$ end
+        let block = aux.params.block;
+        let last = block + VALUES >= aux.params.value_chunks;   // pass
         workgroupBarrier();   // the chunk before has been read
         for (var e = thread; e < CHUNK * FOURS; e += THREADS) {
             let t = e / FOURS;
             let c = e % FOURS;
             let token = token_at(s, t0 + min(t, live - 1u));
             let at = t * UNITS + 4u * c + 1u;
+            let q_base = aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head;
             let q = load_q(q_base + token * aux.params.q.seq, c) * aux.params.read_scale;
             //$ for d in 0..4
             sh_q[at + $du] = q[$d];
             //$ end
             //$ if KEYS
+            let k_base = aux.params.k.offset + s.batch * aux.params.k.batch + head * aux.params.k.head;
             let k = select(vec4<f32>(), load_k(k_base + token * aux.params.k.seq, c) * aux.params.write_scale, t < keys);
             //$ for d in 0..4
             sh_k[at + $du] = k[$d];
@@ -116,8 +110,10 @@ fn main(
             let c = block + e % VALUES;
             let token = token_at(s, t0 + min(t, live - 1u));
             let inside = c < aux.params.value_chunks;
+            let g_base = aux.params.g.offset + s.batch * aux.params.g.batch + head * aux.params.g.head;
             sh_g[e] = select(vec4<f32>(), load_g(g_base + token * aux.params.g.seq, c), inside);
             //$ if KEYS
+            let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + head * aux.params.v.head;
             let v = load_v(v_base + token * aux.params.v.seq, c) * value_scale(s, head, token);
             sh_v[e] = select(vec4<f32>(), v, inside && t < keys);
             //$ end
@@ -184,6 +180,7 @@ fn main(
         }
         workgroupBarrier();   // all rows of the chunk's tokens are there
 
+        let units = aux.params.head_dim + 1u;
         for (var e = thread; e < live * units; e += THREADS) {
             let t = e / units;
             let i = e % units;
@@ -251,6 +248,7 @@ fn main(
                     records[record + 1u] = dn;
                 }
                 //$ end
+                let out_base = aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head;
                 store_out(out_base + token * aux.params.out.seq, c, select(vec4<f32>(), x * aux.params.read_scale, is_row(s, t0 + t)));
             }
         }
