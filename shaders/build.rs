@@ -33,10 +33,10 @@ fn main() {
 
 /// Each fragment at least once with each kernel; the full menu is validated by the package's tests.
 fn keys() -> Vec<Key> {
-    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2, keys: 8 });
+    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2, keys: table::lane_keys(8, 32, 32) });
     let designs = [
         (Kernel::TileUniversal, Shape::Tile(table::TILE_GPU)),
-        (Kernel::TileUniversal, lanes),
+        (Kernel::TileUniversal, Shape::Lanes(LaneShape { rows: 2, ..table::ROWS_CPU })),
         (Kernel::TileSubgroup, Shape::Tile(table::TILE_GPU)),
         (Kernel::Broadcast, lanes),
     ];

@@ -4,7 +4,7 @@
 //
 // LANES invocations a workgroup, each with ROWS queries: q, the running maximum m, the sum l and the output o stay in its registers.
 // Keys come KEYS at a time, eight numbers a load: either the lanes share the loads through the subgroup, a lane for each eight dims of
-// a key (KEY_ROWS = 1, GROUP dims of all keys at once), or every invocation loads them all (KEY_ROWS = KEYS). The composer fills in the
+// a key (KEY_ROWS = 1, GROUP vec4 of all keys at once), or every invocation loads them all (KEY_ROWS = KEYS). The composer fills in the
 // names in capitals accordingly. Loads are what CPU drivers are slow at, so more rows a lane pay until their registers spill too far.
 // A row's softmax needs no other invocation, the kernel no workgroup memory and no barrier.
 

@@ -38,7 +38,8 @@ pub struct Based {
 }
 
 impl Based {
-    /// The forward pass, causal and normalised, in f32. `dims` are the feature dim, of queries and keys, from 1 to 32, and the value dim, at most 256.
+    /// The forward pass, causal and normalised, in f32. `dims` are the feature dim, of queries and keys, from 1 to 32, and the value
+    /// dim, at most 256.
     #[must_use]
     pub fn new(heads: u32, dims: HeadDim) -> Self {
         let whole = dims.qk().is_multiple_of(4) && dims.value().is_multiple_of(4);

@@ -8,11 +8,9 @@ use wattn_cases::{BasedCase, BasedRecipe, References};
 use wattn_shaders::Key;
 use wattn_tests::{Variant, based, based_tokens, judge_based};
 
+use super::contest::REDUCED;
 use super::planned::Planned;
 use super::row::Figures;
-
-/// Tokens at most, of the problem that is checked first: no multiple of any chunk.
-const REDUCED: usize = 193;
 
 /// A case with what must come out of it, in full and reduced.
 pub(crate) struct Subject {

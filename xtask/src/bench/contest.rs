@@ -16,8 +16,8 @@ use super::row::Figures;
 use super::stats::{Series, Summary};
 use super::unfused::Passes;
 
-/// Queries and keys at most, of the problem that is checked in full: no multiple of any tile.
-const REDUCED: usize = 193;
+/// Queries and keys at most, or tokens, of the problem that is checked in full: no multiple of any tile or chunk.
+pub(crate) const REDUCED: usize = 193;
 /// Rows of each head that are checked at full size.
 const ROWS: usize = 8;
 /// Short kernels are repeated within a sample until it takes this long, seconds.

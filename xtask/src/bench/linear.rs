@@ -10,15 +10,13 @@ use wattn_cases::{Decay, LinearCase, LinearRecipe, References, Storage, compare}
 use wattn_tests::{LinearRun, Variant};
 
 use super::clock::{Clock, Sample};
+use super::contest::REDUCED;
 use super::device::read_f32;
 use super::row::Figures;
 use super::shader::{module, pipeline};
 
 /// Turns of its loops that a dispatch of the scan takes at most: Mesa's llvmpipe ends them after 65,535.
 const TURNS: u32 = 60_000;
-/// Tokens at most, of the problem that is checked first: no multiple of any chunk.
-const REDUCED: usize = 193;
-
 /// A case with what must come out of it, in full and reduced.
 pub(crate) struct Subject {
     full: LinearCase,
