@@ -114,7 +114,7 @@ fn softmax(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
     Ok((2 * u64::from(longest) * u64::from(HEADS * DIM) * 4, points))
 }
 
-/// A step takes as long after many tokens as after few.
+/// A step takes as long after many tokens as after few, since its state does not grow: it is timed once.
 fn steady(planned: &Planned, clock: &Clock, bytes: u64) -> Result<(u64, Vec<Speed>)> {
     let per_second = 1.0 / planned.median(clock, SAMPLES, STEPS)?;
     Ok((bytes, CACHES.map(|tokens| Speed { tokens, per_second }).into()))

@@ -54,7 +54,7 @@ fn page(run: &Run) -> Result<String> {
         html += &svg(480, |area| lengths(area, &run.lengths))?;
     }
     if run.generation.iter().any(|operator| !operator.points.is_empty()) {
-        html += "<h2>Generation</h2><p>Tokens a second of one attention layer of BASED's 1.3B model, batch 1, f32, after as many others.</p>";
+        html += "<h2>Generation</h2><p>Tokens a second of one attention layer of BASED's 1.3B model, batch 1, f32, after as many others. A step is timed once: its state does not grow.</p>";
         html += &svg(480, |area| generation(area, &run.generation))?;
     }
     Ok(html + "</html>\n")

@@ -96,7 +96,7 @@ pub(crate) fn generation(operators: &[Generation]) -> String {
     let failed = operators.iter().filter_map(|op| Some(format!("\n{} FAILED: {}", op.op, op.error.as_ref()?)));
     format!(
         "{table}\n\ntokens a second of one attention layer of BASED's 1.3B model (16 heads of 112, 16 features), batch 1, f32; in \
-         brackets the state, or the longest cache.{}",
+         brackets the state, or the longest cache. A step is timed once: its state does not grow.{}",
         failed.collect::<String>()
     )
 }
