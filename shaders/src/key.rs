@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::based::BasedKey;
 use crate::linear::LinearKey;
+use crate::split::{MergeKey, SplitKey};
 
 /// A kernel design. The names on the command line and in reports are those of [`Kernel::name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,6 +89,17 @@ pub enum Access {
     Vec8,
     /// Any dims and strides (16-bit storage: even ones, last dim contiguous): one load an element or pair.
     Any,
+}
+
+impl Access {
+    /// How labels tell it.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Self::Vec4 => "",
+            Self::Vec8 => "/vec8",
+            Self::Any => "/any",
+        }
+    }
 }
 
 /// What is fixed when a tile kernel is compiled: how a workgroup's tile is spread over its invocations.
@@ -212,10 +224,14 @@ pub struct FlashKey {
     pub shape: Shape,
     /// Storage of q and of the output.
     pub q: Storage,
-    /// Storage of k and v.
-    pub kv: Storage,
+    /// Storage of k.
+    pub k: Storage,
+    /// Storage of v.
+    pub v: Storage,
     /// How rows are loaded and stored.
     pub access: Access,
+    /// Whether keys lie in the pages of a cache.
+    pub paged: bool,
     /// Upper bound of the head dim; 0 where the kernel loops over it.
     pub head_class: u32,
     /// Whether the head dim is below its class, so that what lies past it must be zeroed. (Kernels that loop over it stop there.)
@@ -229,8 +245,11 @@ pub struct FlashKey {
 impl fmt::Display for FlashKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "flash_forward/{}/{}/{}", self.kernel, self.shape, self.q)?;
-        if self.kv != self.q {
-            write!(f, "-{}", self.kv)?;
+        if self.k != self.q || self.v != self.q {
+            write!(f, "-{}", self.k)?;
+        }
+        if self.v != self.k {
+            write!(f, "-{}", self.v)?;
         }
         match self.head_class {
             0 => {}
@@ -240,11 +259,8 @@ impl fmt::Display for FlashKey {
             f.write_str("-padded")?;
         }
         write!(f, "/v{}", self.value_class)?;
-        f.write_str(match self.access {
-            Access::Vec4 => "",
-            Access::Vec8 => "/vec8",
-            Access::Any => "/any",
-        })?;
+        f.write_str(self.access.suffix())?;
+        f.write_str(if self.paged { "/paged" } else { "" })?;
         for name in self.options.names() {
             write!(f, "+{name}")?;
         }
@@ -257,6 +273,10 @@ impl fmt::Display for FlashKey {
 pub enum Key {
     /// Of softmax attention.
     Flash(FlashKey),
+    /// Of its form for few queries, over a stretch of the keys.
+    Split(SplitKey),
+    /// And what makes its partial results one.
+    Merge(MergeKey),
     /// Of linear attention with decay.
     Linear(LinearKey),
     /// Of the linear attention of BASED.
@@ -267,6 +287,8 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flash(key) => key.fmt(f),
+            Self::Split(key) => key.fmt(f),
+            Self::Merge(key) => key.fmt(f),
             Self::Linear(key) => key.fmt(f),
             Self::Based(key) => key.fmt(f),
         }

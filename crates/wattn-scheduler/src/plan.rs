@@ -149,7 +149,7 @@ pub(crate) fn grid(workgroups: u32, per_axis: u32) -> [u32; 2] {
     [workgroups.div_ceil(rows), rows]
 }
 
-fn check(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<(), PlanError> {
+pub(crate) fn check(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<(), PlanError> {
     for (argument, value) in [("queries", extent.queries), ("keys", extent.keys)] {
         if value > MAX_LENGTH {
             return Err(PlanError::invalid(argument, value, format!("at most {MAX_LENGTH}")));
@@ -231,7 +231,7 @@ fn full_scores(attention: &Attention, extent: Extent) -> u64 {
     }
 }
 
-fn compulsory_bytes(attention: &Attention, extent: Extent) -> u64 {
+pub(crate) fn compulsory_bytes(attention: &Attention, extent: Extent) -> u64 {
     let options = attention.options;
     let [q, k, v, out, lse, bias, mask] = head_bytes(attention, extent);
     let sequences = if extent.packed { 1 } else { u64::from(extent.batch) };

@@ -4,6 +4,7 @@
 mod based;
 mod based_calls;
 mod catalogue;
+mod decode;
 mod device;
 mod encode;
 mod errors;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
                 device::trials(gpu),
                 golden::trials(gpu, &files),
                 catalogue::trials(gpu, &cases),
+                decode::trials(gpu),
                 linear::trials(gpu, &linear),
                 linear_calls::trials(gpu),
                 based::trials(gpu, &based),
