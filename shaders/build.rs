@@ -19,7 +19,7 @@ mod unroll;
 use based::{BasedKey, BasedOp};
 use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
 use linear::{LinearKey, LinearOp};
-use split::{MergeKey, SplitKey};
+use split::{AppendKey, MergeKey, SplitKey};
 
 fn main() {
     println!("cargo::rerun-if-changed=.");
@@ -88,7 +88,12 @@ fn keys() -> Vec<Key> {
 /// The kernels of few rows over many keys.
 fn split_keys() -> impl Iterator<Item = Key> {
     let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: false, lse: false };
-    let forms = [(Storage::F32, Access::Vec8), (Storage::F16, Access::Vec4), (Storage::Bf16, Access::Any)];
+    let forms = [
+        (Storage::F32, Access::Vec8),
+        (Storage::Int8, Access::Vec8),
+        (Storage::F16, Access::Vec4),
+        (Storage::Bf16, Access::Any),
+    ];
     let splits = [(Kernel::Broadcast, 8, 2), (Kernel::TileUniversal, 0, 8)].into_iter().flat_map(
         move |(kernel, lanes, rows)| {
             forms.into_iter().flat_map(move |(k, access)| {
@@ -113,7 +118,9 @@ fn split_keys() -> impl Iterator<Item = Key> {
     );
     let merges = [(Storage::F32, false), (Storage::F16, true)]
         .map(|(out, on)| Key::Merge(MergeKey { out, access: Access::Vec4, natural: on, sinks: on, lse: on }));
-    splits.chain(merges)
+    let appends =
+        [Storage::F16, Storage::Int8].map(|to| Key::Append(AppendKey { from: Storage::F32, access: Access::Vec4, to }));
+    splits.chain(merges).chain(appends)
 }
 
 /// Each fragment of the linear family at least once.

@@ -1,7 +1,7 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
 use crate::key::{Access, FlashKey, Kernel, Key, ScoreOptions, Shape, Storage};
-use crate::split::{MergeKey, key_places};
+use crate::split::{AppendKey, MergeKey, key_places};
 use crate::table::{KEY_STEP, columns, kernel_files, slab, value_keys};
 use crate::unroll::unroll;
 
@@ -38,6 +38,10 @@ files!(
     "load_f16_any",
     "load_bf16",
     "load_bf16_any",
+    "load_int8",
+    "cache_place",
+    "cache_append",
+    "cache_append_int8",
     "store_f32",
     "store_f32_any",
     "pack_f16",
@@ -136,6 +140,7 @@ pub fn bindings(key: &Key) -> Vec<Binding> {
         Key::Flash(key) => flash_bindings(key),
         Key::Split(key) => key.bindings(),
         Key::Merge(key) => key.bindings(),
+        Key::Append(_) => AppendKey::bindings(),
         Key::Linear(key) => key.bindings(),
         Key::Based(key) => key.bindings(),
     }
@@ -166,6 +171,7 @@ pub fn compose(key: &Key) -> String {
         Key::Flash(key) => (constants(key), parts(key)),
         Key::Split(key) => (key.constants(), key.parts()),
         Key::Merge(key) => (MergeKey::constants(), key.parts()),
+        Key::Append(key) => (AppendKey::constants(), key.parts()),
         Key::Linear(key) => (key.constants(), key.parts()),
         Key::Based(key) => (key.constants(), key.parts()),
     };
@@ -215,15 +221,17 @@ impl Output {
 pub(crate) fn elements(tensors: &[Element], out: Option<Output>) -> Vec<String> {
     let mut parts = Vec::new();
     for tensor in tensors {
+        let words = tensor.storage == Storage::Int8;
         let suffix = match tensor.access {
             Access::Vec4 => "",
+            _ if words => "",
             Access::Vec8 => "_wide",
             Access::Any => "_any",
         };
         let slot = tensor.slot.to_string();
         let fill = |text: &str| text.replace("$t", tensor.name).replace("$b", &slot).replace("$n", tensor.dim);
         parts.push(fill(file(&format!("load_{}{suffix}", tensor.storage))));
-        if tensor.pairs && tensor.access != Access::Vec8 {
+        if tensor.pairs && (words || tensor.access != Access::Vec8) {
             parts.push(fill(file("load_pair")));
         }
     }

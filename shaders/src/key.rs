@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::based::BasedKey;
 use crate::linear::LinearKey;
-use crate::split::{MergeKey, SplitKey};
+use crate::split::{AppendKey, MergeKey, SplitKey};
 
 /// A kernel design. The names on the command line and in reports are those of [`Kernel::name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +49,8 @@ pub enum Storage {
     F16,
     /// bfloat16, two to a u32.
     Bf16,
+    /// 8-bit integers, four to a u32, each row followed by the f32 that its numbers are multiplied by. Of caches only.
+    Int8,
 }
 
 impl Storage {
@@ -58,16 +60,24 @@ impl Storage {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Int8 => 1,
         }
     }
 
-    /// `f32`, `f16` or `bf16`.
+    /// Bytes of a row of `dim` numbers.
+    #[must_use]
+    pub fn row_bytes(self, dim: u32) -> u32 {
+        dim * self.bytes() + if self == Self::Int8 { 4 } else { 0 }
+    }
+
+    /// `f32`, `f16`, `bf16` or `int8`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -277,6 +287,8 @@ pub enum Key {
     Split(SplitKey),
     /// And what makes its partial results one.
     Merge(MergeKey),
+    /// Of new keys or values of a cache.
+    Append(AppendKey),
     /// Of linear attention with decay.
     Linear(LinearKey),
     /// Of the linear attention of BASED.
@@ -289,6 +301,7 @@ impl fmt::Display for Key {
             Self::Flash(key) => key.fmt(f),
             Self::Split(key) => key.fmt(f),
             Self::Merge(key) => key.fmt(f),
+            Self::Append(key) => key.fmt(f),
             Self::Linear(key) => key.fmt(f),
             Self::Based(key) => key.fmt(f),
         }

@@ -59,6 +59,50 @@ pub struct MergeKey {
     pub lse: bool,
 }
 
+/// What a compiled `cache_append` pipeline depends on; its [`Display`](fmt::Display) is the pipeline's label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AppendKey {
+    /// Storage of the new rows.
+    pub from: Storage,
+    /// How they are loaded: not by [`Access::Vec8`].
+    pub access: Access,
+    /// Storage of the cache.
+    pub to: Storage,
+}
+
+impl AppendKey {
+    /// Invocations a workgroup: one a vec4, or one a row of [`Storage::Int8`].
+    pub const INVOCATIONS: u32 = 64;
+
+    pub(crate) fn bindings() -> Vec<Binding> {
+        [(1, "k", false), (3, "out", true), (7, "aux", false)]
+            .map(|(slot, name, writes)| Binding { slot, name, writes })
+            .into()
+    }
+
+    pub(crate) fn constants() -> Vec<(&'static str, u32)> {
+        vec![("THREADS", Self::INVOCATIONS)]
+    }
+
+    pub(crate) fn parts(&self) -> Vec<String> {
+        let source =
+            Element { name: "k", slot: 1, dim: "head_dim", storage: self.from, access: self.access, pairs: false };
+        let int8 = self.to == Storage::Int8;
+        let out = Output { storage: self.to, access: Access::Vec4, dim: "head" };
+        let mut parts = vec![file("view").to_owned(), file("params").to_owned()];
+        parts.extend(elements(&[source], (!int8).then_some(out)));
+        let files = ["cache_place", if int8 { "cache_append_int8" } else { "cache_append" }];
+        parts.extend(files.map(|name| file(name).to_owned()));
+        parts
+    }
+}
+
+impl fmt::Display for AppendKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cache_append/{}-{}{}", self.from, self.to, self.access.suffix())
+    }
+}
+
 impl SplitKey {
     /// Invocations a workgroup.
     #[must_use]

@@ -52,6 +52,12 @@ impl CacheLayout {
         Self::new(kv_heads, dims, page, sequences)
     }
 
+    /// The same with so many pages.
+    pub(crate) fn with_pages(self, pages: u32) -> Result<Self, PlanError> {
+        let Self { kv_heads, dims, page, layers, k, v, .. } = self;
+        Ok(Self::new(kv_heads, dims, page, pages)?.layers(layers).storage(k, v))
+    }
+
     /// So many layers, which share the pages' numbers and lengths but not their buffers; at least one.
     #[must_use]
     pub fn layers(mut self, layers: u32) -> Self {
@@ -121,7 +127,7 @@ impl CacheLayout {
     }
 
     fn page_bytes(&self, dim: u32, storage: Storage) -> u64 {
-        u64::from(self.kv_heads) * u64::from(self.page) * u64::from(dim) * u64::from(storage.bytes())
+        u64::from(self.kv_heads) * u64::from(self.page) * u64::from(storage.row_bytes(dim))
     }
 
     /// Bytes of all pages of all layers, keys and values.

@@ -4,13 +4,14 @@ use std::fmt;
 
 use wattn_shaders::{Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, SplitKey, Storage, table};
 
-use crate::attention::{Attention, Extent};
+use crate::attention::{Attention, Causal, Extent};
 use crate::cache::CacheLayout;
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::choose;
 use crate::decode::{Decode, Split};
 use crate::decode_work::{Splitting, Work, partial_bytes};
 use crate::error::PlanError;
+use crate::pages::CacheStep;
 use crate::plan::check;
 use crate::work::{self, Lengths};
 
@@ -137,6 +138,45 @@ impl DecodePlan {
         Ok(self.splitting.work(sequences, Vec::new(), self.extent.queries))
     }
 
+    /// The work of a step of the cache that the plan reads.
+    ///
+    /// # Errors
+    /// More sequences, tokens or keys than the extent has, keys that the queries see but that were evicted, or a plan without a cache.
+    pub fn work_of(&self, step: &CacheStep) -> Result<Work, PlanError> {
+        let attention = &self.decode.attention;
+        if self.decode.cache.is_none() {
+            return Err(PlanError::invalid("step", "a step of a cache", "lengths, since the plan reads no cache"));
+        }
+        let keys: u64 = step.sequences.iter().map(|s| u64::from(s.tokens)).sum();
+        for (argument, given, most) in [
+            ("sequences", step.sequences.len() as u64, self.extent.batch),
+            ("queries", step.new_tokens().into(), self.extent.queries),
+            ("keys", keys, self.extent.keys),
+        ] {
+            if given > most.into() {
+                return Err(PlanError::invalid(argument, given, format!("at most {most}, as planned")));
+            }
+        }
+        let mut q_start = 0;
+        let mut sequences = Vec::with_capacity(step.sequences.len());
+        for s in &step.sequences {
+            // Tables lack the pages that were evicted: the first entry counts from before them.
+            let evicted = s.evicted / self.decode.cache.map_or(1, |cache| cache.page());
+            let sequence = work::sequence(attention, 0, (q_start, s.new), (s.table.wrapping_sub(evicted), s.tokens), 0);
+            let first = work::key_range(&sequence, 0).0;
+            if s.new > 0 && sequence.keys > 0 && first < s.evicted {
+                return Err(PlanError::invalid(
+                    "step",
+                    format!("{} whose queries see from key {first} on", s.id),
+                    format!("keys from {} on, since those before were evicted", s.evicted),
+                ));
+            }
+            q_start += s.new;
+            sequences.push(sequence);
+        }
+        Ok(self.splitting.work(sequences, step.tables.clone(), q_start))
+    }
+
     /// Floating point operations of the scores that a call's queries see: `2 (head_dim + value_head_dim)` each.
     #[must_use]
     pub fn flops(&self, work: &Work) -> u64 {
@@ -154,8 +194,9 @@ impl DecodePlan {
         let sum = |length: fn(&wattn_shaders::Sequence) -> u32| {
             work.sequences.iter().map(|s| u64::from(length(s))).sum::<u64>()
         };
-        let (k, v) = (u64::from(self.split.k.bytes()), u64::from(self.split.v.bytes()));
-        let key = u64::from(attention.heads.key_value()) * (qk * k + value * v);
+        let key = u64::from(self.split.k.row_bytes(attention.head_dim.qk()))
+            + u64::from(self.split.v.row_bytes(attention.head_dim.value()));
+        let key = u64::from(attention.heads.key_value()) * key;
         let query = u64::from(attention.heads.query()) * (qk + value) * u64::from(attention.q.bytes());
         sum(|s| s.keys).saturating_mul(key).saturating_add(sum(|s| s.queries).saturating_mul(query))
     }
@@ -170,6 +211,13 @@ impl DecodePlan {
 fn check_cache(attention: &Attention, cache: &CacheLayout, extent: Extent) -> Result<(), PlanError> {
     if !extent.packed {
         return Err(PlanError::invalid("extent", "a batch", "packed sequences, since keys lie in a cache"));
+    }
+    if attention.causal == Causal::TopLeft {
+        return Err(PlanError::invalid(
+            "causal",
+            "top-left",
+            "bottom-right over a cache, which holds what came before",
+        ));
     }
     if cache.kv_heads() != attention.heads.key_value() {
         let allowed = format!("{}, as of the cache", cache.kv_heads());

@@ -6,7 +6,7 @@ use wattn_shaders::{Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, LinearKey, Li
 
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
 use crate::decay_plan::PlannedDecay;
-use crate::error::PlanError;
+use crate::error::{PlanError, refuse_int8};
 use crate::lightning::{Lightning, Pass, Schedule, Tokens};
 use crate::plan::{MAX_LENGTH, Part, Rows, SLICE_SECONDS, fit_parts, grid};
 use crate::sweep::{Sweep, Tensor};
@@ -222,6 +222,7 @@ impl LinearPlan {
 }
 
 fn check(lightning: &Lightning, extent: Tokens) -> Result<(), PlanError> {
+    refuse_int8([lightning.q, lightning.kv])?;
     if extent.tokens > MAX_LENGTH {
         return Err(PlanError::invalid("tokens", extent.tokens, format!("at most {MAX_LENGTH}")));
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use wattn_scheduler::shaders::{Access, Key, Params};
-use wattn_scheduler::{Lengths, PlanError, Work};
+use wattn_scheduler::{CacheStep, Lengths, PlanError, Work};
 use wgpu::{Buffer, BufferUsages, CommandEncoder, ComputePass};
 
 use crate::dispatch::{self, Dispatch};
@@ -42,6 +42,14 @@ impl DecodePlan {
     /// Lengths or offsets that do not fit the extent, or keys that lie in a cache: see [`KvCache`](crate::KvCache) then.
     pub fn work(&self, lengths: Lengths<'_>, causal_offsets: &[i32]) -> Result<Work, PlanError> {
         self.plan.work(lengths, causal_offsets)
+    }
+
+    /// The work of a step of the [`KvCache`](crate::KvCache) that the plan reads, the same for all layers.
+    ///
+    /// # Errors
+    /// More sequences, tokens or keys than the extent has, keys that the queries see but that were evicted, or a plan without a cache.
+    pub fn work_of(&self, step: &CacheStep) -> Result<Work, PlanError> {
+        self.plan.work_of(step)
     }
 
     /// Records a call into `encoder`, in a compute pass of its own. Nothing is submitted. Lengths and offsets are those of `work`;

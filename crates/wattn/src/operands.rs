@@ -80,6 +80,8 @@ pub(crate) struct Span {
 /// Elements that a kernel loads at once.
 fn unit(access: Access, element_bytes: u64) -> u64 {
     match access {
+        // 8-bit numbers: a word of four.
+        _ if element_bytes == 1 => 4,
         Access::Vec4 => 4,
         Access::Vec8 => 8,
         // Pairs of 16 bits, else single elements.

@@ -3,6 +3,7 @@
 
 mod based;
 mod based_calls;
+mod cache;
 mod catalogue;
 mod decode;
 mod device;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
                 golden::trials(gpu, &files),
                 catalogue::trials(gpu, &cases),
                 decode::trials(gpu),
+                cache::trials(gpu),
                 linear::trials(gpu, &linear),
                 linear_calls::trials(gpu),
                 based::trials(gpu, &based),
