@@ -94,8 +94,8 @@ pub enum Access {
     /// Dims, strides and offsets are multiples of four elements, the last dim is contiguous: one load a vec4.
     #[default]
     Vec4,
-    /// Dims, strides and offsets of q, k and v are multiples of eight elements, the last dim is contiguous: one load two vec4. In f32
-    /// this takes 64-bit integers in shaders.
+    /// Dims, strides and offsets of q, k and v are multiples of eight elements, the last dim is contiguous: one load two vec4. This
+    /// takes 64-bit integers in shaders.
     Vec8,
     /// Any dims and strides (16-bit storage: even ones, last dim contiguous): one load an element or pair.
     Any,

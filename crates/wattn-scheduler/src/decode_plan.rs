@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use wattn_shaders::{Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, SplitKey, Storage, table};
+use wattn_shaders::{Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, SplitKey, table};
 
 use crate::attention::{Attention, Causal, Extent};
 use crate::cache::CacheLayout;
@@ -264,11 +264,11 @@ fn split_key(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<(
     let menu = SPLIT_ROWS[usize::from(lanes == 0)];
     let rows = menu.iter().copied().find(|&rows| rows >= wanted).unwrap_or(menu[menu.len() - 1]);
     let (k, v) = decode.cache.map_or((attention.kv, attention.kv), |c| (c.k_storage(), c.v_storage()));
-    let wide = lanes > 0
+    let wide = (1..16).contains(&lanes)
         && attention.access == Access::Vec4
         && qk.is_multiple_of(8)
         && value.is_multiple_of(8)
-        && (device.int64 || [attention.q, k, v].iter().all(|&storage| storage != Storage::F32));
+        && device.int64;
     let head_class = if lanes > 0 { table::dim_class(qk).unwrap_or(0) } else { 0 };
     let key = SplitKey {
         kernel: if lanes > 0 { Kernel::Broadcast } else { Kernel::TileUniversal },

@@ -313,9 +313,7 @@ fn key(lightning: &Lightning, sweep: &Sweep, kernel: Kernel, device: &Capabiliti
     };
     let (q, kv, head_dim) = (storage(sweep.q), storage(sweep.k), dim(sweep.q));
     // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
-    let wide = lanes > 0
-        && head_dim.is_multiple_of(8)
-        && ((device.int64 && lanes < 16) || (q != Storage::F32 && kv != Storage::F32));
+    let wide = lanes > 0 && head_dim.is_multiple_of(8) && device.int64 && lanes < 16;
     let head_class = if step { 0 } else { class(head_dim) };
     LinearKey {
         op: if step { LinearOp::Step } else { LinearOp::Chunk },
