@@ -135,7 +135,9 @@ fn main(
         //$ if KEYS
         let keys = min(live, added_tokens(s) - min(t0, added_tokens(s)));   // those that are keys; what is none may hold anything
         //$ end
-        workgroupBarrier();   // the weights' previous use has been read; the state is whole
+        //$ if OUT
+        workgroupBarrier();   // the weights' previous use has been read; the state is whole (who only adds to it, adds to their own)
+        //$ end
 
         //$ if SCORES
         //$ for r in 0..ROWS

@@ -86,7 +86,9 @@ fn main(
         //$ end
         let block = aux.params.block;
         let last = block + VALUES >= aux.params.value_chunks;   // pass
-        workgroupBarrier();   // the chunk before has been read
+        //$ if WEIGHTS
+        workgroupBarrier();   // the queries of the chunk before have been read once more, with its sums
+        //$ end
         for (var e = thread; e < CHUNK * FOURS; e += THREADS) {
             let t = e / FOURS;
             let c = e % FOURS;

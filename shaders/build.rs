@@ -132,7 +132,8 @@ fn linear_keys() -> impl Iterator<Item = LinearKey> {
     ops.flat_map(move |op| {
         kernels.into_iter().flat_map(move |kernel| {
             forms.into_iter().flat_map(move |(q, access)| {
-                [(false, false), (true, false), (false, true), (true, true)].map(|(gated, state)| LinearKey {
+                let forms = [(false, false), (true, false), (false, true), (true, true)];
+                forms.map(|(gated, state)| LinearKey {
                     op,
                     kernel,
                     lanes: if kernel == Kernel::Broadcast { 8 } else { 0 },
@@ -143,6 +144,7 @@ fn linear_keys() -> impl Iterator<Item = LinearKey> {
                     padded: gated,
                     gated,
                     state,
+                    resumed: gated && state && op == LinearOp::Chunk,
                 })
             })
         })
@@ -176,6 +178,7 @@ fn based_keys() -> impl Iterator<Item = BasedKey> {
             padded: all && !gradient,
             weights: (all && !(gradient && reversed)) || op == BasedOp::State,
             state: all && matches!(op, BasedOp::Chunk | BasedOp::Step),
+            resumed: all && !reversed && op == BasedOp::Chunk,
             reversed: reversed && op != BasedOp::Step,
             values: if gradient { 4 } else { 0 },
             passes: all && gradient,

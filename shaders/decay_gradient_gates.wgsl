@@ -30,7 +30,7 @@ fn chunk_decay(s: Segment, head: u32, thread: u32, live: u32) {
         sh_head[at] = head;
         sh_tail[at] = tail;
     }
-    workgroupBarrier();   // all sums are there
+    workgroupBarrier();   // all sums are there (the tile kernel passes other barriers before it looks, lanes do not)
 }
 
 fn block_sum(block: u32) -> f32 {

@@ -217,8 +217,8 @@ fn main(
             sh_crossing[later + thread] = crossing;
         }
     }
-    workgroupBarrier();   // all parts are there
 
+    // All parts are there: barriers have passed since they were left, but for the earliest tokens' crossing, which is this invocation's.
     var gradient = 0.0;
     for (var n = 0u; n < THREADS; n++) {
         gradient += sh_sum[n];

@@ -46,6 +46,8 @@ pub struct BasedKey {
     pub weights: bool,
     /// Whether the states at the end are written, always of `State`; of `Step` whether they replace those before.
     pub state: bool,
+    /// Whether it goes on from states that lie with those at the end (of `Chunk`): those of the stretch of tokens before.
+    pub resumed: bool,
     /// Whether keys look at queries, for the gradients of keys, values and the state; then queries are in the role of keys.
     pub reversed: bool,
     /// Vec4 columns of the value dim a pass, of gradients; else 0.
@@ -232,7 +234,7 @@ impl BasedKey {
     }
 
     fn reads_state(&self) -> bool {
-        !(self.op == BasedOp::Step && self.state)
+        !(self.resumed || self.op == BasedOp::Step && self.state)
     }
 
     fn writes_state(&self) -> bool {
@@ -417,9 +419,10 @@ impl BasedKey {
             let load = if self.state { vec!["state_number_in_place"] } else { vec!["state0", "state_number"] };
             return [load, vec!["state", "state_number_store"]].concat();
         }
-        let mut files = vec![if self.binds_state0_written() { "state0_written" } else { "state0" }, "state_load"];
+        let state0 = if self.binds_state0_written() { "state0_written" } else { "state0" };
+        let mut files = if self.resumed { vec!["state_resumed"] } else { vec![state0, "state_load"] };
         if self.weights || self.is_gradient() {
-            files.push("features_load");
+            files.push(if self.resumed { "features_resumed" } else { "features_load" });
         }
         if self.writes_state() {
             files.extend(["state", "state_store", "features_store"]);
@@ -453,9 +456,13 @@ impl fmt::Display for BasedKey {
             write!(f, "/v{}", 4 * self.values)?;
         }
         f.write_str(self.access.suffix())?;
-        for (on, name) in
-            [(self.weights, "weights"), (self.state, "state"), (self.reversed, "reversed"), (self.passes, "passes")]
-        {
+        for (on, name) in [
+            (self.weights, "weights"),
+            (self.state, "state"),
+            (self.resumed, "resumed"),
+            (self.reversed, "reversed"),
+            (self.passes, "passes"),
+        ] {
             if on {
                 write!(f, "+{name}")?;
             }

@@ -47,6 +47,8 @@ pub struct LinearKey {
     pub gated: bool,
     /// Whether the states at the end are written (of `Chunk` and `Scan`), or replaced in place (of `Step`).
     pub state: bool,
+    /// Whether it goes on from states that lie with those at the end (of `Chunk`): those of the stretch of tokens before.
+    pub resumed: bool,
 }
 
 /// The classes that key dims are rounded up to.
@@ -104,11 +106,11 @@ impl LinearKey {
         match (self.op, self.kernel) {
             (LinearOp::Chunk, Kernel::Broadcast) => 2 + self.lanes,
             (LinearOp::Chunk, _) => {
-                let scores = chunks.div_ceil(K_CHUNKS) * (2 + K_CHUNKS);
-                4 + scores + chunks + CHUNK + if self.gated { CHUNK } else { 0 }
+                let scores = chunks.div_ceil(K_CHUNKS) * (3 + K_CHUNKS);
+                8 + scores + chunks + CHUNK + if self.gated { CHUNK } else { 0 }
             }
             (LinearOp::Segment, Kernel::Broadcast) => 1,
-            (LinearOp::Segment, _) => 2 + CHUNK + if self.gated { CHUNK } else { 0 },
+            (LinearOp::Segment, _) => 4 + CHUNK + if self.gated { CHUNK } else { 0 },
             _ => 1,
         }
     }
@@ -158,7 +160,7 @@ impl LinearKey {
             LinearOp::ScanWithin => (false, "state0", false),
             LinearOp::Decay => (self.gated, "dg", true),
             LinearOp::DecaySum => (true, "dslopes", true),
-            _ => (!(op == LinearOp::Step && self.state), "state0", false),
+            _ => (!(self.resumed || op == LinearOp::Step && self.state), "state0", false),
         };
         let all = [
             (walks && op != LinearOp::Segment, "q", false),
@@ -282,7 +284,7 @@ impl LinearKey {
                     if out { &tensors } else { &tensors[1..] },
                     out.then_some(Output::of_values(self.q, v_access)),
                 ));
-                files.extend(["state0", "state_load"]);
+                files.extend(if self.resumed { vec!["state_resumed"] } else { vec!["state0", "state_load"] });
                 if self.state || !out {
                     files.extend(["state", "state_store"]);
                 }
@@ -333,7 +335,7 @@ impl fmt::Display for LinearKey {
             f.write_str(if self.padded { "-padded" } else { "" })?;
             f.write_str(self.access.suffix())?;
         }
-        for (on, name) in [(self.gated, "gates"), (self.state, "state")] {
+        for (on, name) in [(self.gated, "gates"), (self.state, "state"), (self.resumed, "resumed")] {
             if on {
                 write!(f, "+{name}")?;
             }

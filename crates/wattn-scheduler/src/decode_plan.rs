@@ -72,7 +72,7 @@ impl DecodePlan {
         } else {
             None
         };
-        let most_keys = device.loop_turns().map_or(u32::MAX, |turns| {
+        let most_keys = device.loop_turns.map_or(u32::MAX, |turns| {
             const SPARE: u32 = 1024;
             (turns - SPARE) / split.turns(attention.head_dim.qk()) * split.keys()
         });

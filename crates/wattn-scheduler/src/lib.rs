@@ -29,7 +29,7 @@ pub use based::{Based, BasedLayer};
 pub use based_plan::{BasedPlan, BasedWorkspace};
 pub use based_steps::{BasedStates, BasedStep};
 pub use cache::CacheLayout;
-pub use capabilities::{Capabilities, DeviceKind, Driver};
+pub use capabilities::{Capabilities, DeviceKind, Driver, MIN_LOOP_TURNS};
 pub use decay::{Decay, DecayModel};
 pub use decay_plan::PlannedDecay;
 pub use decode::{Decode, Split};

@@ -25,7 +25,8 @@ pub enum Pass {
 /// How the tokens of a sequence are shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Schedule {
-    /// One workgroup a head and part of the value dim walks a whole sequence, the state on chip.
+    /// One workgroup a head and part of the value dim walks a whole sequence, the state on chip. (Where the driver ends long loops:
+    /// stretch after stretch, a dispatch each.)
     Sequential,
     /// Sequences are cut into segments that are walked side by side: once for their states, which a scan joins, once for the outputs.
     Segments,

@@ -20,6 +20,8 @@ pub struct PlannedSweep {
     pub walk: LinearKey,
     /// Of [`Schedule::Segments`]: the pipelines that give each segment the state it starts from.
     pub states: Option<[LinearKey; 2]>,
+    /// Of [`Schedule::Sequential`] in several stretches: the pipeline of all but the first, which goes on from the one before.
+    pub resumed: Option<LinearKey>,
     /// The dim that plays the key dim, and the one that plays the value dim.
     pub dims: [u32; 2],
 }
@@ -34,6 +36,12 @@ impl PlannedSweep {
             LinearOp::Decay | LinearOp::DecaySum => 1,
             _ => value_dim.div_ceil(4 * key.columns()),
         }
+    }
+
+    /// Walks stretches one after the other.
+    fn stretch(&mut self) {
+        self.walk.state = true;
+        self.resumed = Some(LinearKey { resumed: true, ..self.walk });
     }
 
     /// Walks segments side by side instead.
@@ -71,7 +79,7 @@ pub struct LinearPlan {
     pub decay: Option<PlannedDecay>,
     /// How tokens are shared out.
     pub schedule: Schedule,
-    /// Tokens of a segment, of [`Schedule::Segments`].
+    /// Tokens of a segment, of [`Schedule::Segments`]; else of a stretch that is walked in one dispatch.
     pub segment_tokens: u32,
     /// Segments of all sequences together, at most.
     pub segments: u32,
@@ -87,8 +95,8 @@ pub struct LinearPlan {
     pub workgroup_bytes_limit: u32,
     /// Workgroups along one axis of a dispatch, at most.
     pub workgroups_per_axis: u32,
-    /// Scratch memory that the caller provides, bytes: the states of all segments, whatever the number of tokens; with the gradient of
-    /// the decay, those of a few levels of segments.
+    /// Scratch memory that the caller provides, bytes: the states of all segments, whatever the number of tokens; one state a sequence,
+    /// where stretches hand on those that the caller has no use for; with the gradient of the decay, those of a few levels of segments.
     pub workspace_bytes: u64,
     /// Useful floating point operations: `4 key_dim value_dim` a token, head and sweep; the gradient of the decay counts as two.
     pub flops: u64,
@@ -122,10 +130,11 @@ impl LinearPlan {
         let longest = longest_walk(&sweeps, device);
         let schedule = match lightning.pass {
             Pass::Step { .. } => Schedule::Sequential,
-            _ => schedule(lightning.schedule, extent, items, longest, device, &mut reason)?,
+            // What no walk reaches at once, takes several stretches.
+            _ => schedule(lightning.schedule, extent, items, MAX_LENGTH, device, &mut reason)?,
         };
         let (segment_tokens, segments) = match schedule {
-            Schedule::Sequential => (extent.tokens.max(1), extent.batch),
+            Schedule::Sequential => (extent.tokens.clamp(1, longest), extent.batch),
             Schedule::Segments => segments(extent, items, longest, device),
         };
         let decay = PlannedDecay::new(lightning, extent, kernel, device);
@@ -143,8 +152,10 @@ impl LinearPlan {
                 advice: "; plan the batch in pieces",
             });
         }
-        if schedule == Schedule::Segments {
-            sweeps.iter_mut().for_each(PlannedSweep::segment);
+        match schedule {
+            Schedule::Segments => sweeps.iter_mut().for_each(PlannedSweep::segment),
+            Schedule::Sequential if extent.tokens > segment_tokens => sweeps.iter_mut().for_each(PlannedSweep::stretch),
+            Schedule::Sequential => {}
         }
 
         let rows = rows(lightning, extent, segments, schedule, decay.as_ref());
@@ -176,7 +187,7 @@ impl LinearPlan {
         // The gradient of the decay comes after the sweeps, in the same memory.
         let workspace = |part: &Part| {
             let after = decay.as_ref().map_or(0, |decay| decay.workspace(lightning, extent, part));
-            after.max(workspace(lightning, extent, segments, schedule, part))
+            after.max(workspace(lightning, extent, segments, &sweeps, part))
         };
         let workspace_bytes = parts.iter().map(workspace).max().unwrap_or(0);
         Ok(Self {
@@ -202,14 +213,24 @@ impl LinearPlan {
 
     /// The pipelines of all sweeps, and of the gradient of the decay.
     pub fn keys(&self) -> impl Iterator<Item = LinearKey> + '_ {
-        let sweeps = self.sweeps.iter().flat_map(|s| s.states.into_iter().flatten().chain([s.walk]));
+        let sweeps = self.sweeps.iter().flat_map(|s| s.states.into_iter().flatten().chain([s.walk]).chain(s.resumed));
         sweeps.chain(self.decay.iter().flat_map(PlannedDecay::keys))
+    }
+
+    /// Stretches of the longest sequence that are walked one after the other; one but for long sequences on drivers that end long loops.
+    #[must_use]
+    pub fn stretches(&self) -> u32 {
+        match self.schedule {
+            Schedule::Sequential => self.extent.tokens.div_ceil(self.segment_tokens).max(1),
+            Schedule::Segments => 1,
+        }
     }
 
     /// Dispatches of a call, those that find nothing to do included.
     #[must_use]
     pub fn dispatches(&self) -> u64 {
-        let sweeps: u64 = self.sweeps.iter().map(|s| if s.states.is_some() { 3 } else { 1 }).sum();
+        let sweep = |s: &PlannedSweep| if s.states.is_some() { 3 } else { u64::from(self.stretches()) };
+        let sweeps: u64 = self.sweeps.iter().map(sweep).sum();
         let decay = self.decay.as_ref().map_or(0, |decay| decay.dispatches(self.extent));
         sweeps.saturating_add(decay).saturating_mul(self.parts.len() as u64)
     }
@@ -329,6 +350,7 @@ fn key(lightning: &Lightning, sweep: &Sweep, kernel: Kernel, device: &Capabiliti
             Pass::Step { in_place } => in_place,
             _ => sweep.state.is_some(),
         },
+        resumed: false,
     }
 }
 
@@ -336,14 +358,14 @@ fn key(lightning: &Lightning, sweep: &Sweep, kernel: Kernel, device: &Capabiliti
 pub(crate) fn planned(lightning: &Lightning, sweep: Sweep, kernel: Kernel, device: &Capabilities) -> PlannedSweep {
     let (qk, value) = (lightning.dims.qk(), lightning.dims.value());
     let dims = if sweep.q.has_value_dim() { [value, qk] } else { [qk, value] };
-    PlannedSweep { sweep, walk: key(lightning, &sweep, kernel, device), states: None, dims }
+    PlannedSweep { sweep, walk: key(lightning, &sweep, kernel, device), states: None, resumed: None, dims }
 }
 
 /// Tokens that one workgroup may walk before the driver ends its loops.
 pub(crate) fn longest_walk(sweeps: &[PlannedSweep], device: &Capabilities) -> u32 {
     /// Turns left for what comes before and after the walk.
     const SPARE: u32 = 1024;
-    let Some(turns) = device.loop_turns() else { return MAX_LENGTH };
+    let Some(turns) = device.loop_turns else { return MAX_LENGTH };
     let of = |sweep: &PlannedSweep| (turns - SPARE) / sweep.walk.turns(sweep.dims[0]) * sweep.walk.chunk();
     sweeps.iter().map(of).min().unwrap_or(MAX_LENGTH)
 }
@@ -396,16 +418,18 @@ pub(crate) fn segments(extent: Tokens, items: u64, longest: u32, device: &Capabi
     (tokens, u32::try_from(segments).unwrap_or(u32::MAX))
 }
 
-/// Bytes of scratch memory of a part: the states of its segments, and their decays.
-fn workspace(lightning: &Lightning, extent: Tokens, segments: u32, schedule: Schedule, part: &Part) -> u64 {
+/// Bytes of scratch memory of a part: the states of its segments, and their decays; or those of its sequences that stretches hand on.
+fn workspace(lightning: &Lightning, extent: Tokens, segments: u32, sweeps: &[PlannedSweep], part: &Part) -> u64 {
     let [batch, heads] = [&part.batch, &part.kv_heads].map(|range| u64::from(range.end - range.start));
     let own = u64::from(segments.div_ceil(batches(extent).max(1))) * batch;
-    match schedule {
-        Schedule::Sequential => 0,
-        Schedule::Segments => own
-            .saturating_mul(heads)
-            .saturating_mul((u64::from(state_size(lightning)) + u64::from(lightning.is_gated())) * 4),
-    }
+    let state = u64::from(state_size(lightning)) * 4;
+    let sweep = |s: &PlannedSweep| match (s.states, s.resumed, s.sweep.state) {
+        (Some(_), ..) => state + 4 * u64::from(lightning.is_gated()),
+        (None, Some(_), None) => state,
+        _ => 0,
+    };
+    let most = sweeps.iter().map(sweep).max().unwrap_or(0);
+    own.saturating_mul(heads).saturating_mul(most)
 }
 
 /// Bytes of one (batch entry, head) of each operand.
@@ -481,11 +505,12 @@ impl fmt::Display for LinearPlan {
         let chunk = self.sweeps.first().map_or(0, |s| s.walk.chunk());
         writeln!(
             f,
-            "  schedule    {}, {} segments of at most {} tokens, chunks of {chunk}, {} sweeps",
+            "  schedule    {}, {} segments of at most {} tokens, chunks of {chunk}, {} sweeps, {} dispatches",
             self.schedule,
-            self.segments,
+            u64::from(self.segments) * u64::from(self.stretches()),
             self.segment_tokens,
-            self.sweeps.len()
+            self.sweeps.len(),
+            self.dispatches()
         )?;
         if let Some(decay) = &self.decay {
             let lengths: Vec<String> = decay.stretches.iter().map(ToString::to_string).collect();

@@ -199,7 +199,7 @@ pub(crate) fn check(attention: &Attention, extent: Extent, device: &Capabilities
 fn check_turns(attention: &Attention, extent: Extent, key: &FlashKey, device: &Capabilities) -> Result<(), PlanError> {
     /// Turns left for what comes before and after the keys.
     const SPARE: u32 = 1024;
-    let Some(turns) = device.loop_turns() else { return Ok(()) };
+    let Some(turns) = device.loop_turns else { return Ok(()) };
     let most = (turns - SPARE) / table::turns(key, attention.head_dim.qk()) * key.shape.tile_keys();
     let span = match attention.window {
         (Some(left), Some(right)) => left.saturating_add(right).saturating_add(1 + key.shape.tile_queries()),

@@ -22,6 +22,7 @@ fn lavapipe() -> Capabilities {
         driver: Driver::Llvmpipe { mesa: 22 },
         subgroups: Some((8, 8)),
         int64: true,
+        loop_turns: Some(65_535),
         ..gpu()
     }
 }
@@ -155,8 +156,28 @@ fn backward_costs_three_times_as_much() {
 }
 
 #[test]
-fn walks_that_a_driver_would_end_are_cut() {
-    for based in [based(64, 64), based(64, 64).backward(), based(64, 64).causal(false)] {
+fn walks_that_a_driver_would_end_come_in_stretches() {
+    let state = 153 * 65 * 4;
+    let of = |based: &Based, tokens| plan(based, tokens, &lavapipe());
+    for tokens in [1 << 16, 1 << 18] {
+        let one = of(&based(16, 64), tokens);
+        let stretches = one.stretches();
+        assert_eq!((one.schedule, stretches), (Schedule::Sequential, tokens.div_ceil(one.segment_tokens)), "{one}");
+        assert!(stretches > 1 && one.segment_tokens < 65_535, "{one}");
+        assert_eq!(ops(&one), vec!["chunk"; stretches as usize]);
+        assert_eq!(one.keys().count(), 2, "{one}");
+        assert_eq!(one.workspace_bytes, 2 * 16 * state, "{one}");
+        let stateful = of(&based(16, 64).initial_state().final_state(), tokens);
+        assert_eq!(ops(&stateful).last(), Some(&"scan"));
+        assert_eq!(stateful.steps[0].from, Some(BasedStates::Operand(Tensor::State0)));
+        assert_eq!(stateful.steps.last().unwrap().to, Some(BasedStates::Operand(Tensor::State)));
+    }
+    assert_eq!(of(&based(16, 64), 1 << 15).stretches(), 1);
+}
+
+#[test]
+fn walks_that_leave_no_states_are_cut() {
+    for based in [based(64, 64).backward(), based(64, 64).causal(false)] {
         for tokens in [1 << 16, 1 << 17, 1 << 20] {
             let plan = plan(&based, tokens, &lavapipe());
             assert_eq!(plan.schedule, Schedule::Segments, "{plan}");

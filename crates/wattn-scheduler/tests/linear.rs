@@ -20,6 +20,7 @@ fn lavapipe() -> Capabilities {
         driver: Driver::Llvmpipe { mesa: 22 },
         subgroups: Some((8, 8)),
         int64: true,
+        loop_turns: Some(65_535),
         ..gpu()
     }
 }
@@ -101,14 +102,25 @@ fn states_for_the_gradient_of_the_decay_do_not_grow_with_tokens() {
 }
 
 #[test]
-fn walks_that_a_driver_would_end_are_cut() {
-    let long = Tokens::new(1, 1 << 20);
-    let plan = LinearPlan::new(&lightning(64, 64), long, &lavapipe()).unwrap();
-    assert_eq!(plan.schedule, Schedule::Segments, "{plan}");
-    let pinned = lightning(64, 64).schedule(Schedule::Sequential);
-    let error = LinearPlan::new(&pinned, long, &lavapipe()).unwrap_err();
-    assert!(error.to_string().contains("1048576"), "{error}");
-    assert_eq!(LinearPlan::new(&lightning(512, 64), long, &gpu()).unwrap().schedule, Schedule::Sequential);
+fn walks_that_a_driver_would_end_come_in_stretches() {
+    let plan = |lightning: &Lightning, tokens| LinearPlan::new(lightning, Tokens::new(2, tokens), &lavapipe()).unwrap();
+    let (forward, backward) = (lightning(8, 64), lightning(8, 64).final_state().backward());
+    let state = 2 * 8 * 64 * 64 * 4;
+    for tokens in [1 << 16, 1 << 18] {
+        let (one, three) = (plan(&forward, tokens), plan(&backward, tokens));
+        assert_eq!((one.schedule, three.schedule), (Schedule::Sequential, Schedule::Sequential), "{one}");
+        let stretches = tokens.div_ceil(one.segment_tokens);
+        assert!(stretches > 1 && one.segment_tokens < 65_535, "{one}");
+        assert_eq!((one.stretches(), one.dispatches()), (stretches, u64::from(stretches)));
+        assert_eq!(three.dispatches(), 3 * u64::from(three.stretches()), "{three}");
+        // The states that go from one to the next, where they are not the caller's.
+        assert_eq!(one.workspace_bytes, state, "{one}");
+        assert_eq!(plan(&forward.clone().final_state(), tokens).workspace_bytes, 0);
+    }
+    let short = plan(&forward, 1 << 15);
+    assert_eq!((short.stretches(), short.workspace_bytes, short.sweeps[0].resumed), (1, 0, None));
+    let gpu = LinearPlan::new(&lightning(512, 64), Tokens::new(1, 1 << 20), &gpu()).unwrap();
+    assert_eq!((gpu.schedule, gpu.stretches()), (Schedule::Sequential, 1));
 }
 
 #[test]

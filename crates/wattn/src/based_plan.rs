@@ -33,8 +33,8 @@ impl BasedPlan {
         &self.plan
     }
 
-    /// Bytes of scratch memory that each call needs: the states of segments, if there are any; those of sequences, where every query sees
-    /// every key and they are not asked for; backward, two numbers a token (more where the value dim takes several passes).
+    /// Bytes of scratch memory that each call needs: the states of segments, if there are any, or those that stretches hand on; those of
+    /// sequences, where every query sees every key and they are not asked for; backward, two numbers a token (more where the value dim takes several passes).
     #[must_use]
     pub fn workspace_bytes(&self) -> u64 {
         self.plan.workspace_bytes
@@ -141,29 +141,41 @@ impl<'a> Call<'a> {
     fn add_sequence(&mut self, place: u32, index: u32, sequence: &Sequence) {
         let &Sequence { start, tokens, keys } = sequence;
         let step = self.step;
-        let segmented = step.segmented || step.based_key().is_none();
+        let turns = step.from.into_iter().chain(step.to).any(|states| states == BasedStates::Turns);
+        let segmented = turns || step.segmented || step.based_key().is_none();
         let length = if segmented { self.plan.segment_tokens } else { tokens.max(1) };
         let first = count(self.segments.len());
+        let turn = |stretch: u32| 2 * place + stretch % 2;
+        if turns && step.based_key().is_none() {
+            // What the last stretch has left is copied, as a walk over one segment that starts from nothing.
+            self.segments.extend([Segment::default(); 2]);
+            let last = turn(tokens.saturating_sub(1) / length);
+            self.walks.push(Walk { first: last, segments: 1, state0: NONE, state: index });
+            return;
+        }
         let state = |states: Option<BasedStates>, segment: u32| match states {
             None => NONE,
             Some(BasedStates::Operand(_)) => index,
             Some(BasedStates::Segments) => segment,
             Some(BasedStates::Sequences) => place,
+            Some(BasedStates::Turns) => turn(segment),
         };
+        let own_stretch = |done: &u32| !turns || *done == step.stretch * length;
         // There is a segment even without tokens, since states go on.
-        for done in (0..tokens.max(1)).step_by(length as usize) {
+        for done in (0..tokens.max(1)).step_by(length as usize).filter(own_stretch) {
             let own = count(self.segments.len());
             let len = length.min(tokens - done);
             // The place of the first token of the stretch in its sequence.
             let at = if step.reversed { tokens - done - len } else { done };
-            let ends = done + len == tokens || step.to == Some(BasedStates::Segments);
+            let ends = done + len == tokens || matches!(step.to, Some(BasedStates::Segments | BasedStates::Turns));
+            let (before, after) = if turns { (step.stretch + 1, step.stretch) } else { (own, own) };
             self.segments.push(Segment {
                 batch: if self.plan.extent.packed { 0 } else { index },
                 origin: if step.reversed { (start + at + len).wrapping_sub(1) } else { start + at },
                 tokens: len,
                 keys: keys.saturating_sub(at).min(len),
-                state0: state(step.from, own),
-                state: if ends { state(step.to, own) } else { NONE },
+                state0: state(step.from, before),
+                state: if ends { state(step.to, after) } else { NONE },
             });
         }
         if step.based_key().is_none() {
@@ -187,6 +199,7 @@ impl<'a> Call<'a> {
             }
             Some(BasedStates::Segments) => &self.workspace.segments,
             Some(BasedStates::Sequences) => &self.workspace.sequences,
+            Some(BasedStates::Turns) => &self.workspace.turns,
         };
         let row = self.plan.based.dims().value() + 1;
         let head = self.plan.based.state_rows() * row;
@@ -279,7 +292,11 @@ impl<'a> Call<'a> {
             _ => {
                 // Nothing is forgotten: slopes of 0.
                 words.extend(vec![0; based.heads() as usize]);
-                [None, None, None, self.scratch(&self.workspace.segments), state0, state, None]
+                let (joined, state0) = match step.from {
+                    Some(BasedStates::Turns) => (&self.workspace.turns, None),
+                    _ => (&self.workspace.segments, state0),
+                };
+                [None, None, None, self.scratch(joined), state0, state, None]
             }
         };
         Dispatch::new(self.binder.engine, &step.key, &bound, &words, self.plan.grid(workgroups)).map(Some)

@@ -53,6 +53,8 @@ pub(crate) fn capabilities(info: &AdapterInfo, features: Features, limits: &Limi
         // Kernels index with 32 bits.
         binding_bytes: limits.max_storage_buffer_binding_size.min(u64::from(u32::MAX)),
         binding_alignment: limits.min_storage_buffer_offset_alignment.max(16),
+        // LP_MAX_TGSI_LOOP_ITERATIONS of Mesa's gallivm.
+        loop_turns: matches!(driver(info), Driver::Llvmpipe { .. }).then_some(65_535),
     }
 }
 

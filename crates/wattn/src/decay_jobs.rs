@@ -158,7 +158,7 @@ impl<'a> Cutter<'a> {
 
 #[cfg(test)]
 mod tests {
-    use wattn_scheduler::{Decay, HeadDim, Lightning, Tokens};
+    use wattn_scheduler::{Decay, HeadDim, Lightning, Schedule, Tokens};
     use wgpu::{BufferDescriptor, BufferUsages, Device, DeviceDescriptor};
 
     use super::*;
@@ -168,7 +168,8 @@ mod tests {
     #[test]
     fn there_are_as_many_dispatches_as_planned() {
         let (device, queue) = Device::noop(&DeviceDescriptor::default());
-        let engine = Engine::builder(&device, &queue).build();
+        let builder = || Engine::builder(&device, &queue);
+        let engines = [builder().build(), builder().loop_turns(0).build()];
         let (size, usage) = (9000 * 4 * 4, BufferUsages::STORAGE);
         let buffer = || device.create_buffer(&BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
         let buffers: Vec<_> = (0..9).map(|_| buffer()).collect();
@@ -182,7 +183,6 @@ mod tests {
             (Tokens::new(1, 9000), &[]),
             (Tokens::packed(3, 9000), &packed),
         ] {
-            let plan = engine.plan(&lightning.clone().decay_gradient(), extent).unwrap();
             let operands = LinearOperands {
                 grad_out: Some(view(3)),
                 dq: Some(view(4)),
@@ -193,8 +193,13 @@ mod tests {
                 bounds,
                 ..LinearOperands::new(view(0), view(1), view(2))
             };
-            let checked = CheckedLinear::new(&plan.plan, &operands).unwrap();
-            assert_eq!(plan.jobs(&checked).len() as u64, plan.plan.dispatches(), "{plan}");
+            let gradient = lightning.clone().decay_gradient();
+            let sequential = gradient.clone().schedule(Schedule::Sequential);
+            for (engine, lightning) in engines.iter().zip([gradient, sequential]) {
+                let plan = engine.plan(&lightning, extent).unwrap();
+                let checked = CheckedLinear::new(&plan.plan, &operands).unwrap();
+                assert_eq!(plan.jobs(&checked).len() as u64, plan.plan.dispatches(), "{plan}");
+            }
         }
     }
 }

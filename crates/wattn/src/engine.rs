@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use wattn_scheduler::shaders::{Key, bindings, compose};
-use wattn_scheduler::{Capabilities, PlanError};
+use wattn_scheduler::{Capabilities, MIN_LOOP_TURNS, PlanError};
 use wgpu::{
     BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry, BindingType, BufferBindingType, ComputePipeline,
     Device, Queue, ShaderStages,
@@ -61,6 +61,7 @@ pub struct EngineBuilder {
     device: Device,
     queue: Queue,
     cache: Option<wgpu::PipelineCache>,
+    loop_turns: Option<u32>,
 }
 
 impl EngineBuilder {
@@ -71,11 +72,20 @@ impl EngineBuilder {
         self
     }
 
+    /// Plans for a driver that ends an invocation's loops without a word after `turns` turns of all of them together (4,096 at least).
+    /// Of Mesa's llvmpipe it is known; for others that are found to do so, and for tests.
+    #[must_use]
+    pub fn loop_turns(mut self, turns: u32) -> Self {
+        self.loop_turns = Some(turns.max(MIN_LOOP_TURNS));
+        self
+    }
+
     /// The engine. Nothing is compiled yet.
     #[must_use]
     pub fn build(self) -> Engine {
-        let Self { device, queue, cache } = self;
-        let capabilities = capabilities(&device.adapter_info(), device.features(), &device.limits());
+        let Self { device, queue, cache, loop_turns } = self;
+        let mut capabilities = capabilities(&device.adapter_info(), device.features(), &device.limits());
+        capabilities.loop_turns = loop_turns.or(capabilities.loop_turns);
         let ring = Ring::new(capabilities.binding_alignment);
         Engine { inner: Arc::new(Inner { device, queue, capabilities, ring, cache, pipelines: Mutex::default() }) }
     }
@@ -86,7 +96,7 @@ impl Engine {
     /// [`wanted_limits`](crate::wanted_limits) for what to ask for when creating them.
     #[must_use]
     pub fn builder(device: &Device, queue: &Queue) -> EngineBuilder {
-        EngineBuilder { device: device.clone(), queue: queue.clone(), cache: None }
+        EngineBuilder { device: device.clone(), queue: queue.clone(), cache: None, loop_turns: None }
     }
 
     /// Plans an operator over `extent`: which kernel, which tile, what it costs. Compiles nothing.

@@ -36,7 +36,7 @@ impl LinearPlan {
         &self.plan
     }
 
-    /// Bytes of scratch memory that each call needs: 0, or the states of segments.
+    /// Bytes of scratch memory that each call needs: 0, the states of segments, or those that stretches hand on.
     #[must_use]
     pub fn workspace_bytes(&self) -> u64 {
         self.plan.workspace_bytes
@@ -102,9 +102,12 @@ impl LinearPlan {
         let mut jobs = Vec::new();
         for sweep in &self.plan.sweeps {
             for part in &self.plan.parts {
-                let call = Rc::new(Call::new(self, sweep, part, checked));
+                let call = Rc::new(Call::new(self, sweep, part, checked, 0));
                 let keys = sweep.states.into_iter().flatten().chain([sweep.walk]);
                 jobs.extend(keys.map(|key| (Rc::clone(&call), key)));
+                let resumed =
+                    sweep.resumed.into_iter().flat_map(|key| (1..self.plan.stretches()).map(move |n| (n, key)));
+                jobs.extend(resumed.map(|(n, key)| (Rc::new(Call::new(self, sweep, part, checked, n)), key)));
             }
         }
         if let Some(decay) = &self.plan.decay {
@@ -162,13 +165,19 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// A sweep over all tokens.
-    fn new(plan: &'a LinearPlan, sweep: &'a PlannedSweep, part: &Part, checked: &'a CheckedLinear<'a>) -> Self {
+    /// A sweep over all tokens, or over one stretch of each sequence.
+    fn new(
+        plan: &'a LinearPlan,
+        sweep: &'a PlannedSweep,
+        part: &Part,
+        checked: &'a CheckedLinear<'a>,
+        stretch: u32,
+    ) -> Self {
         let mut call = Self::empty(plan, sweep, part, checked);
-        for (index, &(start, tokens)) in (0..).zip(&checked.sequences) {
-            if plan.plan.extent.packed || part.batch.contains(&index) {
-                call.add_sequence(index, start, tokens);
-            }
+        let sequences = (0..).zip(&checked.sequences);
+        let own = sequences.filter(|(index, _)| plan.plan.extent.packed || part.batch.contains(index));
+        for (place, (index, &(start, tokens))) in (0..).zip(own) {
+            call.add_sequence(place, index, (start, tokens), stretch);
         }
         // The longest segments start first.
         if sweep.states.is_none() {
@@ -178,7 +187,9 @@ impl<'a> Call<'a> {
         call
     }
 
-    fn add_sequence(&mut self, index: u32, start: u32, tokens: u32) {
+    /// Adds the segments of the sequence `index`, which is number `place` of this part; or where they are walked one after the other
+    /// the one that is number `stretch`.
+    fn add_sequence(&mut self, place: u32, index: u32, (start, tokens): (u32, u32), stretch: u32) {
         let batch = if self.plan.plan.extent.packed { 0 } else { index };
         let reversed = self.sweep.sweep.reversed;
         let at = |done: u32| {
@@ -186,18 +197,31 @@ impl<'a> Call<'a> {
         };
         let state0 =
             if self.sweep.sweep.state0.is_some() || self.sweep.walk.op == LinearOp::Step { index } else { NONE };
+        let length = self.plan.plan.segment_tokens;
         if self.sweep.states.is_none() {
-            self.segments.push(Segment { batch, origin: at(0), tokens, keys: tokens, state0, state: index });
+            // The states of a sequence have one place, which each stretch takes them from and leaves them in.
+            let state = if self.hands_on() { place } else { index };
+            let done = length * stretch;
+            // There is a first one even without tokens, since states go on.
+            if stretch == 0 || done < tokens {
+                let tokens = length.min(tokens - done);
+                let state0 = if stretch > 0 { state } else { state0 };
+                self.segments.push(Segment { batch, origin: at(done), tokens, keys: tokens, state0, state });
+            }
             return;
         }
         let first = count(self.segments.len());
-        let length = self.plan.plan.segment_tokens;
         for done in (0..tokens).step_by(length as usize) {
             let own = count(self.segments.len());
             let tokens = length.min(tokens - done);
             self.segments.push(Segment { batch, origin: at(done), tokens, keys: tokens, state0: own, state: own });
         }
         self.walks.push(Walk { first, segments: count(self.segments.len()) - first, state0, state: index });
+    }
+
+    /// Whether stretches hand on states that the caller has no use for, in the workspace.
+    fn hands_on(&self) -> bool {
+        self.sweep.resumed.is_some() && self.sweep.sweep.state.is_none()
     }
 
     /// Binds the rows of a tensor in the units that its role loads.
@@ -278,7 +302,7 @@ impl<'a> Call<'a> {
             out: rows(&out),
             gate: rows(&gate),
             state0: if segmented && !scan && !decay { own } else { states(&state0) },
-            state: if segmented && !scan { own } else { states(&state) },
+            state: if (segmented && !scan) || self.hands_on() { own } else { states(&state) },
             score_scale: scale,
             // Gradients that come in with the state are of the state itself, which is not scaled.
             read_scale: if sweep.reversed { 1.0 } else { scale },
@@ -305,7 +329,10 @@ impl<'a> Call<'a> {
             LinearOp::Scan | LinearOp::ScanWithin => [None, None, None, workspace, state0, state, None],
             LinearOp::Segment => [None, k, v, None, None, workspace, gate],
             LinearOp::Decay | LinearOp::DecaySum => [q, k, v, out, state0, workspace, gate],
-            _ => [q, k, v, out, if segmented { workspace } else { state0 }, state, gate],
+            _ => {
+                let state = if self.hands_on() { workspace } else { state };
+                [q, k, v, out, if segmented { workspace } else { state0 }, state, gate]
+            }
         };
         Dispatch::new(&self.plan.engine, &Key::Linear(*key), &bound, &words, self.plan.plan.grid(workgroups)).map(Some)
     }

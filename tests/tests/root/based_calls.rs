@@ -18,7 +18,7 @@ use crate::linear_calls::{refused, submit};
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     type Body = fn(&Gpu) -> Result<()>;
-    let bodies: [(&str, Body); 10] = [
+    let bodies: [(&str, Body); 11] = [
         ("steps_are_the_whole", steps_are_the_whole),
         ("steps_of_odd_dims", steps_of_odd_dims),
         ("a_step_out_of_place", a_step_out_of_place),
@@ -26,6 +26,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
         ("a_saved_state_goes_on_bit_by_bit", a_saved_state_goes_on_bit_by_bit),
         ("webgpu_defaults", webgpu_defaults),
         ("small_bindings_split_heads", small_bindings_split_heads),
+        ("stretches_one_after_the_other", stretches_one_after_the_other),
         ("long_gradients", long_gradients),
         ("plans_are_refused", plans_are_refused),
         ("operands_are_refused", operands_are_refused),
@@ -218,12 +219,33 @@ fn a_hundred_thousand_tokens(gpu: &Gpu, variant: Variant) -> Result<()> {
     let case = BasedRecipe { value_dim: 16, grad_out: false, ..recipe }.build();
     let (plan, comparisons) = judge_based(&gpu.engine, &case, Some(variant), &case.reference())?;
     comparisons.iter().try_for_each(|comparison| gpu.check(comparison))?;
-    // Where the driver ends such loops the plan cuts them, and one that may not is refused.
+    // Where the driver ends such loops, a walk comes in stretches.
     ensure!(plan.details().schedule == Schedule::Segments, "one head walks {} tokens", case.dims().tokens);
     let pinned = Variant { schedule: Some(Schedule::Sequential), ..variant };
-    let sequential = gpu.engine.plan(&pinned.force_based(based(&case)?), wattn_tests::based_tokens(&case)?);
-    if gpu.engine.capabilities().loop_turns().is_some() {
-        refused(sequential, &["schedule", "131072"])?;
+    let (plan, comparisons) = judge_based(&gpu.engine, &case, Some(pinned), &case.reference())?;
+    ensure!((plan.details().stretches() > 1) == gpu.engine.capabilities().loop_turns.is_some(), "{plan}");
+    comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
+}
+
+/// A driver that ends loops much earlier: states go from stretch to stretch in the workspace.
+fn stretches_one_after_the_other(gpu: &Gpu) -> Result<()> {
+    let engine = gpu.ending_loops()?;
+    let small = BasedRecipe { heads: 2, feature_dim: 8, value_dim: 40, grad_out: false, ..BasedRecipe::default() };
+    for recipe in [
+        BasedRecipe { name: "based/two_stretches", tokens: 3000, batch: 2, ..small },
+        BasedRecipe { name: "based/stretches_raw_state", tokens: 4500, state: true, normalize: false, ..small },
+        BasedRecipe { name: "based/stretches_kv_lens", tokens: 4500, batch: 2, kv_lens: &[4500, 1000], ..small },
+        BasedRecipe { name: "based/stretches_packed", sequences: &[10, 0, 5000, 2100], state: true, ..small },
+    ] {
+        let case = recipe.build();
+        for kernel in Kernel::ALL {
+            let variant = Variant { schedule: Some(Schedule::Sequential), ..kernel.into() };
+            let extent = wattn_tests::based_tokens(&case)?;
+            let Ok(plan) = engine.plan(&variant.force_based(based(&case)?), extent) else { continue };
+            ensure!(plan.details().stretches() > 1, "{plan}");
+            let (_, comparisons) = judge_based(&engine, &case, Some(variant), &case.reference())?;
+            comparisons.iter().try_for_each(|comparison| gpu.check(comparison))?;
+        }
     }
     Ok(())
 }
@@ -234,7 +256,7 @@ fn long_gradients(gpu: &Gpu) -> Result<()> {
     let case = BasedRecipe { feature_dim: 8, value_dim: 16, ..recipe }.build();
     let extent = wattn_tests::based_tokens(&case)?;
     let sequential = gpu.engine.plan(&based_backward(&case)?.schedule(Schedule::Sequential), extent);
-    if gpu.engine.capabilities().loop_turns().is_some() {
+    if gpu.engine.capabilities().loop_turns.is_some() {
         refused(sequential, &["schedule", "10000"])?;
     }
     let (_, comparisons) = judge_based(&gpu.engine, &case, None, &case.reference())?;

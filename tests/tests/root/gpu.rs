@@ -77,6 +77,12 @@ impl Gpu {
         self.device(wanted_features(&self.adapter), limits)
     }
 
+    /// An engine that plans as if the driver ended loops as early as plans can do with.
+    pub(crate) fn ending_loops(&self) -> Result<Engine> {
+        let engine = self.limited(|_| {})?;
+        Ok(Engine::builder(engine.device(), engine.queue()).loop_turns(0).build())
+    }
+
     /// An engine on another device of this adapter.
     pub(crate) fn device(&self, required_features: wgpu::Features, required_limits: Limits) -> Result<Engine> {
         let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };

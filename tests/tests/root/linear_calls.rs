@@ -16,13 +16,14 @@ use crate::gpu::{Gpu, download, poisoned, upload};
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     type Body = fn(&Gpu) -> Result<()>;
-    let bodies: [(&str, Body); 10] = [
+    let bodies: [(&str, Body); 11] = [
         ("steps_are_the_whole", steps_are_the_whole),
         ("gated_steps_are_the_whole", gated_steps_are_the_whole),
         ("a_step_out_of_place", a_step_out_of_place),
         ("two_calls_are_one", two_calls_are_one),
         ("a_saved_state_goes_on_bit_by_bit", a_saved_state_goes_on_bit_by_bit),
         ("stretches_of_stretches", stretches_of_stretches),
+        ("stretches_one_after_the_other", stretches_one_after_the_other),
         ("webgpu_defaults", webgpu_defaults),
         ("small_bindings_split_heads", small_bindings_split_heads),
         ("plans_are_refused", plans_are_refused),
@@ -246,12 +247,38 @@ fn a_hundred_thousand_tokens(gpu: &Gpu, variant: Variant) -> Result<()> {
     let case = LinearRecipe { decay: Decays::Slopes(&[0.0, 8.0]), grad_out: false, ..recipe }.build();
     let (plan, comparisons) = judge_linear(&gpu.engine, &case, Some(variant), &case.reference())?;
     comparisons.iter().try_for_each(|comparison| gpu.check(comparison))?;
-    // Where the driver ends such loops the plan cuts them, and one that may not is refused.
-    let cut = plan.details().schedule == Schedule::Segments;
+    // Where the driver ends such loops, a walk comes in stretches.
+    ensure!(plan.details().schedule == Schedule::Segments, "two heads walk {} tokens", case.dims().tokens);
     let pinned = Variant { schedule: Some(Schedule::Sequential), ..variant };
-    let sequential = gpu.engine.plan(&pinned.force_linear(lightning(&case)?), wattn_tests::tokens(&case)?);
-    if cut && gpu.engine.capabilities().loop_turns().is_some() {
-        refused(sequential, &["schedule", "100000"])?;
+    let (plan, comparisons) = judge_linear(&gpu.engine, &case, Some(pinned), &case.reference())?;
+    let stretched = plan.details().stretches() > 1;
+    ensure!(stretched == gpu.engine.capabilities().loop_turns.is_some(), "{plan}");
+    comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
+}
+
+/// A driver that ends loops much earlier: states go from stretch to stretch, in the workspace or where the caller has them.
+fn stretches_one_after_the_other(gpu: &Gpu) -> Result<()> {
+    let engine = gpu.ending_loops()?;
+    let small = LinearRecipe { heads: 2, key_dim: 16, value_dim: 20, ..LinearRecipe::default() };
+    let stateful = LinearRecipe { state: true, grad_state: true, ..small };
+    for recipe in [
+        LinearRecipe { name: "linear/two_stretches", tokens: 4000, batch: 2, ..small },
+        LinearRecipe { name: "linear/stretches_state", tokens: 5000, ..stateful },
+        LinearRecipe { name: "linear/stretches_gates", tokens: 5000, decay: Decays::Gates(0.1), ..stateful },
+        LinearRecipe { name: "linear/stretches_packed", sequences: &[10, 0, 7000, 2600], ..stateful },
+        LinearRecipe { name: "linear/stretches_packed_stateless", sequences: &[3000, 7000, 1], ..small },
+    ] {
+        let case = LinearRecipe { grad_decay: false, ..recipe }.build();
+        for kernel in Kernel::ALL {
+            let variant = Variant { schedule: Some(Schedule::Sequential), ..kernel.into() };
+            if variant.linear_refusal(&engine, &case)?.is_some() {
+                continue;
+            }
+            let plan = engine.plan(&variant.force_linear(lightning_backward(&case)?), wattn_tests::tokens(&case)?)?;
+            ensure!(plan.details().stretches() > 1, "{plan}");
+            let (_, comparisons) = judge_linear(&engine, &case, Some(variant), &case.reference())?;
+            comparisons.iter().try_for_each(|comparison| gpu.check(comparison))?;
+        }
     }
     Ok(())
 }

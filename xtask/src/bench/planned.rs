@@ -26,7 +26,7 @@ pub(crate) struct Planned {
 enum Kind {
     Softmax(Plan),
     /// A step has a state.
-    Linear(LinearPlan, Option<LightningState>),
+    Linear(Box<LinearPlan>, Option<LightningState>),
     Based(BasedPlan, Option<BasedState>),
 }
 
@@ -54,7 +54,7 @@ impl Planned {
         let step = matches!(lightning.pass(), Pass::Step { .. });
         let state = step.then(|| LightningState::new(engine, lightning, tokens.batch)).transpose()?;
         let sizes = [tokens.batch * lightning.heads(), tokens.tokens, dims.qk(), dims.value()];
-        Ok(Self::linear(engine, Kind::Linear(plan, state), sizes, workspace))
+        Ok(Self::linear(engine, Kind::Linear(Box::new(plan), state), sizes, workspace))
     }
 
     /// BASED's linear attention: forward, backward, or a step on a state of its own.
