@@ -29,13 +29,14 @@ pub struct Decode {
     pub(crate) attention: Attention,
     pub(crate) split: Split,
     pub(crate) cache: Option<CacheLayout>,
+    pub(crate) cascade: bool,
 }
 
 impl Attention {
     /// The same attention for few queries over many keys.
     #[must_use]
     pub fn decode(self) -> Decode {
-        Decode { attention: self, split: Split::Device, cache: None }
+        Decode { attention: self, split: Split::Device, cache: None, cascade: false }
     }
 }
 
@@ -51,6 +52,15 @@ impl Decode {
     #[must_use]
     pub fn cached(mut self, layout: CacheLayout) -> Self {
         self.cache = Some(layout);
+        self
+    }
+
+    /// Reads what neighbouring sequences of a step share, the pages of their common start, once for all their queries (cascade
+    /// attention): sequences that were forked from one should stand beside each other. For sequences of few queries, without `ALiBi`
+    /// or a window.
+    #[must_use]
+    pub fn cascade(mut self) -> Self {
+        self.cascade = true;
         self
     }
 

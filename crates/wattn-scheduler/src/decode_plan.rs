@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use wattn_shaders::{Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, SplitKey, table};
+use wattn_shaders::{Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, Sequence, SplitKey, table};
 
 use crate::attention::{Attention, Causal, Extent};
 use crate::cache::CacheLayout;
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::choose;
 use crate::decode::{Decode, Split};
-use crate::decode_work::{Splitting, Work, partial_bytes};
+use crate::decode_work::{Prefix, Splitting, Work, partial_bytes};
 use crate::error::PlanError;
 use crate::pages::CacheStep;
 use crate::plan::check;
@@ -58,8 +58,16 @@ impl DecodePlan {
     /// An impossible shape or option, a device limit, or a pinned kernel that cannot serve.
     pub fn new(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<Self, PlanError> {
         let attention = &decode.attention;
-        if let Some(cache) = &decode.cache {
-            check_cache(attention, cache, extent)?;
+        match &decode.cache {
+            Some(cache) => check_cache(attention, cache, extent)?,
+            None if decode.cascade => {
+                return Err(PlanError::invalid("cascade", "views of keys", "a cache, whose pages tell what is shared"));
+            }
+            None => {}
+        }
+        if decode.cascade && (attention.options.alibi || attention.window != (None, None)) {
+            let allowed = "attention without either, since a shared key's distance differs from query to query";
+            return Err(PlanError::invalid("cascade", "ALiBi or a window", allowed));
         }
         check(attention, extent, device)?;
         let heads = attention.heads;
@@ -92,7 +100,7 @@ impl DecodePlan {
             kv_heads,
             workers: if device.kind == DeviceKind::Cpu { 4 } else { device.width() },
         };
-        let workspace_bytes = splitting.most_bytes(extent, attention.head_dim.value());
+        let workspace_bytes = splitting.most_bytes(extent, attention.head_dim.value(), decode.cascade);
         if workspace_bytes > device.binding_bytes {
             return Err(PlanError::Limit {
                 argument: "workspace",
@@ -135,7 +143,7 @@ impl DecodePlan {
             return Err(PlanError::invalid("lengths", "lengths", "a step of the cache, whose keys the plan reads"));
         }
         let sequences = work::sequences(&self.decode.attention, self.extent, lengths, causal_offsets)?;
-        Ok(self.splitting.work(sequences, Vec::new(), self.extent.queries))
+        Ok(self.splitting.work(sequences, &[], Vec::new(), self.extent.queries))
     }
 
     /// The work of a step of the cache that the plan reads.
@@ -174,14 +182,59 @@ impl DecodePlan {
             q_start += s.new;
             sequences.push(sequence);
         }
-        Ok(self.splitting.work(sequences, step.tables.clone(), q_start))
+        let prefixes = if self.decode.cascade { self.prefixes(step, &sequences) } else { Vec::new() };
+        Ok(self.splitting.work(sequences, &prefixes, step.tables.clone(), q_start))
+    }
+
+    /// The pages that neighbours of a step have in common at their start, as far as all their new tokens see all of them.
+    fn prefixes(&self, step: &CacheStep, sequences: &[Sequence]) -> Vec<Prefix> {
+        let page = self.decode.cache.map_or(1, |cache| cache.page());
+        let unit = match self.decode.split {
+            // Whole stretches, so that their bits do not depend on who shares them.
+            Split::Keys(keys) => keys.min(self.splitting.most_keys),
+            Split::Device => 1,
+        };
+        let table = |at: usize| {
+            let s = &step.sequences[at];
+            let held = s.tokens.div_ceil(page) - s.evicted / page;
+            &step.tables[s.table as usize..(s.table + held) as usize]
+        };
+        let common = |a: usize, b: usize| table(a).iter().zip(table(b)).take_while(|(a, b)| a == b).count();
+        let can = |at: usize| {
+            let s = &step.sequences[at];
+            s.evicted == 0 && s.new > 0 && self.splitting.few(&sequences[at])
+        };
+        let mut prefixes = Vec::new();
+        let mut first = 0;
+        while first < sequences.len() {
+            let (mut end, mut keys) = (first + 1, 0);
+            if can(first) {
+                keys = step.sequences[first].tokens - step.sequences[first].new;
+                while end < sequences.len() && can(end) {
+                    let s = &step.sequences[end];
+                    #[expect(clippy::cast_possible_truncation, reason = "pages of a table")]
+                    let shared = (common(first, end) as u32 * page).min(s.tokens - s.new).min(keys) / unit * unit;
+                    if shared < LEAST_KEYS.min(unit.max(page)) {
+                        break;
+                    }
+                    keys = shared;
+                    end += 1;
+                }
+            }
+            if end > first + 1 {
+                prefixes.push(Prefix { first, count: end - first, keys });
+            }
+            first = end;
+        }
+        prefixes
     }
 
     /// Floating point operations of the scores that a call's queries see: `2 (head_dim + value_head_dim)` each.
     #[must_use]
     pub fn flops(&self, work: &Work) -> u64 {
         let attention = &self.decode.attention;
-        let scores: u64 = work.sequences.iter().map(work::visited_scores).sum();
+        let own = &work.sequences[..work.sequences.len() - work.prefixes];
+        let scores: u64 = own.iter().map(work::visited_scores).sum();
         let numbers = u64::from(attention.head_dim.qk() + attention.head_dim.value());
         scores.saturating_mul(2 * numbers * u64::from(attention.heads.query()))
     }
@@ -191,14 +244,13 @@ impl DecodePlan {
     pub fn moved_bytes(&self, work: &Work) -> u64 {
         let attention = &self.decode.attention;
         let (qk, value) = (u64::from(attention.head_dim.qk()), u64::from(attention.head_dim.value()));
-        let sum = |length: fn(&wattn_shaders::Sequence) -> u32| {
-            work.sequences.iter().map(|s| u64::from(length(s))).sum::<u64>()
-        };
+        let own = &work.sequences[..work.sequences.len() - work.prefixes];
+        let queries: u64 = own.iter().map(|s| u64::from(s.queries)).sum();
         let key = u64::from(self.split.k.row_bytes(attention.head_dim.qk()))
             + u64::from(self.split.v.row_bytes(attention.head_dim.value()));
         let key = u64::from(attention.heads.key_value()) * key;
         let query = u64::from(attention.heads.query()) * (qk + value) * u64::from(attention.q.bytes());
-        sum(|s| s.keys).saturating_mul(key).saturating_add(sum(|s| s.queries).saturating_mul(query))
+        work.keys.saturating_mul(key).saturating_add(queries.saturating_mul(query))
     }
 
     /// The grid of a dispatch of `workgroups`, which the kernels number row by row.
@@ -298,7 +350,7 @@ fn split_key(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<(
 
 impl Splitting {
     /// Workspace of any call within `extent`.
-    fn most_bytes(&self, extent: Extent, value_dim: u32) -> u64 {
+    fn most_bytes(&self, extent: Extent, value_dim: u32, cascade: bool) -> u64 {
         let (batch, queries, keys) = (u64::from(extent.batch), u64::from(extent.queries), u64::from(extent.keys));
         let group = u64::from(self.group);
         // Of packed sequences, the most row tiles that one may have; keys are those of all.
@@ -311,6 +363,8 @@ impl Splitting {
         } else {
             (one * batch, keys.saturating_mul(one * batch))
         };
+        // Prefixes have tiles of their own.
+        let tiles = if cascade { 2 * tiles } else { tiles };
         // Each tile may start and end within a stretch.
         let stretches = match self.keys {
             Some(keys) => tile_keys / u64::from(keys.min(self.most_keys)) + 2 * tiles,

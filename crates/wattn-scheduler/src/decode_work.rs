@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
+use std::ops::Range;
 
 use wattn_shaders::Sequence;
 
@@ -11,8 +12,12 @@ use crate::work::{key_range, work_list};
 /// What the kernels of one call are told to do, from its lengths. The same for all layers of a model: made once a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Work {
-    /// The sequences.
+    /// The sequences, and after them the prefixes that some of them share.
     pub sequences: Vec<Sequence>,
+    /// How many of these are prefixes.
+    pub prefixes: usize,
+    /// Keys of all sequences, those that are shared and read once counted once.
+    pub keys: u64,
     /// The page tables of the sequences, one after the other, where keys lie in pages.
     pub tables: Vec<u32>,
     /// Queries of all packed sequences together, or of each batch entry.
@@ -31,6 +36,27 @@ pub struct Work {
     pub balance: f64,
     /// The longest stretch that any workgroup walks.
     pub longest: u32,
+}
+
+/// Keys that neighbouring sequences share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Prefix {
+    /// The first of the sequences.
+    pub(crate) first: usize,
+    /// How many they are.
+    pub(crate) count: usize,
+    /// How many keys, which all their queries see.
+    pub(crate) keys: u32,
+}
+
+/// Rows of a sequence, or of a prefix, that share what is read.
+struct RowTile {
+    record: usize,
+    tile: u32,
+    /// The keys that some row of it sees.
+    keys: Range<u32>,
+    /// The partial rows of its stretches, one stretch after the other.
+    partials: Range<u32>,
 }
 
 /// How a plan turns sequences into work.
@@ -59,48 +85,115 @@ pub(crate) struct Splitting {
 }
 
 impl Splitting {
-    pub(crate) fn work(&self, sequences: Vec<Sequence>, tables: Vec<u32>, queries: u32) -> Work {
-        let few = |s: &Sequence| s.queries.saturating_mul(self.group) <= self.most_rows;
-        let mut tiles = Vec::new();
+    /// Whether a sequence is split, rather than attended in tiles.
+    pub(crate) fn few(&self, s: &Sequence) -> bool {
+        s.queries.saturating_mul(self.group) <= self.most_rows
+    }
+
+    /// The work of these sequences. The prefixes, of neighbours with few queries each, are read once for all queries of theirs.
+    pub(crate) fn work(
+        &self,
+        mut sequences: Vec<Sequence>,
+        prefixes: &[Prefix],
+        tables: Vec<u32>,
+        queries: u32,
+    ) -> Work {
+        let many = |s: &Sequence| if self.few(s) { Sequence { queries: 0, ..*s } } else { *s };
+        let tiles = work_list(&sequences.iter().map(many).collect::<Vec<_>>(), self.tile.max(1));
+
+        // Each sequence's own keys begin where its prefix ends.
+        let own = count(sequences.len());
+        let all_keys: u64 = sequences.iter().map(|s| u64::from(s.keys)).sum();
+        let read_once: u64 = prefixes.iter().map(|p| (p.count as u64 - 1) * u64::from(p.keys)).sum();
+        let mut first_own = vec![0; sequences.len()];
+        let mut shared_by = vec![None; sequences.len()];
+        for (record, prefix) in (own..).zip(prefixes) {
+            let members = prefix.first..prefix.first + prefix.count;
+            let whole = u32::MAX >> 2;
+            let head = sequences[members.start];
+            let queries = sequences[members.clone()].iter().map(|s| s.queries).sum();
+            #[expect(clippy::cast_possible_wrap, reason = "below 2^30")]
+            let group =
+                Sequence { queries, keys: prefix.keys, lo_shift: -(whole as i32), hi_shift: whole as i32, ..head };
+            sequences.push(group);
+            first_own[members.clone()].fill(prefix.keys);
+            shared_by[members].fill(Some(record));
+        }
         let mut row_tiles = Vec::new();
-        for (record, s) in (0..).zip(&sequences) {
-            if few(s) {
-                let count = (s.queries * self.group).div_ceil(self.rows);
-                row_tiles.extend((0..count).map(|tile| (record, tile, self.tile_range(s, tile))));
+        let mut first_tile = vec![0; sequences.len()];
+        for (record, s) in sequences.iter().enumerate() {
+            first_tile[record] = row_tiles.len();
+            if record < own as usize && !self.few(s) {
+                continue;
+            }
+            for tile in 0..(s.queries * self.group).div_ceil(self.rows) {
+                let (lo, hi) = self.tile_range(s, tile);
+                let lo = lo.max(first_own.get(record).copied().unwrap_or(0));
+                row_tiles.push(RowTile { record, tile, keys: lo.min(hi)..hi, partials: 0..0 });
             }
         }
-        let many: Vec<Sequence> =
-            sequences.iter().map(|s| if few(s) { Sequence { queries: 0, ..*s } } else { *s }).collect();
-        tiles.extend(work_list(&many, self.tile.max(1)));
 
-        let total: u64 = row_tiles.iter().map(|(_, _, (lo, hi))| u64::from(hi - lo)).sum();
+        let total: u64 = row_tiles.iter().map(|t| u64::from(t.keys.end - t.keys.start)).sum();
         let keys = self.keys.unwrap_or_else(|| self.even(total)).min(self.most_keys);
         let mut stretches = Vec::new();
-        let mut rows = Vec::new();
-        let mut parts = Vec::new();
         let mut partial_rows = 0;
-        for &(record, tile, (lo, hi)) in &row_tiles {
-            let s = &sequences[record as usize];
-            let tile_rows = self.rows.min(s.queries * self.group - tile * self.rows);
+        for t in &mut row_tiles {
             let first_partial = partial_rows;
-            let mut first = lo;
-            while first < hi {
-                let end = (first / keys + 1).saturating_mul(keys).min(hi);
-                stretches.push([record, tile, first, end, partial_rows]);
-                partial_rows += tile_rows;
+            let mut first = t.keys.start;
+            while first < t.keys.end {
+                let end = (first / keys + 1).saturating_mul(keys).min(t.keys.end);
+                stretches.push([count(t.record), t.tile, first, end, partial_rows]);
+                partial_rows += self.tile_rows(&sequences[t.record], t.tile);
                 first = end;
             }
-            for row in 0..tile_rows {
-                let from = count(parts.len());
-                parts.extend((first_partial..partial_rows).step_by(tile_rows as usize).map(|partial| partial + row));
-                rows.push([record, tile * self.rows + row, from, count(parts.len()) - from]);
-            }
+            t.partials = first_partial..partial_rows;
         }
         // Stable, so that equal stretches stay in order.
         stretches.sort_by_key(|[_, _, first, end, _]| Reverse(end - first));
+
+        let mut rows = Vec::new();
+        let mut parts = Vec::new();
+        for (record, s) in sequences[..own as usize].iter().enumerate().filter(|(_, s)| self.few(s)) {
+            for row in 0..s.queries * self.group {
+                let first = count(parts.len());
+                if let Some(prefix) = shared_by[record] {
+                    let before = (s.q_start - sequences[prefix as usize].q_start) * self.group;
+                    let tile = first_tile[prefix as usize] + ((before + row) / self.rows) as usize;
+                    parts.extend(self.parts_of(&sequences, &row_tiles[tile], before + row));
+                }
+                let tile = first_tile[record] + (row / self.rows) as usize;
+                parts.extend(self.parts_of(&sequences, &row_tiles[tile], row));
+                rows.push([count(record), row, first, count(parts.len()) - first]);
+            }
+        }
         let longest = stretches.first().map_or(0, |[_, _, first, end, _]| end - first);
         let balance = self.balance(&stretches);
-        Work { sequences, tables, queries, tiles, stretches, rows, parts, partial_rows, balance, longest }
+        Work {
+            sequences,
+            prefixes: prefixes.len(),
+            keys: all_keys - read_once,
+            tables,
+            queries,
+            tiles,
+            stretches,
+            rows,
+            parts,
+            partial_rows,
+            balance,
+            longest,
+        }
+    }
+
+    /// Rows of a tile.
+    fn tile_rows(&self, s: &Sequence, tile: u32) -> u32 {
+        self.rows.min(s.queries * self.group - tile * self.rows)
+    }
+
+    /// The partial rows of a row that lies in this tile, in the order of their keys.
+    fn parts_of(&self, sequences: &[Sequence], tile: &RowTile, row: u32) -> impl Iterator<Item = u32> {
+        let step = self.tile_rows(&sequences[tile.record], tile.tile);
+        let within = row % self.rows;
+        tile.partials.clone().step_by(step as usize).map(move |partial| partial + within)
     }
 
     /// The keys that some row of a tile sees.
@@ -151,8 +244,10 @@ impl fmt::Display for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} sequences: {} stretches of at most {} keys for {} rows, balance {:.2} (busiest worker over the mean); {} query tiles",
-            self.sequences.len(),
+            "{} sequences, {} shared prefixes: {} stretches of at most {} keys for {} rows, balance {:.2} (busiest worker over the \
+             mean); {} query tiles",
+            self.sequences.len() - self.prefixes,
+            self.prefixes,
             self.stretches.len(),
             self.longest,
             self.rows.len(),

@@ -31,6 +31,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
         add("random_operations", random_operations);
         add("storages", storages);
         add("window_is_a_ring", window_is_a_ring);
+        add("cascade", cascade);
     }
     trials.push(gpu.trial("cache/export_after_growth", export_after_growth));
     trials.push(gpu.trial("cache/refusals", refusals));
@@ -362,6 +363,42 @@ fn window_is_a_ring(gpu: &Gpu, kernel: Kernel) -> Result<()> {
     // What is gone cannot be seen.
     model.cache.evict(id, model.cache.pages().tokens(id)?)?;
     ensure!(model.step(&mut source, &[(id, 1)]).is_err(), "evicted keys were attended to");
+    Ok(())
+}
+
+/// Sequences forked from one attend to what they share together: the same bits as one by one.
+fn cascade(gpu: &Gpu, kernel: Kernel) -> Result<()> {
+    let mut outs = Vec::new();
+    for together in [false, true] {
+        let layout = layout(16, 60)?;
+        let mut model = Model::new(&gpu.engine, attention(kernel)?, layout, 32)?;
+        if together {
+            let decode = model.attention.decode().split_keys(32).cached(layout).cascade();
+            model.plan = gpu.engine.plan(&decode, MOST)?;
+        }
+        let (mut source, mut all) = (Source(19), Vec::new());
+        let (parent, alone) = (model.create(), model.create());
+        model.step(&mut source, &[(parent, 100), (alone, 50)])?;
+        let mut ids = vec![alone];
+        for _ in 0..5 {
+            let fork = model.cache.fork(parent)?;
+            let host = model.hosts[&parent].clone();
+            model.hosts.insert(fork, host);
+            ids.push(fork);
+        }
+        for new in [&[1, 3, 1, 2, 20, 1][..], &[1; 6], &[1, 2, 1, 1, 1, 0]] {
+            let new: Vec<_> = ids.iter().copied().zip(new.iter().copied()).collect();
+            let stepped = model.step(&mut source, &new)?;
+            stepped.check(gpu)?;
+            all.extend(bits(&stepped.out));
+        }
+        let mut encoder = gpu.engine.device().create_command_encoder(&wattn::wgpu::CommandEncoderDescriptor::default());
+        let new: Vec<_> = ids.iter().map(|&id| (id, 1)).collect();
+        let work = model.plan.work_of(&model.cache.extend(&mut encoder, &new)?)?;
+        ensure!(work.prefixes == usize::from(together), "{work}");
+        outs.push(all);
+    }
+    ensure!(outs[0] == outs[1], "sharing changes the bits");
     Ok(())
 }
 
