@@ -9,6 +9,8 @@ mod compose;
 mod key;
 #[path = "src/linear.rs"]
 mod linear;
+#[path = "src/split.rs"]
+mod split;
 #[path = "src/table.rs"]
 mod table;
 #[path = "src/unroll.rs"]
@@ -17,6 +19,7 @@ mod unroll;
 use based::{BasedKey, BasedOp};
 use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
 use linear::{LinearKey, LinearOp};
+use split::{AppendKey, MergeKey, SplitKey};
 
 fn main() {
     println!("cargo::rerun-if-changed=.");
@@ -64,8 +67,10 @@ fn keys() -> Vec<Key> {
                     kernel,
                     shape,
                     q: storage,
-                    kv: storage,
+                    k: storage,
+                    v: storage,
                     access,
+                    paged: access == Access::Vec8,
                     head_class,
                     padded,
                     value_class: 32,
@@ -74,9 +79,48 @@ fn keys() -> Vec<Key> {
             }
         }
     }
+    keys.extend(split_keys());
     keys.extend(linear_keys().map(Key::Linear));
     keys.extend(based_keys().map(Key::Based));
     keys
+}
+
+/// The kernels of few rows over many keys.
+fn split_keys() -> impl Iterator<Item = Key> {
+    let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: false, lse: false };
+    let forms = [
+        (Storage::F32, Access::Vec8),
+        (Storage::Int8, Access::Vec8),
+        (Storage::F16, Access::Vec4),
+        (Storage::Bf16, Access::Any),
+    ];
+    let splits = [(Kernel::Broadcast, 8, 2), (Kernel::TileUniversal, 0, 8)].into_iter().flat_map(
+        move |(kernel, lanes, rows)| {
+            forms.into_iter().flat_map(move |(k, access)| {
+                [ScoreOptions::default(), all].map(|options| {
+                    Key::Split(SplitKey {
+                        kernel,
+                        lanes,
+                        rows,
+                        q: Storage::F32,
+                        k,
+                        v: k,
+                        access,
+                        paged: access == Access::Vec8,
+                        head_class: if lanes > 0 { 32 } else { 0 },
+                        padded: options.bias,
+                        value_class: 32,
+                        options,
+                    })
+                })
+            })
+        },
+    );
+    let merges = [(Storage::F32, false), (Storage::F16, true)]
+        .map(|(out, on)| Key::Merge(MergeKey { out, access: Access::Vec4, natural: on, sinks: on, lse: on }));
+    let appends =
+        [Storage::F16, Storage::Int8].map(|to| Key::Append(AppendKey { from: Storage::F32, access: Access::Vec4, to }));
+    splits.chain(merges).chain(appends)
 }
 
 /// Each fragment of the linear family at least once.

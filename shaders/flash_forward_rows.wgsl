@@ -59,14 +59,14 @@ fn main(
     let start = first_key(s, first);
     let end = end_key(s, last);
     let kv_head = head / aux.params.group;
-    let k_base = aux.params.k.offset + s.batch * aux.params.k.batch + kv_head * aux.params.k.head;
-    let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + kv_head * aux.params.v.head;
+    let k_first = k_base(s, kv_head);
+    let v_first = v_base(s, kv_head);
 
     for (var j0 = start; j0 < end; j0 += KEYS) {
         //$ for n in 0..KEY_ROWS
-        let key_$n = s.k_start + min(j0 + LOADED_KEY, end - 1u);
-        let k_row_$n = k_base + key_$n * aux.params.k.seq;
-        let v_row_$n = v_base + key_$n * aux.params.v.seq;
+        let key_$n = min(j0 + LOADED_KEY, end - 1u);
+        let k_row_$n = k_row(k_first, s, key_$n);
+        let v_row_$n = v_row(v_first, s, key_$n);
         //$ end
 
         //$ for r in 0..ROWS

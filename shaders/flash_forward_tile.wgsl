@@ -52,8 +52,8 @@ fn main(
     let end = end_key(s, last);
     let kv_head = head / aux.params.group;
     let q_base = aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head + s.q_start * aux.params.q.seq;
-    let k_base = aux.params.k.offset + s.batch * aux.params.k.batch + kv_head * aux.params.k.head + s.k_start * aux.params.k.seq;
-    let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + kv_head * aux.params.v.head + s.k_start * aux.params.v.seq;
+    let k_first = k_base(s, kv_head);
+    let v_first = v_base(s, kv_head);
     let row = first + ty * ROWS;   // padding rows repeat the last query; they are never stored
 
     for (var j0 = start; j0 < end; j0 += TILE_K) {
@@ -71,7 +71,7 @@ fn main(
                 // What lies past the last key or the head dim is never looked at.
                 let key = (thread + $nu * THREADS) / K_CHUNKS;
                 let chunk = thread % K_CHUNKS;
-                sh_slab[key * K_STRIDE + chunk] = load_k(k_base + (j0 + key) * aux.params.k.seq, c0 + chunk);
+                sh_slab[key * K_STRIDE + chunk] = load_k(k_row(k_first, s, j0 + key), c0 + chunk);
             }
             //$ end
             workgroupBarrier();   // the slab is whole
@@ -150,7 +150,7 @@ fn main(
             //$ for n in 0..V_LOADS
             {
                 let key = g + (thread + $nu * THREADS) / V_STRIDE;
-                let v = load_v(v_base + min(j0 + key, end - 1u) * aux.params.v.seq, item.split * VALUE_CHUNKS + thread % V_STRIDE);
+                let v = load_v(v_row(v_first, s, min(j0 + key, end - 1u)), item.split * VALUE_CHUNKS + thread % V_STRIDE);
                 sh_slab[thread + $nu * THREADS] = kept(v, key_seen(key));
             }
             //$ end

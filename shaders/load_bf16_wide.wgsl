@@ -1,5 +1,6 @@
-// Tensor $t in bf16, eight to a vec4<u32>: strides in eights.
-@group(0) @binding($b) var<storage, read> $t: array<vec4<u32>>;
+// Tensor $t in bf16, eight to a vec2<u64>: strides in eights. 64-bit words, since CPU drivers load lane by
+// lane and word by word.
+@group(0) @binding($b) var<storage, read> $t: array<vec2<u64>>;
 
 struct Pair_$t {
     a: vec4<f32>,
@@ -7,7 +8,10 @@ struct Pair_$t {
 }
 
 fn load_pair_$t(row: u32, chunk: u32) -> Pair_$t {
-    let w = $t[row + chunk / 2u];
+    let pairs = $t[row + chunk / 2u];
+    let low = vec2<u32>(pairs);
+    let high = vec2<u32>(pairs >> vec2<u32>(32u));
+    let w = vec4<u32>(low.x, high.x, low.y, high.y);
     return Pair_$t(
         vec4<f32>(bitcast<f32>(w.x << 16u), bitcast<f32>(w.x & 0xffff0000u), bitcast<f32>(w.y << 16u), bitcast<f32>(w.y & 0xffff0000u)),
         vec4<f32>(bitcast<f32>(w.z << 16u), bitcast<f32>(w.z & 0xffff0000u), bitcast<f32>(w.w << 16u), bitcast<f32>(w.w & 0xffff0000u)),

@@ -40,6 +40,10 @@ struct Params {
     slopes: u32,
     sinks: u32,
     list: u32,
+
+    partials: u32,       // of keys in splits: rows of partial results of a key/value head
+    tables: u32,         // of keys in pages: word offset of the sequences' page tables
+    page_log2: u32,      // and the tokens of a page
 }
 
 struct Aux {
@@ -75,30 +79,6 @@ fn first_key(s: Sequence, i: u32) -> u32 {
 
 fn end_key(s: Sequence, i: u32) -> u32 {
     return u32(clamp(i32(i) + s.hi_shift, 0, i32(s.keys)));
-}
-
-// One workgroup's work: a tile of queries of one head of one sequence, and a part of the value dim.
-struct Item {
-    live: bool,
-    record: u32,
-    tile: u32,
-    head: u32,    // query head
-    split: u32,
-}
-
-// The list runs from the heaviest tile to the lightest; `head_block` heads walk it side by side.
-fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
-    let p = aux.params.first + workgroup.x + workgroup.y * grid.x;
-    if (p >= aux.params.last) {
-        return Item(false, 0u, 0u, 0u, 0u);
-    }
-    let split = p % aux.params.splits;
-    let q = p / aux.params.splits;
-    let block = q / (aux.params.entries * aux.params.head_block);
-    let within = q % (aux.params.entries * aux.params.head_block);
-    let entry = aux.params.list + 2u * (within / aux.params.head_block);
-    let head = aux.params.head_first + block * aux.params.head_block + within % aux.params.head_block;
-    return Item(true, aux.words[entry], aux.words[entry + 1u], head, split);
 }
 
 // The identity of max over finite numbers: where a running maximum starts. It never stands for a masked score.

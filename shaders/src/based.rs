@@ -455,11 +455,7 @@ impl fmt::Display for BasedKey {
         if self.values > 0 {
             write!(f, "/v{}", 4 * self.values)?;
         }
-        f.write_str(match self.access {
-            Access::Vec4 => "",
-            Access::Vec8 => "/vec8",
-            Access::Any => "/any",
-        })?;
+        f.write_str(self.access.suffix())?;
         for (on, name) in [
             (self.weights, "weights"),
             (self.state, "state"),

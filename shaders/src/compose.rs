@@ -1,6 +1,7 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
-use crate::key::{Access, FlashKey, Kernel, Key, Shape, Storage};
+use crate::key::{Access, FlashKey, Kernel, Key, ScoreOptions, Shape, Storage};
+use crate::split::{AppendKey, MergeKey, key_places};
 use crate::table::{KEY_STEP, columns, kernel_files, slab, value_keys};
 use crate::unroll::unroll;
 
@@ -22,6 +23,10 @@ macro_rules! files {
 files!(
     "view",
     "params",
+    "item_tile",
+    "item_split",
+    "keys_strided",
+    "keys_paged",
     "linear_params",
     "load_pair",
     "load_f32_wide",
@@ -33,6 +38,10 @@ files!(
     "load_f16_any",
     "load_bf16",
     "load_bf16_any",
+    "load_int8",
+    "cache_place",
+    "cache_append",
+    "cache_append_int8",
     "store_f32",
     "store_f32_any",
     "pack_f16",
@@ -55,12 +64,17 @@ files!(
     "rows_workgroup",
     "rows_subgroup",
     "seen_alone",
+    "seen_key",
+    "seen_key_range",
     "seen_lane",
     "seen_lane_range",
     "seen_tile",
     "seen_tile_range",
     "flash_forward_tile",
     "flash_forward_rows",
+    "flash_split_lanes",
+    "flash_split_tile",
+    "flash_merge",
     "state0",
     "state_load",
     "state_resumed",
@@ -126,6 +140,9 @@ pub struct Binding {
 pub fn bindings(key: &Key) -> Vec<Binding> {
     match key {
         Key::Flash(key) => flash_bindings(key),
+        Key::Split(key) => key.bindings(),
+        Key::Merge(key) => key.bindings(),
+        Key::Append(_) => AppendKey::bindings(),
         Key::Linear(key) => key.bindings(),
         Key::Based(key) => key.bindings(),
     }
@@ -154,6 +171,9 @@ fn flash_bindings(key: &FlashKey) -> Vec<Binding> {
 pub fn compose(key: &Key) -> String {
     let (constants, parts) = match key {
         Key::Flash(key) => (constants(key), parts(key)),
+        Key::Split(key) => (key.constants(), key.parts()),
+        Key::Merge(key) => (MergeKey::constants(), key.parts()),
+        Key::Append(key) => (AppendKey::constants(), key.parts()),
         Key::Linear(key) => (key.constants(), key.parts()),
         Key::Based(key) => (key.constants(), key.parts()),
     };
@@ -203,15 +223,17 @@ impl Output {
 pub(crate) fn elements(tensors: &[Element], out: Option<Output>) -> Vec<String> {
     let mut parts = Vec::new();
     for tensor in tensors {
+        let words = tensor.storage == Storage::Int8;
         let suffix = match tensor.access {
             Access::Vec4 => "",
+            _ if words => "",
             Access::Vec8 => "_wide",
             Access::Any => "_any",
         };
         let slot = tensor.slot.to_string();
         let fill = |text: &str| text.replace("$t", tensor.name).replace("$b", &slot).replace("$n", tensor.dim);
         parts.push(fill(file(&format!("load_{}{suffix}", tensor.storage))));
-        if tensor.pairs && tensor.access != Access::Vec8 {
+        if tensor.pairs && (words || tensor.access != Access::Vec8) {
             parts.push(fill(file("load_pair")));
         }
     }
@@ -266,21 +288,15 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
 
 fn parts(key: &FlashKey) -> Vec<String> {
     let options = key.options;
-    let mut parts = vec![file("view").to_owned(), file("params").to_owned()];
+    let mut parts = vec![file("view").to_owned(), file("params").to_owned(), file("item_tile").to_owned()];
     let lanes = matches!(key.shape, Shape::Lanes(_));
     let element = |name, slot, dim, storage| Element { name, slot, dim, storage, access: key.access, pairs: lanes };
     let tensors =
-        [element("q", 0, "head_dim", key.q), element("k", 1, "head_dim", key.kv), element("v", 2, "value_dim", key.kv)];
+        [element("q", 0, "head_dim", key.q), element("k", 1, "head_dim", key.k), element("v", 2, "value_dim", key.v)];
     parts.extend(elements(&tensors, Some(Output::of_values(key.q, key.access))));
-    parts.push(file(if options.bias { "weight_natural" } else { "weight_log2" }).to_owned());
-    for (on, name) in
-        [(options.softcap, "softcap"), (options.alibi, "alibi"), (options.bias, "bias"), (options.mask, "mask")]
-    {
-        if on {
-            parts.push(file(&format!("score_{name}")).to_owned());
-        }
-    }
-    parts.push(score(key));
+    parts.extend(key_places(key.paged));
+    parts.extend(score_files(options));
+    parts.push(score(options));
     parts.push(file(if options.sinks { "finish_sinks" } else { "finish" }).to_owned());
     parts.push(if options.lse { file("lse").to_owned() } else { NO_LSE.to_owned() });
     if lanes {
@@ -290,7 +306,7 @@ fn parts(key: &FlashKey) -> Vec<String> {
     parts
 }
 
-const NO_LSE: &str = "fn store_lse(s: Sequence, head: u32, i: u32, f: Finish) {}\n";
+pub(crate) const NO_LSE: &str = "fn store_lse(s: Sequence, head: u32, i: u32, f: Finish) {}\n";
 
 /// How keys reach all invocations of a rows kernel: through the subgroup, or each loads them all.
 fn key_sharing(key: &FlashKey, text: &str) -> String {
@@ -308,9 +324,20 @@ fn key_sharing(key: &FlashKey, text: &str) -> String {
     })
 }
 
+/// The unit of the weights, and a file for each option of the score.
+pub(crate) fn score_files(options: ScoreOptions) -> impl Iterator<Item = String> {
+    let all = [
+        (true, if options.bias { "weight_natural" } else { "weight_log2" }),
+        (options.softcap, "score_softcap"),
+        (options.alibi, "score_alibi"),
+        (options.bias, "score_bias"),
+        (options.mask, "score_mask"),
+    ];
+    all.into_iter().filter(|(on, _)| *on).map(|(_, name)| file(name).to_owned())
+}
+
 /// The chain from a scaled dot product to a score: softcap, then ALiBi, then bias, then what hides it.
-fn score(key: &FlashKey) -> String {
-    let options = key.options;
+pub(crate) fn score(options: ScoreOptions) -> String {
     let mut begin = String::new();
     let mut body = String::from("    var value = dot;\n    var visible = in_range;\n");
     if options.softcap {

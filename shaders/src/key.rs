@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::based::BasedKey;
 use crate::linear::LinearKey;
+use crate::split::{AppendKey, MergeKey, SplitKey};
 
 /// A kernel design. The names on the command line and in reports are those of [`Kernel::name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +49,8 @@ pub enum Storage {
     F16,
     /// bfloat16, two to a u32.
     Bf16,
+    /// 8-bit integers, four to a u32, each row followed by the f32 that its numbers are multiplied by. Of caches only.
+    Int8,
 }
 
 impl Storage {
@@ -57,16 +60,24 @@ impl Storage {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Int8 => 1,
         }
     }
 
-    /// `f32`, `f16` or `bf16`.
+    /// Bytes of a row of `dim` numbers.
+    #[must_use]
+    pub fn row_bytes(self, dim: u32) -> u32 {
+        dim * self.bytes() + if self == Self::Int8 { 4 } else { 0 }
+    }
+
+    /// `f32`, `f16`, `bf16` or `int8`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -83,11 +94,22 @@ pub enum Access {
     /// Dims, strides and offsets are multiples of four elements, the last dim is contiguous: one load a vec4.
     #[default]
     Vec4,
-    /// Dims, strides and offsets of q, k and v are multiples of eight elements, the last dim is contiguous: one load two vec4. In f32
-    /// this takes 64-bit integers in shaders.
+    /// Dims, strides and offsets of q, k and v are multiples of eight elements, the last dim is contiguous: one load two vec4. This
+    /// takes 64-bit integers in shaders.
     Vec8,
     /// Any dims and strides (16-bit storage: even ones, last dim contiguous): one load an element or pair.
     Any,
+}
+
+impl Access {
+    /// How labels tell it.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Self::Vec4 => "",
+            Self::Vec8 => "/vec8",
+            Self::Any => "/any",
+        }
+    }
 }
 
 /// What is fixed when a tile kernel is compiled: how a workgroup's tile is spread over its invocations.
@@ -212,10 +234,14 @@ pub struct FlashKey {
     pub shape: Shape,
     /// Storage of q and of the output.
     pub q: Storage,
-    /// Storage of k and v.
-    pub kv: Storage,
+    /// Storage of k.
+    pub k: Storage,
+    /// Storage of v.
+    pub v: Storage,
     /// How rows are loaded and stored.
     pub access: Access,
+    /// Whether keys lie in the pages of a cache.
+    pub paged: bool,
     /// Upper bound of the head dim; 0 where the kernel loops over it.
     pub head_class: u32,
     /// Whether the head dim is below its class, so that what lies past it must be zeroed. (Kernels that loop over it stop there.)
@@ -229,8 +255,11 @@ pub struct FlashKey {
 impl fmt::Display for FlashKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "flash_forward/{}/{}/{}", self.kernel, self.shape, self.q)?;
-        if self.kv != self.q {
-            write!(f, "-{}", self.kv)?;
+        if self.k != self.q || self.v != self.q {
+            write!(f, "-{}", self.k)?;
+        }
+        if self.v != self.k {
+            write!(f, "-{}", self.v)?;
         }
         match self.head_class {
             0 => {}
@@ -240,11 +269,8 @@ impl fmt::Display for FlashKey {
             f.write_str("-padded")?;
         }
         write!(f, "/v{}", self.value_class)?;
-        f.write_str(match self.access {
-            Access::Vec4 => "",
-            Access::Vec8 => "/vec8",
-            Access::Any => "/any",
-        })?;
+        f.write_str(self.access.suffix())?;
+        f.write_str(if self.paged { "/paged" } else { "" })?;
         for name in self.options.names() {
             write!(f, "+{name}")?;
         }
@@ -257,6 +283,12 @@ impl fmt::Display for FlashKey {
 pub enum Key {
     /// Of softmax attention.
     Flash(FlashKey),
+    /// Of its form for few queries, over a stretch of the keys.
+    Split(SplitKey),
+    /// And what makes its partial results one.
+    Merge(MergeKey),
+    /// Of new keys or values of a cache.
+    Append(AppendKey),
     /// Of linear attention with decay.
     Linear(LinearKey),
     /// Of the linear attention of BASED.
@@ -267,6 +299,9 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flash(key) => key.fmt(f),
+            Self::Split(key) => key.fmt(f),
+            Self::Merge(key) => key.fmt(f),
+            Self::Append(key) => key.fmt(f),
             Self::Linear(key) => key.fmt(f),
             Self::Based(key) => key.fmt(f),
         }

@@ -10,6 +10,7 @@ mod compose;
 mod key;
 mod linear;
 mod params;
+mod split;
 pub mod table;
 mod unroll;
 
@@ -20,3 +21,4 @@ pub use compose::{Binding, bindings, compose};
 pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
 pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
 pub use params::{LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};
+pub use split::{AppendKey, MergeKey, SPLIT_ROWS, SplitKey};

@@ -333,11 +333,7 @@ impl fmt::Display for LinearKey {
                 write!(f, "/d{}", self.head_class)?;
             }
             f.write_str(if self.padded { "-padded" } else { "" })?;
-            f.write_str(match self.access {
-                Access::Vec4 => "",
-                Access::Vec8 => "/vec8",
-                Access::Any => "/any",
-            })?;
+            f.write_str(self.access.suffix())?;
         }
         for (on, name) in [(self.gated, "gates"), (self.state, "state"), (self.resumed, "resumed")] {
             if on {

@@ -37,6 +37,7 @@ mirror!(
         q: View, k: View, v: View, out: View, lse: View, bias: ScoreView, mask: ScoreView,
         score_scale: f32, softcap: f32,
         records: u32, slopes: u32, sinks: u32, list: u32,
+        partials: u32, tables: u32, page_log2: u32,
     }
 );
 

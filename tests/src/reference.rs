@@ -65,6 +65,13 @@ impl Ran {
         Self { kernel: key.kernel.name(), shape: key.shape.to_string(), comparisons }
     }
 
+    /// Softmax attention of few queries.
+    #[must_use]
+    pub fn decode(plan: &wattn::DecodePlan, comparisons: Vec<Comparison>) -> Self {
+        let key = &plan.details().split;
+        Self { kernel: key.kernel.name(), shape: format!("{} rows", key.rows), comparisons }
+    }
+
     /// Linear attention.
     #[must_use]
     pub fn linear(plan: &wattn::LinearPlan, comparisons: Vec<Comparison>) -> Self {

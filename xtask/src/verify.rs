@@ -8,12 +8,12 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::to_value;
-use wattn::Kernel;
+use wattn::{Kernel, PlanError, Split};
 use wattn_cases::{
     BasedCase, BasedRecipe, Case, LinearCase, LinearRecipe, Recipe, Reference, References, SoftmaxCase,
-    based_catalogue, catalogue, linear_catalogue, write,
+    based_catalogue, catalogue, decode_catalogue, linear_catalogue, write,
 };
-use wattn_tests::{Ran, Variant, judge, judge_based, judge_linear, rows};
+use wattn_tests::{DECODE_KERNELS, Ran, Variant, judge, judge_based, judge_decode, judge_linear, plan_decode, rows};
 
 use crate::report::{Row, guarded, target, write_json};
 use crate::select::{Device, Selection};
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     json: Option<PathBuf>,
 }
 
+/// Stretches of keys so short that small cases of few queries have several.
+const SHORT: Split = Split::Keys(32);
+
 /// A kernel that cannot serve a case, and why.
 #[derive(Debug, Serialize)]
 struct Skip {
@@ -43,6 +46,7 @@ struct Skip {
 #[derive(Debug, Clone, Copy)]
 enum Problem {
     Softmax(Recipe),
+    Decode(Recipe),
     Linear(LinearRecipe),
     Based(BasedRecipe),
 }
@@ -50,6 +54,7 @@ enum Problem {
 /// A case with what must come out of it.
 enum Judge {
     Softmax(Box<SoftmaxCase>, Reference),
+    Decode(Box<SoftmaxCase>, Reference),
     Linear(Box<LinearCase>, References),
     Based(Box<BasedCase>, References),
 }
@@ -58,12 +63,13 @@ impl Problem {
     fn all() -> Vec<Self> {
         let softmax = catalogue().into_iter().map(Self::Softmax);
         let linear = linear_catalogue().into_iter().map(Self::Linear);
+        let softmax = softmax.chain(decode_catalogue().into_iter().map(Self::Decode));
         softmax.chain(linear).chain(based_catalogue().into_iter().map(Self::Based)).collect()
     }
 
     fn name(&self) -> &'static str {
         match self {
-            Self::Softmax(recipe) => recipe.name,
+            Self::Softmax(recipe) | Self::Decode(recipe) => recipe.name,
             Self::Linear(recipe) => recipe.name,
             Self::Based(recipe) => recipe.name,
         }
@@ -75,6 +81,11 @@ impl Problem {
                 let case = recipe.build();
                 let reference = case.reference(rows(&case));
                 Judge::Softmax(Box::new(case), reference)
+            }
+            Self::Decode(recipe) => {
+                let case = recipe.build();
+                let reference = case.reference(rows(&case));
+                Judge::Decode(Box::new(case), reference)
             }
             Self::Linear(recipe) => {
                 let case = recipe.build();
@@ -94,6 +105,7 @@ impl Judge {
     fn variants(&self, device: &Device, pinned: Option<Kernel>) -> Vec<Variant> {
         let mut variants = match self {
             Self::Softmax(..) => Variant::all(device.engine.capabilities()),
+            Self::Decode(..) => DECODE_KERNELS.map(Variant::from).to_vec(),
             Self::Linear(..) | Self::Based(..) => Variant::linear(),
         };
         variants.retain(|variant| pinned.is_none_or(|kernel| kernel == variant.kernel));
@@ -103,6 +115,10 @@ impl Judge {
     fn refusal(&self, device: &Device, variant: Variant) -> Result<Option<String>> {
         match self {
             Self::Softmax(case, _) => variant.refusal(&device.engine, case),
+            Self::Decode(case, _) => match plan_decode(&device.engine, case, Some(variant.kernel), SHORT)? {
+                Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
+                _ => Ok(None),
+            },
             Self::Linear(case, _) => variant.linear_refusal(&device.engine, case),
             Self::Based(case, _) => variant.based_refusal(&device.engine, case),
         }
@@ -113,6 +129,11 @@ impl Judge {
             Self::Softmax(case, reference) => {
                 let (plan, comparisons) = judge(&device.engine, case, Some(variant), reference)?;
                 Ok(Ran::softmax(&plan, comparisons.into()))
+            }
+            Self::Decode(case, reference) => {
+                let kernel = Some(variant.kernel);
+                let (plan, comparisons) = judge_decode(&device.engine, case, kernel, SHORT, reference)?;
+                Ok(Ran::decode(&plan, comparisons.into()))
             }
             Self::Linear(case, reference) => {
                 let (plan, comparisons) = judge_linear(&device.engine, case, Some(variant), reference)?;
@@ -127,7 +148,7 @@ impl Judge {
 
     fn outputs(&self) -> Vec<&'static str> {
         match self {
-            Self::Softmax(..) => vec!["out", "lse"],
+            Self::Softmax(..) | Self::Decode(..) => vec!["out", "lse"],
             Self::Linear(_, reference) => reference.keys().copied().collect(),
             Self::Based(_, reference) => reference.keys().copied().collect(),
         }
@@ -136,7 +157,7 @@ impl Judge {
     /// The case with its expected outputs.
     fn expecting(&self) -> Case {
         match self {
-            Self::Softmax(case, _) => {
+            Self::Softmax(case, _) | Self::Decode(case, _) => {
                 let mut case = case.as_ref().clone();
                 case.expect_reference();
                 case.into()

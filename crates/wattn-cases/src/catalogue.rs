@@ -2,6 +2,7 @@
 
 mod based;
 mod bench;
+mod decode;
 mod dims;
 mod lengths;
 mod linear;
@@ -10,7 +11,8 @@ mod ranges;
 mod values;
 
 pub use based::{based_bench_catalogue, based_catalogue};
-pub use bench::bench_catalogue;
+pub use bench::{bench_catalogue, decode_bench_catalogue};
+pub use decode::decode_catalogue;
 pub use linear::{linear_bench_catalogue, linear_catalogue};
 
 use crate::{Causal, Recipe};

@@ -29,7 +29,8 @@ mod write;
 pub use based::{BasedCase, BasedRecipe};
 pub use case::{Dims, Mask, SoftmaxCase};
 pub use catalogue::{
-    based_bench_catalogue, based_catalogue, bench_catalogue, catalogue, linear_bench_catalogue, linear_catalogue,
+    based_bench_catalogue, based_catalogue, bench_catalogue, catalogue, decode_bench_catalogue, decode_catalogue,
+    linear_bench_catalogue, linear_catalogue,
 };
 pub use file::{Case, CaseFile};
 pub use layout::Layout;

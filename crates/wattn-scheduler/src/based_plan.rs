@@ -8,7 +8,7 @@ use wattn_shaders::{Access, BROADCAST_FEATURES, BasedKey, Kernel, Key, Storage, 
 use crate::based::Based;
 use crate::based_steps::{BasedStates, BasedStep, steps};
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
-use crate::error::PlanError;
+use crate::error::{PlanError, refuse_int8};
 use crate::lightning::{Pass, Schedule, Tokens};
 use crate::linear_plan::{batches, schedule, segments, slices};
 use crate::plan::{MAX_LENGTH, Part, Rows, fit_parts, grid};
@@ -243,6 +243,7 @@ impl BasedPlan {
 }
 
 fn check(based: &Based, extent: Tokens) -> Result<(), PlanError> {
+    refuse_int8([based.q, based.kv])?;
     if extent.tokens > MAX_LENGTH {
         return Err(PlanError::invalid("tokens", extent.tokens, format!("at most {MAX_LENGTH}")));
     }

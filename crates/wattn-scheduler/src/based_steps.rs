@@ -68,7 +68,7 @@ impl BasedStep {
             Key::Based(key) if key.is_gradient() || key.op == BasedOp::Step => 1,
             Key::Based(key) => value.div_ceil(4 * key.columns()),
             Key::Linear(scan) => (based.state_rows() * (value + 1)).div_ceil(scan.columns()),
-            Key::Flash(_) => 0,
+            _ => 0,
         }
     }
 }
@@ -182,9 +182,7 @@ impl Steps<'_> {
             _ => 0,
         };
         // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
-        let wide = lanes > 0
-            && features.is_multiple_of(8)
-            && ((device.int64 && lanes < 16) || (based.q != Storage::F32 && based.kv != Storage::F32));
+        let wide = lanes > 0 && features.is_multiple_of(8) && device.int64 && lanes < 16;
         let class = FEATURE_CLASSES.into_iter().find(|&class| features <= class).unwrap_or(0);
         BasedKey {
             op,

@@ -1,7 +1,7 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
 use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
-use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape, Storage};
+use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape};
 
 use crate::attention::Attention;
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
@@ -45,17 +45,16 @@ fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilitie
     let tile = matches!(shape, Shape::Tile(_));
     // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
     let int64 = device.int64 && !matches!(shape, Shape::Lanes(LaneShape { lanes: 16, .. }));
-    let wide = !tile
-        && attention.access == Access::Vec4
-        && qk.is_multiple_of(8)
-        && value_dim.is_multiple_of(8)
-        && (int64 || (attention.q != Storage::F32 && attention.kv != Storage::F32));
+    let wide =
+        !tile && attention.access == Access::Vec4 && qk.is_multiple_of(8) && value_dim.is_multiple_of(8) && int64;
     let value = value_dim.min(table::VALUE_SPLIT);
     FlashKey {
         kernel,
         shape,
         q: attention.q,
-        kv: attention.kv,
+        k: attention.kv,
+        v: attention.kv,
+        paged: false,
         access: if wide { Access::Vec8 } else { attention.access },
         head_class,
         padded: head_class > qk,

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use wattn_shaders::Kernel;
+use wattn_shaders::{Kernel, Storage};
 
 /// Why a problem cannot be planned. Every message names the argument, what was given and what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,5 +51,13 @@ pub enum PlanError {
 impl PlanError {
     pub(crate) fn invalid(argument: &'static str, given: impl Display, allowed: impl Into<String>) -> Self {
         Self::Invalid { argument, given: given.to_string(), allowed: allowed.into() }
+    }
+}
+
+/// 8-bit numbers need scales, which only the pages of a cache have room for.
+pub(crate) fn refuse_int8(storages: [Storage; 2]) -> Result<(), PlanError> {
+    match storages.contains(&Storage::Int8) {
+        true => Err(PlanError::invalid("storage", Storage::Int8, "f32, f16 or bf16 outside of a cache")),
+        false => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use wattn_shaders::{Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, LinearKey, Li
 
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
 use crate::decay_plan::PlannedDecay;
-use crate::error::PlanError;
+use crate::error::{PlanError, refuse_int8};
 use crate::lightning::{Lightning, Pass, Schedule, Tokens};
 use crate::plan::{MAX_LENGTH, Part, Rows, SLICE_SECONDS, fit_parts, grid};
 use crate::sweep::{Sweep, Tensor};
@@ -243,6 +243,7 @@ impl LinearPlan {
 }
 
 fn check(lightning: &Lightning, extent: Tokens) -> Result<(), PlanError> {
+    refuse_int8([lightning.q, lightning.kv])?;
     if extent.tokens > MAX_LENGTH {
         return Err(PlanError::invalid("tokens", extent.tokens, format!("at most {MAX_LENGTH}")));
     }
@@ -333,9 +334,7 @@ fn key(lightning: &Lightning, sweep: &Sweep, kernel: Kernel, device: &Capabiliti
     };
     let (q, kv, head_dim) = (storage(sweep.q), storage(sweep.k), dim(sweep.q));
     // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
-    let wide = lanes > 0
-        && head_dim.is_multiple_of(8)
-        && ((device.int64 && lanes < 16) || (q != Storage::F32 && kv != Storage::F32));
+    let wide = lanes > 0 && head_dim.is_multiple_of(8) && device.int64 && lanes < 16;
     let head_class = if step { 0 } else { class(head_dim) };
     LinearKey {
         op: if step { LinearOp::Step } else { LinearOp::Chunk },

@@ -8,7 +8,7 @@ use wattn_shaders::{FlashKey, table};
 use crate::attention::{Attention, Causal, Extent};
 use crate::capabilities::Capabilities;
 use crate::choose;
-use crate::error::PlanError;
+use crate::error::{PlanError, refuse_int8};
 use crate::work::{self, Lengths};
 
 /// A stretch of batch entries and key/value heads that one dispatch serves, since a binding cannot hold more.
@@ -144,12 +144,14 @@ impl Plan {
 }
 
 /// A grid of `workgroups` that are numbered row by row: beyond one axis, rows are filled evenly.
-pub(crate) fn grid(workgroups: u32, per_axis: u32) -> [u32; 2] {
+#[must_use]
+pub fn grid(workgroups: u32, per_axis: u32) -> [u32; 2] {
     let rows = workgroups.div_ceil(per_axis).max(1);
     [workgroups.div_ceil(rows), rows]
 }
 
-fn check(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<(), PlanError> {
+pub(crate) fn check(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<(), PlanError> {
+    refuse_int8([attention.q, attention.kv])?;
     for (argument, value) in [("queries", extent.queries), ("keys", extent.keys)] {
         if value > MAX_LENGTH {
             return Err(PlanError::invalid(argument, value, format!("at most {MAX_LENGTH}")));
@@ -231,7 +233,7 @@ fn full_scores(attention: &Attention, extent: Extent) -> u64 {
     }
 }
 
-fn compulsory_bytes(attention: &Attention, extent: Extent) -> u64 {
+pub(crate) fn compulsory_bytes(attention: &Attention, extent: Extent) -> u64 {
     let options = attention.options;
     let [q, k, v, out, lse, bias, mask] = head_bytes(attention, extent);
     let sequences = if extent.packed { 1 } else { u64::from(extent.batch) };

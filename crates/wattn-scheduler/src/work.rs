@@ -108,7 +108,7 @@ fn check_bounds(argument: &'static str, bounds: &[u32], count: usize, total: u32
     Ok(())
 }
 
-fn sequence(
+pub(crate) fn sequence(
     attention: &Attention,
     batch: u32,
     (q_start, queries): (u32, u32),

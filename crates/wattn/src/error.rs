@@ -1,6 +1,6 @@
 //! What can go wrong after planning.
 
-pub use wattn_scheduler::PlanError;
+pub use wattn_scheduler::{CacheError, PlanError};
 
 /// Why a call was not encoded. Every message names the operand, what was given and what is needed; nothing has been recorded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -142,6 +142,17 @@ pub enum RunError {
         given: usize,
         /// The length needed.
         needed: usize,
+    },
+    /// A cache refused.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A buffer that may not be copied to.
+    #[error("{argument}: the buffer's usage is {given:?}, COPY_DST is needed")]
+    CopyUsage {
+        /// The buffer.
+        argument: &'static str,
+        /// Its usage.
+        given: wgpu::BufferUsages,
     },
     /// A file of states that cannot be written or read.
     #[error("states in a file: {0}")]

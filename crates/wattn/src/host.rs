@@ -375,7 +375,8 @@ pub fn mask_words(values: &[bool], keys: usize) -> Vec<u32> {
 
 fn packed(values: &[f32], storage: Storage) -> Vec<u8> {
     match storage {
-        Storage::F32 => bytemuck::cast_slice(values).to_vec(),
+        // Plans refuse 8 bits outside of caches.
+        Storage::F32 | Storage::Int8 => bytemuck::cast_slice(values).to_vec(),
         Storage::F16 => {
             let (least, most) = (f16::MIN.to_f32(), f16::MAX.to_f32());
             values.iter().flat_map(|&x| f16::from_f32(x.clamp(least, most)).to_le_bytes()).collect()
@@ -390,7 +391,9 @@ fn packed(values: &[f32], storage: Storage) -> Vec<u8> {
 fn unpacked(bytes: &[u8], storage: Storage) -> Vec<f32> {
     let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match storage {
-        Storage::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Storage::F32 | Storage::Int8 => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
         Storage::F16 => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
         Storage::Bf16 => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
     }

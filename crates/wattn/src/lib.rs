@@ -3,8 +3,10 @@
 mod based_operands;
 mod based_plan;
 mod bound;
+mod cache;
 mod capabilities;
 mod decay_jobs;
+mod decode_plan;
 mod dispatch;
 mod engine;
 mod error;
@@ -22,9 +24,11 @@ mod view;
 
 pub use based_operands::BasedOperands;
 pub use based_plan::BasedPlan;
+pub use cache::KvCache;
 pub use capabilities::{wanted_features, wanted_limits};
+pub use decode_plan::DecodePlan;
 pub use engine::{Engine, EngineBuilder};
-pub use error::{EncodeError, PlanError, RunError};
+pub use error::{CacheError, EncodeError, PlanError, RunError};
 pub use host::{Blocking, HostLayout, HostOperands, HostOutput, HostScores, mask_words};
 pub use linear_operands::LinearOperands;
 pub use linear_plan::LinearPlan;
@@ -35,7 +39,7 @@ pub use state::{BasedState, LightningState, Recurrent, State};
 pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
-    Attention, Based, BasedLayer, Capabilities, Causal, Decay, DecayModel, DeviceKind, Driver, Extent, HeadDim, Heads,
-    Lengths, Lightning, Pass, Schedule, Tokens,
+    Attention, Based, BasedLayer, CacheLayout, CacheStep, Capabilities, Causal, Decay, DecayModel, Decode, DeviceKind,
+    Driver, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Schedule, SequenceId, Split, Tokens, Work,
 };
 pub use wgpu;

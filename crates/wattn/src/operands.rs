@@ -1,7 +1,7 @@
 //! The operands of one call, and the checks that they fit the plan.
 
 use wattn_scheduler::shaders::{self, Access, ScoreView, Storage};
-use wattn_scheduler::{Causal, Lengths, Part};
+use wattn_scheduler::{Attention, CacheLayout, Causal, Extent, Lengths, Part};
 use wgpu::{Buffer, BufferUsages};
 
 use crate::error::EncodeError;
@@ -80,6 +80,8 @@ pub(crate) struct Span {
 /// Elements that a kernel loads at once.
 fn unit(access: Access, element_bytes: u64) -> u64 {
     match access {
+        // 8-bit numbers: a word of four.
+        _ if element_bytes == 1 => 4,
         Access::Vec4 => 4,
         Access::Vec8 => 8,
         // Pairs of 16 bits, else single elements.
@@ -185,6 +187,14 @@ impl<'a> Resolved<'a> {
         self.extent.iter().zip(self.strides).map(|(n, stride)| (n - 1) * stride).sum()
     }
 
+    /// The binding of all of it.
+    pub(crate) fn whole_span(&self, alignment: u64, limit: u64) -> Result<Span, EncodeError> {
+        let [batch, heads, ..] = self.extent;
+        #[expect(clippy::cast_possible_truncation, reason = "extents are 32-bit numbers")]
+        let part = Part { batch: 0..batch as u32, kv_heads: 0..(heads / self.heads_per_kv) as u32 };
+        self.span(&part, alignment, limit)
+    }
+
     /// The binding of one part.
     pub(crate) fn span(&self, part: &Part, alignment: u64, limit: u64) -> Result<Span, EncodeError> {
         let heads =
@@ -247,8 +257,14 @@ pub(crate) struct Checked<'a> {
 }
 
 impl<'a> Checked<'a> {
-    pub(crate) fn new(plan: &wattn_scheduler::Plan, operands: &Operands<'a>) -> Result<Self, EncodeError> {
-        let (attention, extent) = (&plan.attention, plan.extent);
+    /// Checks operands whose rows are loaded by `access`; keys and values lie in the pages of a cache where there is one.
+    pub(crate) fn new(
+        attention: &Attention,
+        extent: Extent,
+        access: Access,
+        cache: Option<&CacheLayout>,
+        operands: &Operands<'a>,
+    ) -> Result<Self, EncodeError> {
         let options = attention.options();
         present("lse", options.lse, operands.lse.is_some())?;
         present("bias", options.bias, operands.bias.is_some())?;
@@ -265,9 +281,10 @@ impl<'a> Checked<'a> {
         let (query_heads, kv_heads) = (u64::from(heads.query()), u64::from(heads.key_value()));
         let (qk, value) = (u64::from(attention.head_dim().qk()), u64::from(attention.head_dim().value()));
         let group = u64::from(heads.group());
-        let access = plan.key.access;
         let q_form = (attention.q_storage(), access);
-        let kv_form = (attention.kv_storage(), access);
+        let (k_storage, v_storage) =
+            cache.map_or((attention.kv_storage(), attention.kv_storage()), |c| (c.k_storage(), c.v_storage()));
+        let (places, key_rows) = cache.map_or((batch, keys), |c| (u64::from(c.pages()), u64::from(c.page())));
         // Outputs are stored by vec4.
         let out_form = (attention.q_storage(), if access == Access::Vec8 { Access::Vec4 } else { access });
         let word = (Storage::F32, Access::Any);
@@ -276,8 +293,8 @@ impl<'a> Checked<'a> {
         };
         let checked = Self {
             q: Resolved::new("q", &operands.q, [batch, query_heads, queries, qk], group, q_form)?,
-            k: Resolved::new("k", &operands.k, [batch, kv_heads, keys, qk], 1, kv_form)?,
-            v: Resolved::new("v", &operands.v, [batch, kv_heads, keys, value], 1, kv_form)?,
+            k: Resolved::new("k", &operands.k, [places, kv_heads, key_rows, qk], 1, (k_storage, access))?,
+            v: Resolved::new("v", &operands.v, [places, kv_heads, key_rows, value], 1, (v_storage, access))?,
             out: Resolved::new("out", &operands.out, [batch, query_heads, queries, value], group, out_form)?,
             lse: operands.lse.as_ref().map(|view| scores("lse", view, 1)).transpose()?,
             bias: operands.bias.as_ref().map(|view| scores("bias", view, keys)).transpose()?,
@@ -289,6 +306,15 @@ impl<'a> Checked<'a> {
         }
         checked.check_written()?;
         Ok(checked)
+    }
+
+    /// A buffer that is written beside the operands is none of theirs.
+    pub(crate) fn check_apart(&self, written: &'static str, buffer: &Buffer) -> Result<(), EncodeError> {
+        let all = [Some(self.out), self.lse, Some(self.q), Some(self.k), Some(self.v), self.bias, self.mask];
+        match all.iter().flatten().find(|other| other.buffer == buffer) {
+            Some(other) => Err(EncodeError::Aliased { written, other: other.name }),
+            None => Ok(()),
+        }
     }
 
     fn check_written(&self) -> Result<(), EncodeError> {

@@ -1,14 +1,15 @@
 //! What operators have in common: an engine plans them.
 
 use wattn_scheduler::shaders::Key;
-use wattn_scheduler::{Attention, Based, Extent, Lightning, PlanError, Tokens};
+use wattn_scheduler::{Attention, Based, Decode, Extent, Lightning, PlanError, Tokens};
 
 use crate::based_plan::BasedPlan;
+use crate::decode_plan::DecodePlan;
 use crate::engine::Engine;
 use crate::linear_plan::LinearPlan;
 use crate::plan::Plan;
 
-/// An operator that an [`Engine`] plans: [`Attention`], [`Lightning`] or [`Based`].
+/// An operator that an [`Engine`] plans: [`Attention`], [`Decode`], [`Lightning`] or [`Based`].
 pub trait Operator {
     /// How much there is to do.
     type Extent;
@@ -28,6 +29,15 @@ impl Operator for Attention {
 
     fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<Plan, PlanError> {
         Ok(Plan::new(engine.clone(), wattn_scheduler::Plan::new(self, extent, engine.capabilities())?))
+    }
+}
+
+impl Operator for Decode {
+    type Extent = Extent;
+    type Plan = DecodePlan;
+
+    fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<DecodePlan, PlanError> {
+        Ok(DecodePlan::new(engine.clone(), wattn_scheduler::DecodePlan::new(self, extent, engine.capabilities())?))
     }
 }
 
@@ -58,6 +68,14 @@ pub trait Prepared {
 impl Prepared for Plan {
     fn keys(&self) -> Vec<Key> {
         vec![Key::Flash(self.details().key)]
+    }
+}
+
+impl Prepared for DecodePlan {
+    fn keys(&self) -> Vec<Key> {
+        let plan = self.details();
+        let tiles = plan.tiles.map(Key::Flash);
+        [Key::Split(plan.split), Key::Merge(plan.merge)].into_iter().chain(tiles).collect()
     }
 }
 

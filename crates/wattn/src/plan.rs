@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use wattn_scheduler::shaders::{Key, Params, Sequence};
-use wattn_scheduler::{Part, sequences, work_list};
+use wattn_scheduler::{Attention, Part, sequences, work_list};
 use wgpu::{CommandEncoder, ComputePass};
 
 use crate::dispatch::{self, Dispatch};
@@ -87,7 +87,8 @@ impl Plan {
     }
 
     fn dispatches(&self, operands: &Operands<'_>, slice: Option<u32>) -> Result<Vec<Dispatch>, EncodeError> {
-        let checked = Checked::new(&self.plan, operands)?;
+        let plan = &self.plan;
+        let checked = Checked::new(&plan.attention, plan.extent, plan.key.access, None, operands)?;
         let all = sequences(&self.plan.attention, self.plan.extent, operands.lengths, operands.causal_offsets)?;
         let parts = self.part_count();
         let mut dispatches = Vec::with_capacity(self.plan.parts.len());
@@ -142,7 +143,7 @@ impl Plan {
 
         let view = |span: &Option<Span>| span.as_ref().map_or_else(Default::default, |s| s.view);
         let scores = |span: &Option<Span>| span.as_ref().map_or_else(Default::default, Span::scores);
-        let units = Units::new(plan);
+        let units = Units::new(&plan.attention);
         let slopes = 8 * count(sequences.len());
         let sinks = slopes + count(operands.alibi_slopes.len());
         let params = Params {
@@ -171,8 +172,10 @@ impl Plan {
             slopes,
             sinks,
             list: sinks + count(operands.sinks.len()),
+            ..Params::default()
         };
-        let words = words(&params, sequences, operands, units.log, &list);
+        let list = bytemuck::cast_slice(&list);
+        let words = words(&params, sequences, operands, units.log, &[], list);
 
         let bound = [
             Some((checked.q.buffer, q)),
@@ -188,20 +191,29 @@ impl Plan {
     }
 }
 
-/// The words of `aux`: parameters, sequences, slopes, sinks, work list.
-fn words(params: &Params, sequences: &[Sequence], operands: &Operands<'_>, log: f32, list: &[[u32; 2]]) -> Vec<u32> {
+/// The words of `aux`: parameters, sequences, slopes, sinks, page tables, work list.
+pub(crate) fn words(
+    params: &Params,
+    sequences: &[Sequence],
+    operands: &Operands<'_>,
+    log: f32,
+    tables: &[u32],
+    list: &[u32],
+) -> Vec<u32> {
     let mut words: Vec<u32> = Vec::with_capacity(
         size_of::<Params>() / 4
             + sequences.len() * 8
             + operands.alibi_slopes.len()
             + operands.sinks.len()
-            + list.len() * 2,
+            + tables.len()
+            + list.len(),
     );
     words.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(params)));
     words.extend_from_slice(bytemuck::cast_slice(sequences));
     let per_head = operands.alibi_slopes.iter().chain(operands.sinks);
     words.extend(per_head.map(|x| (x * log).clamp(f32::MIN, f32::MAX).to_bits()));
-    words.extend_from_slice(bytemuck::cast_slice(list));
+    words.extend_from_slice(tables);
+    words.extend_from_slice(list);
     words
 }
 
@@ -212,18 +224,19 @@ impl fmt::Display for Plan {
 }
 
 /// The unit that a kernel takes its weights in: log2 where nothing forbids it, natural with a bias (see `weight_natural.wgsl`).
-struct Units {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Units {
     /// What a natural score is multiplied by.
-    log: f32,
-    scale: f32,
-    softcap: f32,
+    pub(crate) log: f32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
 }
 
 impl Units {
-    fn new(plan: &wattn_scheduler::Plan) -> Self {
-        let log = if plan.attention.options().bias { 1.0 } else { std::f32::consts::LOG2_E };
-        let scale = plan.attention.effective_scale();
-        match plan.attention.cap() {
+    pub(crate) fn new(attention: &Attention) -> Self {
+        let log = if attention.options().bias { 1.0 } else { std::f32::consts::LOG2_E };
+        let scale = attention.effective_scale();
+        match attention.cap() {
             Some(cap) => Self { log, scale: scale / cap, softcap: cap * log },
             None => Self { log, scale: scale * log, softcap: 0.0 },
         }
@@ -243,6 +256,6 @@ fn slice_of(total: u32, (index, count): (u32, u32)) -> Range<u32> {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "plans hold fewer than 2^32 workgroups and heads")]
-fn count(len: usize) -> u32 {
+pub(crate) fn count(len: usize) -> u32 {
     len as u32
 }

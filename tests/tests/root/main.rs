@@ -3,7 +3,9 @@
 
 mod based;
 mod based_calls;
+mod cache;
 mod catalogue;
+mod decode;
 mod device;
 mod encode;
 mod errors;
@@ -52,6 +54,8 @@ fn main() -> ExitCode {
                 device::trials(gpu),
                 golden::trials(gpu, &files),
                 catalogue::trials(gpu, &cases),
+                decode::trials(gpu),
+                cache::trials(gpu),
                 linear::trials(gpu, &linear),
                 linear_calls::trials(gpu),
                 based::trials(gpu, &based),

@@ -11,6 +11,7 @@ use wattn_tests::{Loaded, Variant, attention, extent};
 use super::based;
 use super::ceilings::{Around, Beside, Ceilings};
 use super::clock::{Clock, Sample};
+use super::decode;
 use super::linear;
 use super::row::Figures;
 use super::stats::{Series, Summary};
@@ -137,6 +138,7 @@ impl Effort {
 pub(crate) enum Runner<'a> {
     Kernel(&'a Contestant<'a>),
     Baseline(&'a Passes<'a>),
+    Decode(&'a decode::Contestant<'a>),
     Linear(&'a linear::Contestant<'a>),
     Scan(&'a linear::Scan<'a>),
     Based(&'a based::Contestant),
@@ -147,6 +149,7 @@ impl Runner<'_> {
         match self {
             Self::Kernel(contestant) => contestant.sample(clock, count),
             Self::Baseline(passes) => passes.sample(clock, count),
+            Self::Decode(contestant) => contestant.sample(clock, count),
             Self::Linear(contestant) => contestant.sample(clock, count),
             Self::Scan(scan) => scan.sample(clock),
             Self::Based(contestant) => contestant.planned.sample(clock, count),
@@ -157,6 +160,7 @@ impl Runner<'_> {
     fn repeats(&self) -> Option<f64> {
         let whole = match self {
             Self::Kernel(contestant) => contestant.plan.slices() == 1,
+            Self::Decode(_) => true,
             Self::Linear(contestant) => contestant.plan.slices() == 1,
             Self::Based(contestant) => contestant.planned.slices() == 1,
             Self::Baseline(_) | Self::Scan(_) => return None,

@@ -7,6 +7,7 @@ mod ceilings;
 mod clock;
 mod compare;
 mod contest;
+mod decode;
 mod device;
 mod generation;
 mod host;
@@ -25,7 +26,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use wattn::Engine;
-use wattn_cases::{BasedRecipe, LinearRecipe, Recipe, based_bench_catalogue, bench_catalogue, linear_bench_catalogue};
+use wattn_cases::{
+    BasedRecipe, LinearRecipe, Recipe, based_bench_catalogue, bench_catalogue, decode_bench_catalogue,
+    linear_bench_catalogue,
+};
 use wattn_tests::Variant;
 
 use crate::report::guarded;
@@ -94,7 +98,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let recipes: Vec<Recipe> = bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
     let linear: Vec<LinearRecipe> = linear_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
     let based: Vec<BasedRecipe> = based_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
-    let cases = recipes.len() + linear.len() + based.len();
+    let decode: Vec<Recipe> = decode_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
+    let cases = recipes.len() + decode.len() + linear.len() + based.len();
     ensure!(cases > 0 || generate, "no case matches {:?}", args.filter.unwrap_or_default());
 
     let bar = ProgressBar::new(cases as u64 + 1);
@@ -113,6 +118,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bar.inc(1);
         bar.set_message(recipe.name);
         rows.extend(bench.case(recipe, pinned)?);
+    }
+    for recipe in &decode {
+        bar.inc(1);
+        bar.set_message(recipe.name);
+        rows.push(bench.decode(recipe, pinned)?);
     }
     for recipe in &linear {
         bar.inc(1);
@@ -238,6 +248,27 @@ impl Bench {
             contestants.iter().zip(own).map(|((row, c), outcome)| row.clone().measured(c.figures(), *outcome, &shared));
         rows.splice(0..0, measured.collect::<Vec<_>>());
         Ok(rows)
+    }
+
+    /// One case of few queries: a row for the plan's choice or the pinned kernel, with the forward kernel as its baseline.
+    fn decode(&self, recipe: &Recipe, pinned: Option<Variant>) -> Result<Row> {
+        let subject = Subject::new(recipe);
+        let label = pinned.map_or("plan".into(), |v| v.to_string());
+        let row = Row { op: "softmax_decode".into(), ..Row::new(recipe, &label) };
+        let kernel = pinned.map(|variant| variant.kernel);
+        let contestant = match guarded(|| decode::Contestant::new(&self.engine, &subject, kernel)) {
+            Ok(contestant) => contestant,
+            Err(error) => return Ok(row.failed(&error)),
+        };
+        let forward = match guarded(|| Contestant::new(&self.engine, &subject, None)) {
+            Ok(forward) => forward,
+            Err(error) => return Ok(row.failed(&error)),
+        };
+        let runners = [Runner::Decode(&contestant), Runner::Kernel(&forward)];
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &runners)?;
+        let baseline = outcomes.get(1).map(|outcome| outcome.time.median);
+        let outcome = outcomes.first().context("no outcome")?;
+        Ok(row.measured(contestant.figures(), *outcome, &Shared { baseline, ..Shared::default() }))
     }
 
     /// One case of linear attention: a row for the plan's choice or the pinned kernel, with the token-by-token scan as its baseline.

@@ -31,3 +31,32 @@ pub fn bench_catalogue() -> Vec<Recipe> {
         Recipe { bias: Some((Bias::Normal, Spread::PerHead)), ..square("softmax/bias_1024", 1024) },
     ]
 }
+
+/// The problems of few queries that are timed.
+pub fn decode_bench_catalogue() -> Vec<Recipe> {
+    let decode = |name, dim, [heads, kv_heads]: [usize; 2], keys| Recipe {
+        name,
+        heads,
+        kv_heads,
+        queries: 1,
+        keys,
+        head_dim: dim,
+        value_dim: dim,
+        causal: BOTTOM_RIGHT,
+        ..Recipe::default()
+    };
+    /// One sequence of 8,192 keys among 31 of 256; and as many keys in sequences alike.
+    const SKEWED: [u32; 32] = {
+        let mut lengths = [256; 32];
+        lengths[0] = 8192;
+        lengths
+    };
+    let stored = |storage, recipe| Recipe { q_storage: storage, kv_storage: storage, ..recipe };
+    vec![
+        decode("decode/8192_d128", 128, [32, 8], 8192),
+        stored(Storage::F16, decode("decode/8192_d128_f16", 128, [32, 8], 8192)),
+        decode("decode/8192_d64", 64, [9, 3], 8192),
+        Recipe { batch: 32, kv_lens: &SKEWED, ..decode("decode/skewed_d64", 64, [8, 2], 8192) },
+        Recipe { batch: 32, kv_lens: &[504; 32], ..decode("decode/uniform_d64", 64, [8, 2], 8192) },
+    ]
+}

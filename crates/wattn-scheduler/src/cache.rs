@@ -1,0 +1,144 @@
+//! How a cache of keys and values is laid out in pages.
+
+use wattn_shaders::Storage;
+
+use crate::attention::HeadDim;
+use crate::error::PlanError;
+
+/// The layout of a cache: pages of `page` tokens, each `[kv heads, page, dim]`, in one buffer of keys and one of values a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CacheLayout {
+    kv_heads: u32,
+    dims: HeadDim,
+    k: Storage,
+    v: Storage,
+    page: u32,
+    pages: u32,
+    layers: u32,
+}
+
+/// The smallest page, tokens.
+const MIN_PAGE: u32 = 16;
+
+impl CacheLayout {
+    /// `pages` pages of `page` tokens, a power of two from 16, for one layer in f32. Dims are multiples of four.
+    ///
+    /// # Errors
+    /// No heads or pages, a page that is no power of two from 16, or dims that are no multiples of four.
+    pub fn new(kv_heads: u32, dims: HeadDim, page: u32, pages: u32) -> Result<Self, PlanError> {
+        if kv_heads == 0 {
+            return Err(PlanError::invalid("kv_heads", kv_heads, "at least 1"));
+        }
+        if !page.is_power_of_two() || page < MIN_PAGE {
+            return Err(PlanError::invalid("page", page, format!("a power of two from {MIN_PAGE}")));
+        }
+        if pages == 0 || u64::from(pages) * u64::from(page) > 1 << 29 {
+            return Err(PlanError::invalid("pages", pages, format!("1 to {}", (1 << 29) / page)));
+        }
+        for (argument, dim) in [("head_dim", dims.qk()), ("value_head_dim", dims.value())] {
+            if !dim.is_multiple_of(4) {
+                return Err(PlanError::invalid(argument, dim, "a multiple of 4 in a cache (pad with zeros)"));
+            }
+        }
+        Ok(Self { kv_heads, dims, k: Storage::F32, v: Storage::F32, page, pages, layers: 1 })
+    }
+
+    /// One page a sequence, which holds `capacity` tokens rounded up to a power of two: contiguous keys and values.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn contiguous(kv_heads: u32, dims: HeadDim, capacity: u32, sequences: u32) -> Result<Self, PlanError> {
+        let page = capacity.checked_next_power_of_two().unwrap_or(0).max(MIN_PAGE);
+        Self::new(kv_heads, dims, page, sequences)
+    }
+
+    /// The same with so many pages.
+    pub(crate) fn with_pages(self, pages: u32) -> Result<Self, PlanError> {
+        let Self { kv_heads, dims, page, layers, k, v, .. } = self;
+        Ok(Self::new(kv_heads, dims, page, pages)?.layers(layers).storage(k, v))
+    }
+
+    /// So many layers, which share the pages' numbers and lengths but not their buffers; at least one.
+    #[must_use]
+    pub fn layers(mut self, layers: u32) -> Self {
+        self.layers = layers.max(1);
+        self
+    }
+
+    /// The storage of keys and that of values.
+    #[must_use]
+    pub fn storage(mut self, k: Storage, v: Storage) -> Self {
+        (self.k, self.v) = (k, v);
+        self
+    }
+
+    /// Key/value heads.
+    #[must_use]
+    pub fn kv_heads(&self) -> u32 {
+        self.kv_heads
+    }
+
+    /// The dims of keys and of values.
+    #[must_use]
+    pub fn dims(&self) -> HeadDim {
+        self.dims
+    }
+
+    /// The storage of keys.
+    #[must_use]
+    pub fn k_storage(&self) -> Storage {
+        self.k
+    }
+
+    /// The storage of values.
+    #[must_use]
+    pub fn v_storage(&self) -> Storage {
+        self.v
+    }
+
+    /// Tokens of a page.
+    #[must_use]
+    pub fn page(&self) -> u32 {
+        self.page
+    }
+
+    /// Pages of a layer.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// Layers.
+    #[must_use]
+    pub fn layer_count(&self) -> u32 {
+        self.layers
+    }
+
+    /// Bytes of a page of keys in one layer.
+    #[must_use]
+    pub fn k_page_bytes(&self) -> u64 {
+        self.page_bytes(self.dims.qk(), self.k)
+    }
+
+    /// Bytes of a page of values in one layer.
+    #[must_use]
+    pub fn v_page_bytes(&self) -> u64 {
+        self.page_bytes(self.dims.value(), self.v)
+    }
+
+    fn page_bytes(&self, dim: u32, storage: Storage) -> u64 {
+        u64::from(self.kv_heads) * u64::from(self.page) * u64::from(storage.row_bytes(dim))
+    }
+
+    /// Bytes of all pages of all layers, keys and values.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.k_page_bytes() + self.v_page_bytes()) * u64::from(self.pages) * u64::from(self.layers)
+    }
+
+    /// Pages that `tokens` tokens take.
+    #[must_use]
+    pub fn pages_for(&self, tokens: u32) -> u32 {
+        tokens.div_ceil(self.page)
+    }
+}

@@ -1,0 +1,366 @@
+//! A plan for few queries over many keys: kernels, rows, stretches, workspace.
+
+use std::fmt;
+
+use wattn_shaders::{Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, SplitKey, table};
+
+use crate::attention::{Attention, Causal, Extent};
+use crate::cache::CacheLayout;
+use crate::capabilities::{Capabilities, DeviceKind};
+use crate::choose;
+use crate::decode::{Decode, Split};
+use crate::decode_work::{Splitting, Work, partial_bytes};
+use crate::error::PlanError;
+use crate::pages::CacheStep;
+use crate::plan::check;
+use crate::work::{self, Lengths};
+
+/// Row tiles of a sequence that still counts as having few queries.
+const MOST_TILES: u32 = 4;
+
+/// Keys of the shortest stretch worth a workgroup, unless the caller says otherwise.
+const LEAST_KEYS: u32 = 128;
+
+/// How attention of few queries over many keys runs on a device. Prints itself; [`Work`] says what a call does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecodePlan {
+    /// The problem.
+    pub decode: Decode,
+    /// Its extent: what a call may have at most.
+    pub extent: Extent,
+    /// The pipeline of sequences with few queries.
+    pub split: SplitKey,
+    /// And what merges its partial results.
+    pub merge: MergeKey,
+    /// The pipeline of sequences with many queries, where the extent allows for any.
+    pub tiles: Option<FlashKey>,
+    /// Why these kernels.
+    pub reason: String,
+    /// Workgroups that share rows, each with a part of the value dim.
+    pub splits: u32,
+    /// Sequences of more rows (queries times heads of the group) are attended in tiles.
+    pub most_rows: u32,
+    /// Scratch memory that the caller provides, bytes: enough for any call. [`Work`] tells how much of it a call takes.
+    pub workspace_bytes: u64,
+    /// Workgroup memory, bytes a workgroup.
+    pub workgroup_bytes: u32,
+    /// Bytes that must move at least when lengths are full: every operand once.
+    pub bytes: u64,
+    splitting: Splitting,
+    workgroups_per_axis: u32,
+}
+
+impl DecodePlan {
+    /// Plans `decode` for calls of up to `extent`: of a batch of equal sequences, or of packed ones, which the keys of a cache ask for
+    /// (`keys` are those of all sequences together then, each counted where it is shared).
+    ///
+    /// # Errors
+    /// An impossible shape or option, a device limit, or a pinned kernel that cannot serve.
+    pub fn new(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<Self, PlanError> {
+        let attention = &decode.attention;
+        if let Some(cache) = &decode.cache {
+            check_cache(attention, cache, extent)?;
+        }
+        check(attention, extent, device)?;
+        let heads = attention.heads;
+        let (split, reason) = split_key(decode, extent, device)?;
+        let most_rows = MOST_TILES * split.rows;
+        let longest = if extent.packed { extent.queries } else { extent.queries.min(u32::MAX / heads.group()) };
+        let tiles = if longest.saturating_mul(heads.group()) > most_rows {
+            let (key, _) = choose::kernel(attention, device)?;
+            Some(FlashKey { k: split.k, v: split.v, paged: split.paged, ..key })
+        } else {
+            None
+        };
+        let most_keys = device.loop_turns.map_or(u32::MAX, |turns| {
+            const SPARE: u32 = 1024;
+            (turns - SPARE) / split.turns(attention.head_dim.qk()) * split.keys()
+        });
+        let kv_heads = heads.key_value();
+        let splitting = Splitting {
+            group: heads.group(),
+            rows: split.rows,
+            most_rows,
+            tile: tiles.map_or(1, |key| key.shape.tile_queries()),
+            keys: match decode.split {
+                Split::Keys(keys) => Some(keys),
+                Split::Device => None,
+            },
+            busy: (device.width() * 2).div_ceil(kv_heads),
+            step: LEAST_KEYS,
+            most_keys,
+            kv_heads,
+            workers: if device.kind == DeviceKind::Cpu { 4 } else { device.width() },
+        };
+        let workspace_bytes = splitting.most_bytes(extent, attention.head_dim.value());
+        if workspace_bytes > device.binding_bytes {
+            return Err(PlanError::Limit {
+                argument: "workspace",
+                needed: workspace_bytes,
+                available: device.binding_bytes,
+                unit: "bytes of partial results",
+                advice: "; longer stretches, or fewer sequences at a time, would do",
+            });
+        }
+        let merge = MergeKey {
+            out: attention.q,
+            access: if split.access == Access::Vec8 { Access::Vec4 } else { split.access },
+            natural: attention.options.bias,
+            sinks: attention.options.sinks,
+            lse: attention.options.lse,
+        };
+        Ok(Self {
+            decode: *decode,
+            extent,
+            split,
+            merge,
+            tiles,
+            reason,
+            splits: attention.head_dim.value().div_ceil(table::VALUE_SPLIT),
+            most_rows,
+            workspace_bytes,
+            workgroup_bytes: split.workgroup_bytes(),
+            bytes: crate::plan::compulsory_bytes(attention, extent),
+            splitting,
+            workgroups_per_axis: device.workgroups_per_axis,
+        })
+    }
+
+    /// The work of a call of these lengths.
+    ///
+    /// # Errors
+    /// Lengths or offsets that do not fit the extent, or keys that lie in a cache: its steps bring their own.
+    pub fn work(&self, lengths: Lengths<'_>, causal_offsets: &[i32]) -> Result<Work, PlanError> {
+        if self.decode.cache.is_some() {
+            return Err(PlanError::invalid("lengths", "lengths", "a step of the cache, whose keys the plan reads"));
+        }
+        let sequences = work::sequences(&self.decode.attention, self.extent, lengths, causal_offsets)?;
+        Ok(self.splitting.work(sequences, Vec::new(), self.extent.queries))
+    }
+
+    /// The work of a step of the cache that the plan reads.
+    ///
+    /// # Errors
+    /// More sequences, tokens or keys than the extent has, keys that the queries see but that were evicted, or a plan without a cache.
+    pub fn work_of(&self, step: &CacheStep) -> Result<Work, PlanError> {
+        let attention = &self.decode.attention;
+        if self.decode.cache.is_none() {
+            return Err(PlanError::invalid("step", "a step of a cache", "lengths, since the plan reads no cache"));
+        }
+        let keys: u64 = step.sequences.iter().map(|s| u64::from(s.tokens)).sum();
+        for (argument, given, most) in [
+            ("sequences", step.sequences.len() as u64, self.extent.batch),
+            ("queries", step.new_tokens().into(), self.extent.queries),
+            ("keys", keys, self.extent.keys),
+        ] {
+            if given > most.into() {
+                return Err(PlanError::invalid(argument, given, format!("at most {most}, as planned")));
+            }
+        }
+        let mut q_start = 0;
+        let mut sequences = Vec::with_capacity(step.sequences.len());
+        for s in &step.sequences {
+            // Tables lack the pages that were evicted: the first entry counts from before them.
+            let evicted = s.evicted / self.decode.cache.map_or(1, |cache| cache.page());
+            let sequence = work::sequence(attention, 0, (q_start, s.new), (s.table.wrapping_sub(evicted), s.tokens), 0);
+            let first = work::key_range(&sequence, 0).0;
+            if s.new > 0 && sequence.keys > 0 && first < s.evicted {
+                return Err(PlanError::invalid(
+                    "step",
+                    format!("{} whose queries see from key {first} on", s.id),
+                    format!("keys from {} on, since those before were evicted", s.evicted),
+                ));
+            }
+            q_start += s.new;
+            sequences.push(sequence);
+        }
+        Ok(self.splitting.work(sequences, step.tables.clone(), q_start))
+    }
+
+    /// Floating point operations of the scores that a call's queries see: `2 (head_dim + value_head_dim)` each.
+    #[must_use]
+    pub fn flops(&self, work: &Work) -> u64 {
+        let attention = &self.decode.attention;
+        let scores: u64 = work.sequences.iter().map(work::visited_scores).sum();
+        let numbers = u64::from(attention.head_dim.qk() + attention.head_dim.value());
+        scores.saturating_mul(2 * numbers * u64::from(attention.heads.query()))
+    }
+
+    /// Bytes that a call moves at least: queries, outputs, and every key and value once.
+    #[must_use]
+    pub fn moved_bytes(&self, work: &Work) -> u64 {
+        let attention = &self.decode.attention;
+        let (qk, value) = (u64::from(attention.head_dim.qk()), u64::from(attention.head_dim.value()));
+        let sum = |length: fn(&wattn_shaders::Sequence) -> u32| {
+            work.sequences.iter().map(|s| u64::from(length(s))).sum::<u64>()
+        };
+        let key = u64::from(self.split.k.row_bytes(attention.head_dim.qk()))
+            + u64::from(self.split.v.row_bytes(attention.head_dim.value()));
+        let key = u64::from(attention.heads.key_value()) * key;
+        let query = u64::from(attention.heads.query()) * (qk + value) * u64::from(attention.q.bytes());
+        sum(|s| s.keys).saturating_mul(key).saturating_add(sum(|s| s.queries).saturating_mul(query))
+    }
+
+    /// The grid of a dispatch of `workgroups`, which the kernels number row by row.
+    #[must_use]
+    pub fn grid(&self, workgroups: u32) -> [u32; 2] {
+        crate::plan::grid(workgroups, self.workgroups_per_axis)
+    }
+}
+
+fn check_cache(attention: &Attention, cache: &CacheLayout, extent: Extent) -> Result<(), PlanError> {
+    if !extent.packed {
+        return Err(PlanError::invalid("extent", "a batch", "packed sequences, since keys lie in a cache"));
+    }
+    if attention.causal == Causal::TopLeft {
+        return Err(PlanError::invalid(
+            "causal",
+            "top-left",
+            "bottom-right over a cache, which holds what came before",
+        ));
+    }
+    if cache.kv_heads() != attention.heads.key_value() {
+        let allowed = format!("{}, as of the cache", cache.kv_heads());
+        return Err(PlanError::invalid("kv_heads", attention.heads.key_value(), allowed));
+    }
+    for (argument, given, of_cache) in [
+        ("head_dim", attention.head_dim.qk(), cache.dims().qk()),
+        ("value_head_dim", attention.head_dim.value(), cache.dims().value()),
+    ] {
+        if given != of_cache {
+            return Err(PlanError::invalid(argument, given, format!("{of_cache}, as of the cache")));
+        }
+    }
+    Ok(())
+}
+
+/// The pipeline of few rows, and why.
+fn split_key(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<(SplitKey, String), PlanError> {
+    let attention = &decode.attention;
+    let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
+    let lanes = match (device.kind, device.subgroups) {
+        _ if qk > table::VALUE_SPLIT => Err(format!("head dim {qk} does not fit in registers")),
+        (_, None) => Err("the device has no subgroups".to_owned()),
+        (_, Some((min, max))) if min != max || !table::LANES.contains(&min) => {
+            Err(format!("subgroups of {min} to {max} lanes are not on its menu"))
+        }
+        (_, Some((min, _))) => Ok(min),
+    };
+    let (lanes, reason) = match (attention.kernel, lanes) {
+        (None, Ok(lanes)) if device.kind == DeviceKind::Cpu => {
+            (lanes, format!("a CPU driver with subgroups of {lanes}"))
+        }
+        (Some(Kernel::Broadcast), Ok(lanes)) => (lanes, format!("pinned; subgroups of {lanes}")),
+        (Some(kernel @ Kernel::Broadcast), Err(reason)) => return Err(PlanError::Kernel { kernel, reason }),
+        (Some(Kernel::TileUniversal), _) => (0, "pinned".to_owned()),
+        (Some(kernel), _) => {
+            return Err(PlanError::Kernel { kernel, reason: "it is not on the menu of few queries".to_owned() });
+        }
+        (None, Ok(_)) => (0, "a GPU".to_owned()),
+        (None, Err(reason)) => (0, format!("not broadcast: {reason}")),
+    };
+    let queries = if extent.packed { 1 } else { extent.queries };
+    let wanted = queries.saturating_mul(attention.heads.group());
+    let menu = SPLIT_ROWS[usize::from(lanes == 0)];
+    let rows = menu.iter().copied().find(|&rows| rows >= wanted).unwrap_or(menu[menu.len() - 1]);
+    let (k, v) = decode.cache.map_or((attention.kv, attention.kv), |c| (c.k_storage(), c.v_storage()));
+    let wide = (1..16).contains(&lanes)
+        && attention.access == Access::Vec4
+        && qk.is_multiple_of(8)
+        && value.is_multiple_of(8)
+        && device.int64;
+    let head_class = if lanes > 0 { table::dim_class(qk).unwrap_or(0) } else { 0 };
+    let key = SplitKey {
+        kernel: if lanes > 0 { Kernel::Broadcast } else { Kernel::TileUniversal },
+        lanes,
+        rows,
+        q: attention.q,
+        k,
+        v,
+        access: if wide { Access::Vec8 } else { attention.access },
+        paged: decode.cache.is_some(),
+        head_class,
+        padded: head_class > qk,
+        value_class: table::dim_class(value.min(table::VALUE_SPLIT)).unwrap_or(table::VALUE_SPLIT),
+        options: ScoreOptions { sinks: false, lse: false, ..attention.options },
+    };
+    for (what, needed, available) in [
+        ("bytes of workgroup memory", key.workgroup_bytes(), device.workgroup_bytes),
+        ("invocations", key.invocations(), device.workgroup_invocations),
+    ] {
+        if needed > available {
+            let reason = format!("{needed} {what} needed, {available} available");
+            return Err(PlanError::Kernel { kernel: key.kernel, reason });
+        }
+    }
+    Ok((key, format!("{reason}, {rows} rows share what is read")))
+}
+
+impl Splitting {
+    /// Workspace of any call within `extent`.
+    fn most_bytes(&self, extent: Extent, value_dim: u32) -> u64 {
+        let (batch, queries, keys) = (u64::from(extent.batch), u64::from(extent.queries), u64::from(extent.keys));
+        let group = u64::from(self.group);
+        // Of packed sequences, the most row tiles that one may have; keys are those of all.
+        let one = (queries * group).min(self.most_rows.into()).div_ceil(self.rows.into());
+        let (tiles, tile_keys) = if extent.packed {
+            let tiles = (one * batch).min(batch + (queries * group).div_ceil(self.rows.into()));
+            (tiles, keys.saturating_mul(one))
+        } else if queries * group > u64::from(self.most_rows) {
+            (0, 0)
+        } else {
+            (one * batch, keys.saturating_mul(one * batch))
+        };
+        // Each tile may start and end within a stretch.
+        let stretches = match self.keys {
+            Some(keys) => tile_keys / u64::from(keys.min(self.most_keys)) + 2 * tiles,
+            None => u64::from(self.busy) + tile_keys / u64::from(self.most_keys) + 2 * tiles,
+        };
+        let stretches = if tile_keys == 0 { 0 } else { stretches };
+        partial_bytes(stretches.saturating_mul(self.rows.into()), self.kv_heads, value_dim)
+    }
+}
+
+impl fmt::Display for DecodePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let attention = &self.decode.attention;
+        let (heads, dim) = (attention.heads, attention.head_dim);
+        writeln!(
+            f,
+            "softmax attention of few queries: {}, heads {}/{}, head dim {}/{}",
+            self.extent,
+            heads.query(),
+            heads.key_value(),
+            dim.qk(),
+            dim.value()
+        )?;
+        writeln!(f, "  kernel      flash_split on {} ({}), then flash_merge", self.split.kernel, self.reason)?;
+        match self.decode.split {
+            Split::Device => {
+                writeln!(f, "  stretches   as many as keep the device busy, {} keys at least", self.splitting.step)?
+            }
+            Split::Keys(keys) => writeln!(f, "  stretches   of {keys} keys, whatever else is in the batch")?,
+        }
+        if let Some(cache) = &self.decode.cache {
+            writeln!(
+                f,
+                "  cache       {} pages of {} tokens, keys {}, values {}",
+                cache.pages(),
+                cache.page(),
+                self.split.k,
+                self.split.v
+            )?;
+        }
+        if let Some(tiles) = &self.tiles {
+            writeln!(f, "  prefill     sequences of more than {} rows by {tiles}", self.most_rows)?;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "printed with four digits")]
+        let mbyte = self.bytes as f64 / 1e6;
+        writeln!(
+            f,
+            "  memory      {} bytes of workgroup memory, {} bytes of workspace, {mbyte:.3} MB moved",
+            self.workgroup_bytes, self.workspace_bytes
+        )?;
+        write!(f, "  pipeline    {}", self.split)
+    }
+}

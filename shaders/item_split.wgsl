@@ -1,0 +1,32 @@
+// One workgroup's work: a tile of rows of one key/value head of one sequence, a stretch of its keys, and a part of the value dim.
+// A sequence's rows are its queries times the heads of the group, the heads of a query beside each other.
+struct Item {
+    live: bool,
+    record: u32,
+    tile: u32,
+    first: u32,     // the stretch of keys
+    end: u32,
+    partial: u32,   // the first of its rows of partial results
+    kv_head: u32,
+    split: u32,
+}
+
+// The list runs from the longest stretch to the shortest.
+fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
+    let p = aux.params.first + workgroup.x + workgroup.y * grid.x;
+    if (p >= aux.params.last) {
+        return Item(false, 0u, 0u, 0u, 0u, 0u, 0u, 0u);
+    }
+    let q = p / aux.params.splits;
+    let kv_heads = aux.params.heads / aux.params.group;
+    let entry = aux.params.list + 5u * (q / kv_heads);
+    return Item(
+        true, aux.words[entry], aux.words[entry + 1u], aux.words[entry + 2u], aux.words[entry + 3u], aux.words[entry + 4u],
+        aux.params.head_first / aux.params.group + q % kv_heads, p % aux.params.splits,
+    );
+}
+
+// Where the partial results of a row lie: its value columns in vec4, then (maximum, sum, 0, 0).
+fn partial_at(kv_head: u32, partial: u32) -> u32 {
+    return (kv_head * aux.params.partials + partial) * (aux.params.value_chunks + 1u);
+}

@@ -1,0 +1,437 @@
+//! The cache of keys and values: what is attended to through its pages, against the oracle and against itself.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use wattn::{
+    Attention, CacheError, CacheLayout, DecodePlan, Engine, Extent, HeadDim, Heads, Kernel, KvCache, Operands,
+    RunError, SequenceId, Storage, View,
+};
+use wattn_cases::{Causal, Layout, Rows, SoftmaxCase, Tensor, compare};
+use wattn_tests::{DECODE_KERNELS, workspace};
+
+use crate::gpu::{Gpu, download, poisoned, upload};
+
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const DIM: usize = 32;
+/// What a plan of these tests may hold.
+const MOST: Extent = Extent { batch: 40, queries: 700, keys: 40_000, packed: true };
+
+pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for kernel in DECODE_KERNELS {
+        let mut add = |name: &str, run: fn(&Gpu, Kernel) -> Result<()>| {
+            trials.push(gpu.trial(&format!("{kernel}/cache/{name}"), move |gpu| run(gpu, kernel)));
+        };
+        add("paged_is_contiguous", paged_is_contiguous);
+        add("batch_invariant", batch_invariant);
+        add("random_operations", random_operations);
+        add("storages", storages);
+        add("window_is_a_ring", window_is_a_ring);
+    }
+    trials.push(gpu.trial("cache/export_after_growth", export_after_growth));
+    trials.push(gpu.trial("cache/refusals", refusals));
+    trials
+}
+
+/// Numbers that look random and are the same each time.
+struct Source(u64);
+
+impl Source {
+    fn bits(&mut self) -> u64 {
+        // xorshift64*
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: u32) -> u32 {
+        u32::try_from(self.bits() >> 33).unwrap_or(0) % n
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "24 bits")]
+    fn numbers(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| (self.bits() >> 40) as f32 / f32::from(1_u16 << 12) / 1024.0 - 2.0).collect()
+    }
+}
+
+/// Keys and values of a sequence on the host, rows `[tokens, kv heads, dim]`.
+#[derive(Debug, Clone, Default)]
+struct Host {
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// A cache with the same tokens on the host, which the oracle attends to.
+struct Model<'a> {
+    engine: &'a Engine,
+    attention: Attention,
+    window: [Option<u32>; 2],
+    plan: DecodePlan,
+    cache: KvCache,
+    hosts: BTreeMap<SequenceId, Host>,
+}
+
+/// What came out of a step: rows `[tokens, heads, dim]`.
+struct Stepped {
+    case: SoftmaxCase,
+    out: Vec<f32>,
+}
+
+impl<'a> Model<'a> {
+    fn new(engine: &'a Engine, attention: Attention, layout: CacheLayout, split: u32) -> Result<Self> {
+        let plan = engine.plan(&attention.decode().split_keys(split).cached(layout), MOST)?;
+        let cache = KvCache::new(engine, layout)?;
+        Ok(Self { engine, attention, window: [None; 2], plan, cache, hosts: BTreeMap::new() })
+    }
+
+    fn create(&mut self) -> SequenceId {
+        let id = self.cache.create();
+        self.hosts.insert(id, Host::default());
+        id
+    }
+
+    /// New tokens for each sequence, from `source` in the order given.
+    fn step(&mut self, source: &mut Source, new: &[(SequenceId, u32)]) -> Result<Stepped> {
+        let rows: Vec<_> = new
+            .iter()
+            .map(|&(_, n)| {
+                let kv = n as usize * KV_HEADS * DIM;
+                [source.numbers(n as usize * HEADS * DIM), source.numbers(kv), source.numbers(kv)]
+            })
+            .collect();
+        self.step_with(new, &rows)
+    }
+
+    fn step_with(&mut self, new: &[(SequenceId, u32)], rows: &[[Vec<f32>; 3]]) -> Result<Stepped> {
+        let mut encoder =
+            self.engine.device().create_command_encoder(&wattn::wgpu::CommandEncoderDescriptor::default());
+        let step = self.cache.extend(&mut encoder, new)?;
+        let [q, k, v] = [0, 1, 2].map(|n| rows.iter().flat_map(|rows| &rows[n]).copied().collect::<Vec<f32>>());
+        let work = self.plan.work_of(&step)?;
+        let buffers = [&q, &k, &v].map(|x| upload(self.engine, if x.is_empty() { &[0.0; 4] } else { x }));
+        let out = poisoned(self.engine, q.len().max(4));
+        let scratch = workspace(self.engine, self.plan.workspace_bytes());
+        let [q_view, k_view, v_view] = [0, 1, 2].map(|n| View::bshd(&buffers[n]));
+        self.cache.append(&mut encoder, &step, 0, k_view, v_view, Storage::F32)?;
+        let operands = Operands::new(q_view, self.cache.k(0)?, self.cache.v(0)?, View::bshd(&out));
+        self.plan.encode(&mut encoder, &work, &operands, &scratch)?;
+        self.engine.queue().submit([encoder.finish()]);
+
+        let mut all = Host::default();
+        let mut bounds = (vec![0], vec![0]);
+        for (&(id, n), rows) in new.iter().zip(rows) {
+            let host = self.hosts.get_mut(&id).context("a sequence of the model")?;
+            host.k.extend_from_slice(&rows[1]);
+            host.v.extend_from_slice(&rows[2]);
+            all.k.extend_from_slice(&host.k);
+            all.v.extend_from_slice(&host.v);
+            bounds.0.push(bounds.0[bounds.0.len() - 1] + n);
+            bounds.1.push(u32::try_from(all.k.len() / (KV_HEADS * DIM))?);
+        }
+        let mut values = download(self.engine, &out)?;
+        values.truncate(q.len());
+        Ok(Stepped { case: self.case(q, all, bounds)?, out: values })
+    }
+
+    /// The step as a packed problem.
+    fn case(&self, q: Vec<f32>, kv: Host, bounds: (Vec<u32>, Vec<u32>)) -> Result<SoftmaxCase> {
+        let storage = wattn_cases::Storage::F32;
+        let (queries, keys) = (q.len() / (HEADS * DIM), kv.k.len() / (KV_HEADS * DIM));
+        let case = SoftmaxCase {
+            name: "cache".to_owned(),
+            source: None,
+            layout: Layout::Packed,
+            scale: None,
+            causal: Some(Causal::BottomRight),
+            causal_offsets: None,
+            window: self.window,
+            softcap: None,
+            q: Tensor::new(storage, &[queries, HEADS, DIM], q),
+            k: Tensor::new(storage, &[keys, KV_HEADS, DIM], kv.k),
+            v: Tensor::new(storage, &[keys, KV_HEADS, DIM], kv.v),
+            alibi_slopes: None,
+            sinks: None,
+            bias: None,
+            mask: None,
+            kv_lens: None,
+            cu_seqlens: Some(bounds),
+            rms_tolerance: None,
+            expect: BTreeMap::new(),
+        };
+        case.check().map_err(anyhow::Error::msg)?;
+        Ok(case)
+    }
+}
+
+impl Stepped {
+    fn check(&self, gpu: &Gpu) -> Result<()> {
+        let reference = self.case.reference(Rows::All);
+        gpu.check(&compare("out", &self.out, &reference.out, &self.case.rules("out", &reference)))
+    }
+}
+
+fn attention(kernel: Kernel) -> Result<Attention> {
+    let heads = Heads::grouped(u32::try_from(HEADS)?, u32::try_from(KV_HEADS)?)?;
+    Ok(Attention::new(heads, HeadDim::new(u32::try_from(DIM)?)?).causal().kernel(kernel))
+}
+
+fn layout(page: u32, pages: u32) -> Result<CacheLayout> {
+    Ok(CacheLayout::new(u32::try_from(KV_HEADS)?, HeadDim::new(u32::try_from(DIM)?)?, page, pages)?)
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// A prefill and decode steps over small pages, and over one page a sequence.
+fn paged_is_contiguous(gpu: &Gpu, kernel: Kernel) -> Result<()> {
+    let contiguous = CacheLayout::contiguous(2, HeadDim::new(32)?, 200, 2)?;
+    let mut outs = Vec::new();
+    for layout in [layout(16, 40)?, contiguous] {
+        let mut model = Model::new(&gpu.engine, attention(kernel)?, layout, 48)?;
+        let (mut source, mut all) = (Source(7), Vec::new());
+        let (one, other) = (model.create(), model.create());
+        for new in [&[(one, 70), (other, 3)][..], &[(other, 1), (one, 1)], &[(one, 2)], &[(one, 1), (other, 60)]] {
+            let stepped = model.step(&mut source, new)?;
+            stepped.check(gpu)?;
+            all.extend(bits(&stepped.out));
+        }
+        outs.push(all);
+    }
+    ensure!(outs[0] == outs[1], "pages change the bits");
+    Ok(())
+}
+
+/// The same sequence alone, among 7 and among 32: the same bits.
+fn batch_invariant(gpu: &Gpu, kernel: Kernel) -> Result<()> {
+    let mut first: Option<Vec<u32>> = None;
+    for others in [0_u32, 6, 31] {
+        let mut model = Model::new(&gpu.engine, attention(kernel)?, layout(16, 900)?, 64)?;
+        let mut source = Source(11);
+        let mut rows = |n: usize| {
+            [source.numbers(n * HEADS * DIM), source.numbers(n * KV_HEADS * DIM), source.numbers(n * KV_HEADS * DIM)]
+        };
+        let (prefill, decode) = (rows(150), rows(1));
+        let watched = model.create();
+        let company: Vec<(SequenceId, u32)> = (0..others).map(|n| (model.create(), 1 + 37 * n % 331)).collect();
+        let mut source = Source(u64::from(others) + 1);
+        model.step_with(&[(watched, 150)], &[prefill])?;
+        for chunk in company.chunks(2) {
+            model.step(&mut source, chunk)?;
+        }
+        let mut new: Vec<(SequenceId, u32)> = company.iter().map(|&(id, _)| (id, 1)).collect();
+        let place = new.len() / 2;
+        new.insert(place, (watched, 1));
+        let rows: Vec<_> = (0..new.len())
+            .map(|n| {
+                let kv = KV_HEADS * DIM;
+                if n == place {
+                    decode.clone()
+                } else {
+                    [source.numbers(HEADS * DIM), source.numbers(kv), source.numbers(kv)]
+                }
+            })
+            .collect();
+        let stepped = model.step_with(&new, &rows)?;
+        stepped.check(gpu)?;
+        let row = bits(&stepped.out[place * HEADS * DIM..(place + 1) * HEADS * DIM]);
+        ensure!(first.get_or_insert_with(|| row.clone()) == &row, "{others} others change the bits");
+    }
+    Ok(())
+}
+
+/// Sequences are created, extended, forked, truncated and released; what they attend to is right all along, and no page is lost.
+fn random_operations(gpu: &Gpu, kernel: Kernel) -> Result<()> {
+    let mut model = Model::new(&gpu.engine, attention(kernel)?, layout(16, 30)?, 32)?;
+    let mut source = Source(3);
+    let mut full = 0;
+    for _ in 0..120 {
+        let ids: Vec<SequenceId> = model.hosts.keys().copied().collect();
+        let any =
+            |source: &mut Source| ids.get(source.below(u32::try_from(ids.len().max(1)).unwrap_or(1)) as usize).copied();
+        match source.below(8) {
+            0 => {
+                model.create();
+            }
+            1 => {
+                if let Some(id) = any(&mut source) {
+                    let fork = model.cache.fork(id)?;
+                    let host = model.hosts[&id].clone();
+                    model.hosts.insert(fork, host);
+                }
+            }
+            2 => {
+                if let Some(id) = any(&mut source) {
+                    let tokens = source.below(model.cache.pages().tokens(id)? + 1);
+                    model.cache.truncate(id, tokens)?;
+                    let host = model.hosts.get_mut(&id).context("a sequence of the model")?;
+                    host.k.truncate(tokens as usize * KV_HEADS * DIM);
+                    host.v.truncate(tokens as usize * KV_HEADS * DIM);
+                }
+            }
+            3 => {
+                if let Some(id) = any(&mut source) {
+                    model.cache.release(id)?;
+                    model.hosts.remove(&id);
+                }
+            }
+            _ => {
+                let mut new: Vec<(SequenceId, u32)> = Vec::new();
+                for _ in 0..=source.below(4) {
+                    if let Some(id) = any(&mut source).filter(|id| new.iter().all(|(other, _)| other != id)) {
+                        let most = if source.below(4) == 0 { 60 } else { 4 };
+                        new.push((id, source.below(most)));
+                    }
+                }
+                let free = model.cache.pages().free();
+                match model.step(&mut source, &new) {
+                    Ok(stepped) if stepped.out.is_empty() => {}
+                    Ok(stepped) => stepped.check(gpu)?,
+                    Err(error) if matches!(error.downcast_ref(), Some(CacheError::Full { .. })) => {
+                        ensure!(model.cache.pages().free() == free, "a refusal has changed the cache");
+                        full += 1;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+    ensure!(full > 0, "the test is meant to fill the cache");
+    for id in model.hosts.keys() {
+        model.cache.release(*id)?;
+    }
+    ensure!(model.cache.pages().free() == 30, "{} pages leaked", model.cache.pages().used());
+    Ok(())
+}
+
+/// Other storage than f32, keys and values chosen apart: as the oracle has it with the numbers rounded so.
+fn storages(gpu: &Gpu, kernel: Kernel) -> Result<()> {
+    for (k, v) in [(Storage::F16, Storage::F16), (Storage::Int8, Storage::Bf16), (Storage::Bf16, Storage::Int8)] {
+        let mut model = Model::new(&gpu.engine, attention(kernel)?, layout(16, 20)?.storage(k, v), 32)?;
+        let mut source = Source(5);
+        let id = model.create();
+        for new in [50, 1, 2] {
+            let stepped = model.step(&mut source, &[(id, new)])?;
+            let mut case = stepped.case.clone();
+            case.k.values = rounded(&case.k.values, k);
+            case.v.values = rounded(&case.v.values, v);
+            Stepped { case, out: stepped.out }.check(gpu).with_context(|| format!("k {k}, v {v}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Numbers as a cache stores them, row by row.
+fn rounded(values: &[f32], storage: Storage) -> Vec<f32> {
+    let each = |to: wattn_cases::Storage| values.iter().map(|&x| to.round(x)).collect();
+    match storage {
+        Storage::F32 => values.to_vec(),
+        Storage::F16 => each(wattn_cases::Storage::F16),
+        Storage::Bf16 => each(wattn_cases::Storage::Bf16),
+        Storage::Int8 => values
+            .chunks(DIM)
+            .flat_map(|row| {
+                let top = row.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
+                let inverse = if top > 0.0 { 127.0 / top } else { 0.0 };
+                row.iter().map(move |x| (x * inverse).round_ties_even() * (top / 127.0))
+            })
+            .collect(),
+    }
+}
+
+/// Under a sliding window, a long sequence keeps to a few pages.
+fn window_is_a_ring(gpu: &Gpu, kernel: Kernel) -> Result<()> {
+    let keys = 40;
+    let mut model = Model::new(&gpu.engine, attention(kernel)?.sliding(keys), layout(16, 5)?, 32)?;
+    let mut source = Source(13);
+    model.window = [Some(keys - 1), Some(0)];
+    let id = model.create();
+    for n in 0..40 {
+        let stepped = model.step(&mut source, &[(id, if n % 5 == 0 { 9 } else { 3 })])?;
+        stepped.check(gpu)?;
+        let tokens = model.cache.pages().tokens(id)?;
+        // The next query sees itself and the keys before it.
+        model.cache.evict(id, (tokens + 1).saturating_sub(keys))?;
+    }
+    ensure!(model.cache.pages().tokens(id)? > 2 * 5 * 16, "the test is meant to go round");
+    // What is gone cannot be seen.
+    model.cache.evict(id, model.cache.pages().tokens(id)?)?;
+    ensure!(model.step(&mut source, &[(id, 1)]).is_err(), "evicted keys were attended to");
+    Ok(())
+}
+
+fn export_after_growth(gpu: &Gpu) -> Result<()> {
+    let mut model = Model::new(&gpu.engine, attention(Kernel::TileUniversal)?, layout(16, 3)?, 32)?;
+    let mut source = Source(17);
+    let id = model.create();
+    model.step(&mut source, &[(id, 45)])?.check(gpu)?;
+    ensure!(model.step(&mut source, &[(id, 4)]).is_err(), "the test is meant to fill the cache");
+    let mut encoder = gpu.engine.device().create_command_encoder(&wattn::wgpu::CommandEncoderDescriptor::default());
+    model.cache.grow(&mut encoder, 2)?;
+    gpu.engine.queue().submit([encoder.finish()]);
+    let decode = model.attention.decode().split_keys(32).cached(*model.cache.layout());
+    model.plan = gpu.engine.plan(&decode, MOST)?;
+    model.step(&mut source, &[(id, 4)])?.check(gpu)?;
+
+    let mut encoder = gpu.engine.device().create_command_encoder(&wattn::wgpu::CommandEncoderDescriptor::default());
+    let [k, v] = [0, 1].map(|_| poisoned(&gpu.engine, 49 * KV_HEADS * DIM));
+    let tokens = model.cache.export(&mut encoder, id, 0, &k, &v)?;
+    gpu.engine.queue().submit([encoder.finish()]);
+    ensure!(tokens == 49, "{tokens} tokens exported");
+    let host = &model.hosts[&id];
+    for (buffer, rows) in [(&k, &host.k), (&v, &host.v)] {
+        let given = download(&gpu.engine, buffer)?;
+        for head in 0..KV_HEADS {
+            for token in 0..49 {
+                let row = &rows[(token * KV_HEADS + head) * DIM..][..DIM];
+                ensure!(&given[(head * 49 + token) * DIM..][..DIM] == row, "token {token} of head {head} differs");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn refusals(gpu: &Gpu) -> Result<()> {
+    let layout = layout(16, 4)?;
+    let mut cache = KvCache::new(&gpu.engine, layout)?;
+    let id = cache.create();
+    let mut encoder = gpu.engine.device().create_command_encoder(&wattn::wgpu::CommandEncoderDescriptor::default());
+    let says = |error: String, text: &str| {
+        ensure!(error.contains(text), "{error:?} does not say {text:?}");
+        Ok(())
+    };
+    let refused = |result: Result<_, CacheError>, text: &str| match result {
+        Ok(()) => Err(anyhow::anyhow!("accepted: {text}")),
+        Err(error) => says(error.to_string(), text),
+    };
+    refused(cache.extend(&mut encoder, &[(id, 65)]).map(drop), "5 needed, 4 free")?;
+    refused(cache.extend(&mut encoder, &[(id, 1), (id, 1)]).map(drop), "twice")?;
+    refused(cache.truncate(id, 1), "allowed are 0 to 0")?;
+    refused(cache.evict(id, 1), "at most 0")?;
+    let gone = cache.create();
+    cache.release(gone)?;
+    refused(cache.release(gone), "does not have it")?;
+    says(cache.k(1).map(drop).unwrap_err().to_string(), "below 1")?;
+    let huge = CacheLayout::new(64, HeadDim::new(512)?, 16, 1 << 24)?;
+    match KvCache::new(&gpu.engine, huge) {
+        Err(RunError::Plan(error)) => says(error.to_string(), "bytes of pages in one layer")?,
+        other => ensure!(false, "{:?} for a cache beyond a binding", other.map(drop)),
+    }
+    says(CacheLayout::new(2, HeadDim::new(32)?, 24, 1).map(drop).unwrap_err().to_string(), "power of two from 16")?;
+    says(CacheLayout::new(2, HeadDim::new(30)?, 16, 1).map(drop).unwrap_err().to_string(), "multiple of 4")?;
+    let attention = attention(Kernel::TileUniversal)?;
+    let other = Attention::new(Heads::grouped(4, 2)?, HeadDim::new(64)?).decode().cached(layout);
+    says(gpu.engine.plan(&other, MOST).map(drop).unwrap_err().to_string(), "32, as of the cache")?;
+    says(
+        gpu.engine.plan(&attention.decode().cached(layout), Extent::new(1, 1, 64)).map(drop).unwrap_err().to_string(),
+        "packed sequences",
+    )?;
+    let int8 = attention.storage(Storage::Int8);
+    says(gpu.engine.plan(&int8, Extent::new(1, 1, 64)).map(drop).unwrap_err().to_string(), "outside of a cache")?;
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! Few queries over many keys: every problem of their catalogue, by every kernel, split for the device and at fixed keys.
+
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+use wattn::{Kernel, PlanError, Split};
+use wattn_cases::{Reference, Rows, SoftmaxCase, decode_catalogue};
+use wattn_tests::{DECODE_KERNELS, judge_decode, plan_decode};
+
+use crate::gpu::Gpu;
+
+/// How keys are split: by the device, and so short that small cases have several stretches.
+const SPLITS: [(Split, &str); 2] = [(Split::Device, "split-device"), (Split::Keys(32), "split-32")];
+
+struct Case {
+    case: SoftmaxCase,
+    reference: OnceLock<Reference>,
+}
+
+pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
+    let cases = decode_catalogue()
+        .into_iter()
+        .map(|recipe| Arc::new(Case { case: recipe.build(), reference: OnceLock::new() }));
+    let mut trials = Vec::new();
+    for case in cases {
+        for kernel in DECODE_KERNELS {
+            for (split, split_name) in SPLITS {
+                let name = format!("{kernel}-{split_name}/{}", case.case.name);
+                let case = Arc::clone(&case);
+                let refused = matches!(
+                    plan_decode(&gpu.engine, &case.case, Some(kernel), split),
+                    Ok(Err(PlanError::Kernel { .. }))
+                );
+                trials.push(if refused {
+                    let stands = move |gpu: &Gpu| {
+                        let plan = plan_decode(&gpu.engine, &case.case, Some(kernel), split)?;
+                        ensure!(matches!(plan, Err(PlanError::Kernel { .. })), "{kernel} serves after all");
+                        Ok(())
+                    };
+                    gpu.trial(&name, stands).with_kind("cannot serve").with_ignored_flag(true)
+                } else {
+                    gpu.trial(&name, move |gpu| check(gpu, &case, kernel, split))
+                });
+            }
+        }
+    }
+    trials
+}
+
+fn check(gpu: &Gpu, case: &Case, kernel: Kernel, split: Split) -> Result<()> {
+    let reference = case.reference.get_or_init(|| case.case.reference(Rows::All));
+    let (_, comparisons) = judge_decode(&gpu.engine, &case.case, Some(kernel), split, reference)?;
+    comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
+}
