@@ -1,108 +1,123 @@
-//! Attention of all layers on the GPU, over keys and values that stay there.
+//! Attention of all layers on the GPU, over keys and values that stay there in the pages of a cache.
 
 use std::sync::mpsc;
 
 use anyhow::{Context, Result};
-use wattn::wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoderDescriptor, MapMode, PollType};
-use wattn::{Attention, Engine, Extent, HeadDim, Heads, Lengths, Operands, View};
+use wattn::wgpu::{
+    Buffer, BufferDescriptor, BufferUsages, CommandEncoder, CommandEncoderDescriptor, MapMode, PollType,
+};
+use wattn::{
+    Attention, CacheLayout, CacheStep, DecodePlan, Engine, Extent, HeadDim, Heads, KvCache, Operands, SequenceId,
+    Storage, View, Work,
+};
 use wattn_examples::smollm2::{HEAD_DIM, HEADS, KV_HEADS, LAYERS};
 
-/// Numbers of a token in a layer's keys, and in its values.
-const ROW: usize = KV_HEADS * HEAD_DIM;
-/// Tokens that buffers grow by at least.
-const GROWTH: usize = 256;
+/// Tokens a page.
+const PAGE: u32 = 16;
+/// Pages that a conversation starts with.
+const PAGES: u32 = 16;
 
 /// The keys and values of a conversation.
 pub(crate) struct Cache {
     engine: Engine,
     attention: Attention,
-    layers: Vec<Layer>,
+    cache: KvCache,
+    conversation: SequenceId,
+    tokens: u32,
+    step: Option<Step>,
     rows: Rows,
-    /// Tokens that buffers have room for.
-    capacity: usize,
 }
 
-struct Layer {
-    keys: Buffer,   // [capacity, key heads, head dim]
-    values: Buffer, // likewise
-    tokens: usize,
+/// What is the same for all layers.
+struct Step {
+    step: CacheStep,
+    plan: DecodePlan,
+    work: Work,
 }
 
-/// What comes and goes at each call: queries, and what they see, for the device and for the host.
+/// What comes and goes at each call.
 struct Rows {
+    tokens: usize,
     q: Buffer,
+    k: Buffer,
+    v: Buffer,
     out: Buffer,
+    /// The output, for the host.
     read: Buffer,
+    workspace: Buffer,
 }
 
 impl Cache {
     pub(crate) fn new(engine: &Engine) -> Result<Self> {
         let size = |n: usize| u32::try_from(n).context("a size beyond 32 bits");
-        let heads = Heads::grouped(size(HEADS)?, size(KV_HEADS)?)?;
-        let attention = Attention::new(heads, HeadDim::new(size(HEAD_DIM)?)?).causal();
-        let layer = |_| Layer { keys: layer_rows(engine, GROWTH), values: layer_rows(engine, GROWTH), tokens: 0 };
-        let layers = (0..LAYERS).map(layer).collect();
-        Ok(Self {
-            engine: engine.clone(),
-            attention,
-            layers,
-            rows: Rows::new(engine, HEADS * HEAD_DIM),
-            capacity: GROWTH,
-        })
+        let (heads, dim) = (Heads::grouped(size(HEADS)?, size(KV_HEADS)?)?, HeadDim::new(size(HEAD_DIM)?)?);
+        let layout = CacheLayout::new(size(KV_HEADS)?, dim, PAGE, PAGES)?.layers(size(LAYERS)?);
+        let mut cache = KvCache::new(engine, layout)?;
+        let conversation = cache.create();
+        let attention = Attention::new(heads, dim).causal();
+        let rows = Rows::new(engine, 1, 4);
+        Ok(Self { engine: engine.clone(), attention, cache, conversation, tokens: 0, step: None, rows })
     }
 
-    /// Adds the tokens of k and v to a layer; what their queries see of all its tokens up to their own.
+    /// Adds the tokens of k and v to a layer; what their queries see of all its tokens up to their own. The first layer makes room for
+    /// them in all.
     pub(crate) fn attend(&mut self, layer: usize, q: &[f32], k: &[f32], v: &[f32]) -> Result<Vec<f32>> {
-        let (queries, before) = (k.len() / ROW, self.layers[layer].tokens);
-        let keys = before + queries;
-        if keys > self.capacity {
-            self.grow(keys);
+        let mut encoder = self.engine.device().create_command_encoder(&CommandEncoderDescriptor::default());
+        if layer == 0 {
+            self.step = Some(self.make_room(&mut encoder, q.len() / (HEADS * HEAD_DIM))?);
         }
-        let Self { engine, layers, rows, .. } = self;
-        let own = &mut layers[layer];
-        own.tokens = keys;
+        let Self { engine, cache, rows, .. } = self;
+        let Step { step, plan, work } = self.step.as_ref().context("layers come in order")?;
+        for (buffer, numbers) in [(&rows.q, q), (&rows.k, k), (&rows.v, v)] {
+            engine.queue().write_buffer(buffer, 0, bytemuck::cast_slice(numbers));
+        }
+        let layer = u32::try_from(layer)?;
+        cache.append(&mut encoder, step, layer, View::bshd(&rows.k), View::bshd(&rows.v), Storage::F32)?;
+        let operands = Operands::new(View::bshd(&rows.q), cache.k(layer)?, cache.v(layer)?, View::bshd(&rows.out));
+        plan.encode(&mut encoder, work, &operands, &rows.workspace)?;
         let bytes = size_of_val(q) as u64;
-        if rows.q.size() < bytes {
-            *rows = Rows::new(engine, q.len());
-        }
-        let at = (before * ROW * size_of::<f32>()) as u64;
-        engine.queue().write_buffer(&own.keys, at, bytemuck::cast_slice(k));
-        engine.queue().write_buffer(&own.values, at, bytemuck::cast_slice(v));
-        engine.queue().write_buffer(&rows.q, 0, bytemuck::cast_slice(q));
-        let extent = Extent::new(1, u32::try_from(queries)?, u32::try_from(self.capacity)?);
-        let lengths = [u32::try_from(keys)?];
-        let operands = Operands {
-            lengths: Lengths::Keys(&lengths),
-            ..Operands::new(View::bshd(&rows.q), View::bshd(&own.keys), View::bshd(&own.values), View::bshd(&rows.out))
-        };
-        let mut encoder = engine.device().create_command_encoder(&CommandEncoderDescriptor::default());
-        engine.plan(&self.attention, extent)?.encode(&mut encoder, &operands)?;
         encoder.copy_buffer_to_buffer(&rows.out, 0, &rows.read, 0, bytes);
         engine.queue().submit([encoder.finish()]);
         rows.download(engine, bytes)
     }
 
-    /// Room for `tokens`, and as many again.
-    fn grow(&mut self, tokens: usize) {
-        self.capacity = (2 * tokens).next_multiple_of(GROWTH);
-        let mut encoder = self.engine.device().create_command_encoder(&CommandEncoderDescriptor::default());
-        for layer in &mut self.layers {
-            for old in [&mut layer.keys, &mut layer.values] {
-                let new = layer_rows(&self.engine, self.capacity);
-                encoder.copy_buffer_to_buffer(old, 0, &new, 0, old.size());
-                *old = new;
-            }
+    /// Pages and buffers for so many tokens more.
+    fn make_room(&mut self, encoder: &mut CommandEncoder, tokens: usize) -> Result<Step> {
+        let queries = u32::try_from(tokens)?;
+        self.tokens += queries;
+        let (needed, pages) = (self.cache.layout().pages_for(self.tokens), self.cache.layout().pages());
+        if needed > pages {
+            self.cache.grow(encoder, needed.max(2 * pages) - pages)?;
         }
-        self.engine.queue().submit([encoder.finish()]);
+        let step = self.cache.extend(encoder, &[(self.conversation, queries)])?;
+        let layout = *self.cache.layout();
+        let extent = Extent::packed(1, queries, PAGE * layout.pages());
+        let plan = self.engine.plan(&self.attention.decode().cached(layout), extent)?;
+        let workspace = plan.workspace_bytes().max(4);
+        if self.rows.tokens < tokens || self.rows.workspace.size() < workspace {
+            self.rows = Rows::new(&self.engine, tokens.max(self.rows.tokens), workspace);
+        }
+        Ok(Step { work: plan.work_of(&step)?, step, plan })
     }
 }
 
 impl Rows {
-    fn new(engine: &Engine, numbers: usize) -> Self {
+    fn new(engine: &Engine, tokens: usize, workspace: u64) -> Self {
+        let buffer = |size, usage| {
+            let label = Some("chat");
+            engine.device().create_buffer(&BufferDescriptor { label, size, usage, mapped_at_creation: false })
+        };
+        let rows = |heads: usize, usage| buffer((tokens * heads * HEAD_DIM * size_of::<f32>()) as u64, usage);
+        let (given, read) =
+            (BufferUsages::STORAGE | BufferUsages::COPY_DST, BufferUsages::MAP_READ | BufferUsages::COPY_DST);
         Self {
-            q: buffer(engine, numbers, BufferUsages::STORAGE | BufferUsages::COPY_DST),
-            out: buffer(engine, numbers, BufferUsages::STORAGE | BufferUsages::COPY_SRC),
-            read: buffer(engine, numbers, BufferUsages::MAP_READ | BufferUsages::COPY_DST),
+            tokens,
+            q: rows(HEADS, given),
+            k: rows(KV_HEADS, given),
+            v: rows(KV_HEADS, given),
+            out: rows(HEADS, BufferUsages::STORAGE | BufferUsages::COPY_SRC),
+            read: rows(HEADS, read),
+            workspace: buffer(workspace, BufferUsages::STORAGE),
         }
     }
 
@@ -118,13 +133,4 @@ impl Rows {
         self.read.unmap();
         Ok(out)
     }
-}
-
-fn layer_rows(engine: &Engine, tokens: usize) -> Buffer {
-    buffer(engine, tokens * ROW, BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC)
-}
-
-fn buffer(engine: &Engine, numbers: usize, usage: BufferUsages) -> Buffer {
-    let size = (numbers * size_of::<f32>()) as u64;
-    engine.device().create_buffer(&BufferDescriptor { label: Some("chat"), size, usage, mapped_at_creation: false })
 }
