@@ -247,6 +247,28 @@ fn stretches_one_after_the_other(gpu: &Gpu) -> Result<()> {
             comparisons.iter().try_for_each(|comparison| gpu.check(comparison))?;
         }
     }
+    stretches_without_final_states(&engine, &BasedRecipe { name: "based/stateless", tokens: 3000, ..small }.build())
+}
+
+/// What nobody asks for changes no bit of the rest.
+fn stretches_without_final_states(engine: &Engine, case: &BasedCase) -> Result<()> {
+    let dims = case.dims();
+    let head_dim = HeadDim::with_value(size(dims.key_dim)?, size(dims.value_dim)?)?;
+    let plain = Based::new(size(dims.heads)?, head_dim).schedule(Schedule::Sequential);
+    let plan = engine.plan(&plain, wattn_tests::based_tokens(case)?)?;
+    let [q, k, v] = [&case.q, &case.k, &case.v].map(|tensor| upload(engine, &tensor.values));
+    let out = poisoned(engine, case.v.values.len());
+    let workspace = poisoned(engine, usize::try_from(plan.workspace_bytes() / 4)?);
+    let operands = BasedOperands {
+        out: Some(View::bhsd(&out)),
+        workspace: Some(&workspace),
+        ..BasedOperands::new(View::bhsd(&q), View::bhsd(&k), View::bhsd(&v))
+    };
+    submit(engine, |encoder| Ok(plan.encode(encoder, &operands)?))?;
+    let variant = Variant { schedule: Some(Schedule::Sequential), ..plan.details().kernel.into() };
+    let (_, with_states) = run_based(engine, case, Some(variant), false)?;
+    let same = download(engine, &out)?.iter().zip(&with_states["out"]).all(|(a, b)| a.to_bits() == b.to_bits());
+    ensure!(same && plan.details().stretches() > 1, "other bits: {plan}");
     Ok(())
 }
 
