@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::based::BasedKey;
+use crate::flash_backward::FlashBackwardKey;
 use crate::linear::LinearKey;
 
 /// A kernel design. The names on the command line and in reports are those of [`Kernel::name`].
@@ -257,6 +258,8 @@ impl fmt::Display for FlashKey {
 pub enum Key {
     /// Of softmax attention.
     Flash(FlashKey),
+    /// Of the backward pass of softmax attention.
+    FlashBackward(FlashBackwardKey),
     /// Of linear attention with decay.
     Linear(LinearKey),
     /// Of the linear attention of BASED.
@@ -267,6 +270,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flash(key) => key.fmt(f),
+            Self::FlashBackward(key) => key.fmt(f),
             Self::Linear(key) => key.fmt(f),
             Self::Based(key) => key.fmt(f),
         }

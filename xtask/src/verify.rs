@@ -112,7 +112,7 @@ impl Judge {
         match self {
             Self::Softmax(case, reference) => {
                 let (plan, comparisons) = judge(&device.engine, case, Some(variant), reference)?;
-                Ok(Ran::softmax(&plan, comparisons.into()))
+                Ok(Ran::softmax(&plan, comparisons))
             }
             Self::Linear(case, reference) => {
                 let (plan, comparisons) = judge_linear(&device.engine, case, Some(variant), reference)?;
@@ -127,7 +127,9 @@ impl Judge {
 
     fn outputs(&self) -> Vec<&'static str> {
         match self {
-            Self::Softmax(..) => vec!["out", "lse"],
+            Self::Softmax(_, reference) => {
+                ["out", "lse"].into_iter().chain(reference.gradients.keys().copied()).collect()
+            }
             Self::Linear(_, reference) => reference.keys().copied().collect(),
             Self::Based(_, reference) => reference.keys().copied().collect(),
         }

@@ -64,7 +64,7 @@ impl BasedStep {
             Key::Based(key) if key.is_gradient() || key.op == BasedOp::Step => 1,
             Key::Based(key) => value.div_ceil(4 * key.columns()),
             Key::Linear(scan) => (based.state_rows() * (value + 1)).div_ceil(scan.columns()),
-            Key::Flash(_) => 0,
+            Key::Flash(_) | Key::FlashBackward(_) => 0,
         }
     }
 }

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+mod backward_operands;
+mod backward_plan;
 mod based_operands;
 mod based_plan;
 mod bound;
@@ -20,6 +22,8 @@ mod ring;
 mod state;
 mod view;
 
+pub use backward_operands::BackwardOperands;
+pub use backward_plan::BackwardPlan;
 pub use based_operands::BasedOperands;
 pub use based_plan::BasedPlan;
 pub use capabilities::{wanted_features, wanted_limits};
@@ -35,7 +39,7 @@ pub use state::{BasedState, LightningState, Recurrent, State};
 pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
-    Attention, Based, BasedLayer, Capabilities, Causal, Decay, DecayModel, DeviceKind, Driver, Extent, HeadDim, Heads,
+    Attention, AttentionBackward, Based, BasedLayer, Capabilities, Causal, Decay, DecayModel, DeviceKind, Driver, Extent, HeadDim, Heads,
     Lengths, Lightning, Pass, Schedule, Tokens,
 };
 pub use wgpu;

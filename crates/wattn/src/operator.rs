@@ -1,14 +1,15 @@
 //! What operators have in common: an engine plans them.
 
 use wattn_scheduler::shaders::Key;
-use wattn_scheduler::{Attention, Based, Extent, Lightning, PlanError, Tokens};
+use wattn_scheduler::{Attention, AttentionBackward, Based, Extent, Lightning, PlanError, Tokens};
 
+use crate::backward_plan::BackwardPlan;
 use crate::based_plan::BasedPlan;
 use crate::engine::Engine;
 use crate::linear_plan::LinearPlan;
 use crate::plan::Plan;
 
-/// An operator that an [`Engine`] plans: [`Attention`], [`Lightning`] or [`Based`].
+/// An operator that an [`Engine`] plans: [`Attention`], [`AttentionBackward`], [`Lightning`] or [`Based`].
 pub trait Operator {
     /// How much there is to do.
     type Extent;
@@ -28,6 +29,15 @@ impl Operator for Attention {
 
     fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<Plan, PlanError> {
         Ok(Plan::new(engine.clone(), wattn_scheduler::Plan::new(self, extent, engine.capabilities())?))
+    }
+}
+
+impl Operator for AttentionBackward {
+    type Extent = Extent;
+    type Plan = BackwardPlan;
+
+    fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<BackwardPlan, PlanError> {
+        Ok(BackwardPlan::new(engine.clone(), wattn_scheduler::BackwardPlan::new(self, extent, engine.capabilities())?))
     }
 }
 
@@ -58,6 +68,12 @@ pub trait Prepared {
 impl Prepared for Plan {
     fn keys(&self) -> Vec<Key> {
         vec![Key::Flash(self.details().key)]
+    }
+}
+
+impl Prepared for BackwardPlan {
+    fn keys(&self) -> Vec<Key> {
+        self.details().keys().collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use wattn_scheduler::shaders::{Key, Params, Sequence};
-use wattn_scheduler::{Part, sequences, work_list};
+use wattn_scheduler::{Attention, Part, sequences, work_list};
 use wgpu::{CommandEncoder, ComputePass};
 
 use crate::dispatch::{self, Dispatch};
@@ -142,8 +142,8 @@ impl Plan {
 
         let view = |span: &Option<Span>| span.as_ref().map_or_else(Default::default, |s| s.view);
         let scores = |span: &Option<Span>| span.as_ref().map_or_else(Default::default, Span::scores);
-        let units = Units::new(plan);
-        let slopes = 8 * count(sequences.len());
+        let units = Units::new(&plan.attention);
+        let slopes = RECORD * count(sequences.len());
         let sinks = slopes + count(operands.alibi_slopes.len());
         let params = Params {
             first: workgroups.start,
@@ -171,8 +171,9 @@ impl Plan {
             slopes,
             sinks,
             list: sinks + count(operands.sinks.len()),
+            ..Params::default()
         };
-        let words = words(&params, sequences, operands, units.log, &list);
+        let words = words(&params, sequences, [operands.alibi_slopes, operands.sinks], units.log, &list);
 
         let bound = [
             Some((checked.q.buffer, q)),
@@ -188,19 +189,24 @@ impl Plan {
     }
 }
 
+/// Words of a sequence in `aux`.
+#[expect(clippy::cast_possible_truncation, reason = "a few words")]
+pub(crate) const RECORD: u32 = size_of::<Sequence>() as u32 / 4;
+
 /// The words of `aux`: parameters, sequences, slopes, sinks, work list.
-fn words(params: &Params, sequences: &[Sequence], operands: &Operands<'_>, log: f32, list: &[[u32; 2]]) -> Vec<u32> {
+pub(crate) fn words(
+    params: &Params,
+    sequences: &[Sequence],
+    [slopes, sinks]: [&[f32]; 2],
+    log: f32,
+    list: &[[u32; 2]],
+) -> Vec<u32> {
     let mut words: Vec<u32> = Vec::with_capacity(
-        size_of::<Params>() / 4
-            + sequences.len() * 8
-            + operands.alibi_slopes.len()
-            + operands.sinks.len()
-            + list.len() * 2,
+        size_of::<Params>() / 4 + size_of_val(sequences) / 4 + slopes.len() + sinks.len() + list.len() * 2,
     );
     words.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(params)));
     words.extend_from_slice(bytemuck::cast_slice(sequences));
-    let per_head = operands.alibi_slopes.iter().chain(operands.sinks);
-    words.extend(per_head.map(|x| (x * log).clamp(f32::MIN, f32::MAX).to_bits()));
+    words.extend(slopes.iter().chain(sinks).map(|x| (x * log).clamp(f32::MIN, f32::MAX).to_bits()));
     words.extend_from_slice(bytemuck::cast_slice(list));
     words
 }
@@ -212,18 +218,18 @@ impl fmt::Display for Plan {
 }
 
 /// The unit that a kernel takes its weights in: log2 where nothing forbids it, natural with a bias (see `weight_natural.wgsl`).
-struct Units {
+pub(crate) struct Units {
     /// What a natural score is multiplied by.
-    log: f32,
-    scale: f32,
-    softcap: f32,
+    pub(crate) log: f32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
 }
 
 impl Units {
-    fn new(plan: &wattn_scheduler::Plan) -> Self {
-        let log = if plan.attention.options().bias { 1.0 } else { std::f32::consts::LOG2_E };
-        let scale = plan.attention.effective_scale();
-        match plan.attention.cap() {
+    pub(crate) fn new(attention: &Attention) -> Self {
+        let log = if attention.options().bias { 1.0 } else { std::f32::consts::LOG2_E };
+        let scale = attention.effective_scale();
+        match attention.cap() {
             Some(cap) => Self { log, scale: scale / cap, softcap: cap * log },
             None => Self { log, scale: scale * log, softcap: 0.0 },
         }
@@ -231,18 +237,18 @@ impl Units {
 }
 
 /// The largest divisor of `n` that is at most `most`, which is at least 1.
-fn divisor(n: u32, most: u32) -> u32 {
+pub(crate) fn divisor(n: u32, most: u32) -> u32 {
     (1..=most.min(n)).rev().find(|&d| n.is_multiple_of(d)).unwrap_or(1)
 }
 
 /// The share `index` of `count` of `0..total`, as even as whole workgroups allow.
 #[expect(clippy::cast_possible_truncation, reason = "at most `total`")]
-fn slice_of(total: u32, (index, count): (u32, u32)) -> Range<u32> {
+pub(crate) fn slice_of(total: u32, (index, count): (u32, u32)) -> Range<u32> {
     let bound = |i: u32| (u64::from(total) * u64::from(i) / u64::from(count)) as u32;
     bound(index)..bound(index + 1)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "plans hold fewer than 2^32 workgroups and heads")]
-fn count(len: usize) -> u32 {
+pub(crate) fn count(len: usize) -> u32 {
     len as u32
 }

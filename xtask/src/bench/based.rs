@@ -62,7 +62,7 @@ impl Contestant {
         let plan = self.planned.based_plan().context("not a plan of BASED")?.details();
         let chunk = plan.keys().find_map(|key| match key {
             Key::Based(key) => Some(key.chunk()),
-            Key::Flash(_) | Key::Linear(_) => None,
+            Key::Flash(_) | Key::FlashBackward(_) | Key::Linear(_) => None,
         });
         Ok(Figures {
             kernel: plan.kernel.name(),
