@@ -41,7 +41,7 @@ pub fn attention_backward(
 #[derive(Debug)]
 pub struct BackwardRun<'a> {
     engine: Engine,
-    loaded: &'a Loaded<'a>,
+    loaded: Loaded<'a>,
     plan: BackwardPlan,
     grad_out: Buffer,
     grad_lse: Option<Buffer>,
@@ -50,13 +50,13 @@ pub struct BackwardRun<'a> {
 }
 
 impl<'a> BackwardRun<'a> {
-    /// Plans the gradients that `reference` has, with `variant` forced, and uploads those that come in.
+    /// Plans the gradients that `reference` has, with `variant` forced, and uploads those that come in. The forward pass has run.
     ///
     /// # Errors
     /// A refused problem.
     pub fn new(
         engine: &Engine,
-        loaded: &'a Loaded<'a>,
+        loaded: Loaded<'a>,
         variant: Option<Variant>,
         reference: &Reference,
     ) -> Result<Self> {
@@ -99,7 +99,7 @@ impl<'a> BackwardRun<'a> {
     /// The operands of the call.
     #[must_use]
     pub fn operands(&self) -> BackwardOperands<'_> {
-        let (case, loaded) = (self.loaded.case, self.loaded);
+        let (case, loaded) = (self.loaded.case, &self.loaded);
         let forward = loaded.operands();
         let (q, kv) = (case.q.storage, case.k.storage);
         let words = |buffer| View::bhsd(buffer).at((GUARD / 4) as u64);

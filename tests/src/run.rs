@@ -141,7 +141,7 @@ pub fn judge(
     let loaded = Loaded::new(engine, case);
     let mut comparisons = loaded.run(engine, &plan)?.compare(case, reference).to_vec();
     if !reference.gradients.is_empty() {
-        let backward = BackwardRun::new(engine, &loaded, variant, reference)?;
+        let backward = BackwardRun::new(engine, loaded, variant, reference)?;
         backward.submit()?;
         comparisons.extend(backward.compare(reference)?);
     }

@@ -8,6 +8,7 @@ use wattn::{Engine, Plan};
 use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase};
 use wattn_tests::{Loaded, Variant, attention, extent};
 
+use super::backward;
 use super::based;
 use super::ceilings::{Around, Beside, Ceilings};
 use super::clock::{Clock, Sample};
@@ -136,6 +137,7 @@ impl Effort {
 /// Something whose samples are taken in turn with others'.
 pub(crate) enum Runner<'a> {
     Kernel(&'a Contestant<'a>),
+    Backward(&'a backward::Contestant<'a>),
     Baseline(&'a Passes<'a>),
     Linear(&'a linear::Contestant<'a>),
     Scan(&'a linear::Scan<'a>),
@@ -146,6 +148,7 @@ impl Runner<'_> {
     fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
         match self {
             Self::Kernel(contestant) => contestant.sample(clock, count),
+            Self::Backward(contestant) => contestant.sample(clock, count),
             Self::Baseline(passes) => passes.sample(clock, count),
             Self::Linear(contestant) => contestant.sample(clock, count),
             Self::Scan(scan) => scan.sample(clock),
@@ -157,6 +160,7 @@ impl Runner<'_> {
     fn repeats(&self) -> Option<f64> {
         let whole = match self {
             Self::Kernel(contestant) => contestant.plan.slices() == 1,
+            Self::Backward(contestant) => contestant.run.plan().slices() == 1,
             Self::Linear(contestant) => contestant.plan.slices() == 1,
             Self::Based(contestant) => contestant.planned.slices() == 1,
             Self::Baseline(_) | Self::Scan(_) => return None,
