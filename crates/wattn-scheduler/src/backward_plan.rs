@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use wattn_shaders::{Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, ScoreOptions, Shape, bindings, table};
+use wattn_shaders::{Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, LaneShape, ScoreOptions, Shape, bindings, table};
 
 use crate::attention::Extent;
 use crate::backward::AttentionBackward;
@@ -206,7 +206,11 @@ fn steps(
             } else {
                 vec![BackwardOp::DkDv]
             };
-            [dq].into_iter().chain(keys).map(|op| (FlashBackwardKey { op, ..key }, 1)).collect::<Vec<_>>()
+            // Keys have two gradients to queries' one.
+            let half = Shape::Lanes(LaneShape { rows: shape.rows.div_ceil(2), ..shape });
+            let walk = |op, shape| (FlashBackwardKey { op, shape, ..key }, 1);
+            let keys = keys.into_iter().map(|op| walk(op, half));
+            [walk(dq, key.shape)].into_iter().chain(keys).collect::<Vec<_>>()
         }
         BackwardShapes::Tiles { head, value: tile } => {
             [(dq, head, qk), (BackwardOp::Dk, head, qk), (BackwardOp::Dv, tile, value)]
