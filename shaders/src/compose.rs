@@ -299,7 +299,9 @@ fn parts(key: &FlashKey) -> Vec<String> {
     if lanes {
         parts.push(file(if key.padded { "head_padded" } else { "head_whole" }).to_owned());
     }
-    parts.extend(kernel_files(key).into_iter().map(|name| key_sharing(key.kernel, &["k_a", "k_b", "v_a", "v_b"], file(name))));
+    parts.extend(
+        kernel_files(key).into_iter().map(|name| key_sharing(key.kernel, &["k_a", "k_b", "v_a", "v_b"], file(name))),
+    );
     parts
 }
 

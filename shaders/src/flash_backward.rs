@@ -174,19 +174,20 @@ impl FlashBackwardKey {
         let options = self.options;
         let walks = self.walks() || self.op == BackwardOp::Dbias;
         let mut all = match self.op {
-            BackwardOp::Delta { incoming } => {
-                vec![(0, "out", false), (1, "grad_out", false), (2, "lse", false)]
-                    .into_iter()
-                    .chain(incoming.then_some((3, "grad_lse", false)))
-                    .collect()
-            }
+            BackwardOp::Delta { incoming } => vec![(0, "out", false), (1, "grad_out", false), (2, "lse", false)]
+                .into_iter()
+                .chain(incoming.then_some((3, "grad_lse", false)))
+                .collect(),
             BackwardOp::Dsinks => vec![(3, "dsinks", true)],
             BackwardOp::Dslopes => vec![(3, "dslopes", true)],
             BackwardOp::Dbias => vec![(2, "v", false), (3, "dbias", true)],
             _ => {
                 let v = self.gradient().then_some((2, "v", false));
                 let grad_out = (!self.beside).then_some((3, "grad_out", false));
-                v.into_iter().chain(grad_out).chain(self.results().iter().map(|out| (out.slot, out.name, true))).collect()
+                v.into_iter()
+                    .chain(grad_out)
+                    .chain(self.results().iter().map(|out| (out.slot, out.name, true)))
+                    .collect()
             }
         };
         all.push((4, "rows", matches!(self.op, BackwardOp::Delta { .. }) || self.slopes()));
@@ -261,7 +262,8 @@ impl FlashBackwardKey {
     pub(crate) fn parts(&self) -> Vec<String> {
         let mut parts = vec![file("view").to_owned(), file("params").to_owned()];
         let lanes = self.walks() && matches!(self.shape, Shape::Lanes(_));
-        let element = |name, slot, dim, storage| Element { name, slot, dim, storage, access: self.access, pairs: lanes };
+        let element =
+            |name, slot, dim, storage| Element { name, slot, dim, storage, access: self.access, pairs: lanes };
         let (q, k, v) = (
             element("q", 0, "head_dim", self.q),
             element("k", 1, "head_dim", self.kv),

@@ -2,8 +2,9 @@
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wattn_shaders::{
-    Access, BROADCAST_CLASS, BackwardOp, FlashBackwardKey, BasedKey, BasedOp, FEATURE_CLASSES, FlashKey, HEAD_CLASSES, Kernel, Key, LaneShape,
-    LinearKey, LinearOp, ScoreOptions, Shape, Storage, bindings, compose, gradient_values, table,
+    Access, BROADCAST_CLASS, BackwardOp, BasedKey, BasedOp, FEATURE_CLASSES, FlashBackwardKey, FlashKey, HEAD_CLASSES,
+    Kernel, Key, LaneShape, LinearKey, LinearOp, ScoreOptions, Shape, Storage, bindings, compose, gradient_values,
+    table,
 };
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.

@@ -17,11 +17,7 @@ use crate::variant::Variant;
 ///
 /// # Errors
 /// Sizes that the library refuses.
-pub fn attention_backward(
-    case: &SoftmaxCase,
-    variant: Option<Variant>,
-    outputs: &[&str],
-) -> Result<AttentionBackward> {
+pub fn attention_backward(case: &SoftmaxCase, variant: Option<Variant>, outputs: &[&str]) -> Result<AttentionBackward> {
     let forward = attention(case)?;
     let mut backward = variant.map_or(forward, |variant| variant.force(forward)).backward();
     for (on, option) in [
@@ -54,12 +50,7 @@ impl<'a> BackwardRun<'a> {
     ///
     /// # Errors
     /// A refused problem.
-    pub fn new(
-        engine: &Engine,
-        loaded: Loaded<'a>,
-        variant: Option<Variant>,
-        reference: &Reference,
-    ) -> Result<Self> {
+    pub fn new(engine: &Engine, loaded: Loaded<'a>, variant: Option<Variant>, reference: &Reference) -> Result<Self> {
         let case = loaded.case;
         let mut names: Vec<&'static str> = reference.gradients.keys().copied().collect();
         names.extend(["dq", "dk", "dv"].into_iter().filter(|name| !reference.gradients.contains_key(name)));

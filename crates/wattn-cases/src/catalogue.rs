@@ -25,13 +25,6 @@ fn sized(name: &'static str, queries: usize, keys: usize) -> Recipe {
 
 /// All problems of softmax attention that are checked for correctness.
 pub fn catalogue() -> Vec<Recipe> {
-    [
-        lengths::recipes(),
-        ranges::recipes(),
-        options::recipes(),
-        values::recipes(),
-        dims::recipes(),
-        backward::recipes(),
-    ]
-    .concat()
+    [lengths::recipes(), ranges::recipes(), options::recipes(), values::recipes(), dims::recipes(), backward::recipes()]
+        .concat()
 }

@@ -122,7 +122,8 @@ impl SoftmaxCase {
         let operands = Operands::new(self);
         let problem = operands.problem(self);
         let dims = self.dims();
-        let mut reference = Reference { out: Vec::new(), lse: Vec::new(), gradients: self.gradients(), largest_logit: 0.0 };
+        let mut reference =
+            Reference { out: Vec::new(), lse: Vec::new(), gradients: self.gradients(), largest_logit: 0.0 };
         for b in 0..dims.batch {
             for h in 0..dims.heads {
                 let head_ix = b * dims.heads + h;

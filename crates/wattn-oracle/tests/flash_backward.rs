@@ -34,24 +34,23 @@ fn canonical<'a>() -> SoftmaxProblem<'a> {
 fn causal() {
     let got = canonical().flash_backward(&GRAD, None);
     assert_near(&got.dq, &[0.0, 0.0, 0.333732, -0.667463, -0.29317, 1.441798, 0.158257, -0.107138], PRINTED);
-    assert_near(&got.dk, &[-0.524655, -0.298258, 0.856497, 0.536722, -0.31769, -0.252616, -0.014152, 0.014152], PRINTED);
+    assert_near(
+        &got.dk,
+        &[-0.524655, -0.298258, 0.856497, 0.536722, -0.31769, -0.252616, -0.014152, 0.014152],
+        PRINTED,
+    );
     assert_near(&got.dv, &[1.492795, 0.120374, 0.648267, 0.300746, 0.212321, -0.067737, 0.146617, 0.146617], PRINTED);
 }
 
 #[test]
 fn a_gradient_of_the_log_sum_exp() {
     let got = canonical().flash_backward(&GRAD, Some(&[1.0, -1.0, 0.5, 2.0]));
-    assert_near(
-        &got.dq,
-        &[0.707107, 0.0, 0.195442, -1.805098, -0.24227, 1.898582, 0.751705, 0.713627],
-        PRINTED,
-    );
+    assert_near(&got.dq, &[0.707107, 0.0, 0.195442, -1.805098, -0.24227, 1.898582, 0.751705, 0.713627], PRINTED);
 }
 
 #[test]
 fn softcap_sink_and_bias() {
-    let bias =
-        [0.1, 0.0, 0.0, 0.0, -0.2, 0.3, 0.0, 0.0, 0.0, 0.1, -0.1, 0.0, 0.2, 0.0, 0.1, 0.4];
+    let bias = [0.1, 0.0, 0.0, 0.0, -0.2, 0.3, 0.0, 0.0, 0.0, 0.1, -0.1, 0.0, 0.2, 0.0, 0.1, 0.4];
     let bias = Some(Broadcast { values: &bias, shape: [1, 1, 4, 4] });
     let problem = SoftmaxProblem { softcap: Some(1.0), sinks: Some(&[0.5]), bias, ..canonical() };
     let got = problem.flash_backward(&GRAD, None);
@@ -74,11 +73,7 @@ fn a_group_of_heads_adds_up() {
     let q = [&Q[..], &reversed].concat();
     let problem = SoftmaxProblem { heads: 2, q: &q, ..canonical() };
     let got = problem.flash_backward(&[GRAD, GRAD].concat(), None);
-    assert_near(
-        &got.dk,
-        &[0.044529, -0.114215, 0.36511, 0.931002, -0.363883, -0.830938, -0.045756, 0.014152],
-        PRINTED,
-    );
+    assert_near(&got.dk, &[0.044529, -0.114215, 0.36511, 0.931002, -0.363883, -0.830938, -0.045756, 0.014152], PRINTED);
 }
 
 /// `sum(grad_out out) + sum(grad_lse lse)`; rows that see nothing have no log-sum-exp to move.

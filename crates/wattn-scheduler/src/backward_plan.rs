@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use wattn_shaders::{Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, LaneShape, ScoreOptions, Shape, bindings, table};
+use wattn_shaders::{
+    Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, LaneShape, ScoreOptions, Shape, bindings, table,
+};
 
 use crate::attention::Extent;
 use crate::backward::AttentionBackward;
@@ -273,9 +275,8 @@ fn check_steps(
             _ => rows,
         };
         // Workgroups, and turns of one of them.
-        let turns = |rows: u64, step: u32| {
-            window(rows).div_ceil(u64::from(key.shape.tile_keys())).saturating_mul(step.into())
-        };
+        let turns =
+            |rows: u64, step: u32| window(rows).div_ceil(u64::from(key.shape.tile_keys())).saturating_mul(step.into());
         let (workgroups, turns) = match key.op {
             BackwardOp::Delta { .. } => (query_heads.saturating_mul(queries).div_ceil(tile), u64::from(value / 4)),
             BackwardOp::Dsinks | BackwardOp::Dslopes => (heads.query().into(), batch.saturating_mul(queries) / tile),
@@ -321,9 +322,8 @@ fn compulsory_bytes(backward: &AttentionBackward, extent: Extent) -> u64 {
     let sequences = if extent.packed { 1 } else { u64::from(extent.batch) };
     let used = |on: bool, bytes: u64| if on { bytes } else { 0 };
     let scores = used(options.bias, bias) + used(backward.bias_gradient, bias) + used(options.mask, mask);
-    let by_query = u64::from(heads.query()).saturating_mul(
-        2 * (q + out) + lse + used(backward.lse_gradient, lse) + scores,
-    );
+    let by_query =
+        u64::from(heads.query()).saturating_mul(2 * (q + out) + lse + used(backward.lse_gradient, lse) + scores);
     by_query.saturating_add(u64::from(heads.key_value()).saturating_mul(2 * (k + v))).saturating_mul(sequences)
 }
 
@@ -366,7 +366,13 @@ impl fmt::Display for BackwardPlan {
             dim.value()
         )?;
         writeln!(f, "  kernel      {} ({})", self.kernel, self.reason)?;
-        writeln!(f, "  dispatch    {} passes, {} parts, {} slices each", self.steps.len(), self.parts.len(), self.slices)?;
+        writeln!(
+            f,
+            "  dispatch    {} passes, {} parts, {} slices each",
+            self.steps.len(),
+            self.parts.len(),
+            self.slices
+        )?;
         writeln!(
             f,
             "  memory      {} of {} bytes of workgroup memory, {} bytes of workspace",

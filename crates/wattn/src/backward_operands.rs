@@ -148,8 +148,9 @@ impl<'a> CheckedBackward<'a> {
         let of_q = |name, view: &View<'a>, dim, access| {
             Resolved::new(name, view, [batch, query_heads, queries, dim], group, (q, access))
         };
-        let of_kv =
-            |name, view: &View<'a>, dim, access| Resolved::new(name, view, [batch, kv_heads, keys, dim], 1, (kv, access));
+        let of_kv = |name, view: &View<'a>, dim, access| {
+            Resolved::new(name, view, [batch, kv_heads, keys, dim], 1, (kv, access))
+        };
         let scores = |name, view: &Option<View<'a>>, columns| {
             let extent = [batch, query_heads, queries, columns];
             view.as_ref().map(|view| Resolved::new(name, view, extent, group, word)).transpose()
@@ -187,8 +188,7 @@ impl<'a> CheckedBackward<'a> {
 
     /// What is written has no element twice and a buffer of its own.
     fn check_written(&self) -> Result<(), EncodeError> {
-        let written =
-            [Some(self.dq), Some(self.dk), Some(self.dv), self.dbias, self.dsinks, self.dslopes, self.rows];
+        let written = [Some(self.dq), Some(self.dk), Some(self.dv), self.dbias, self.dsinks, self.dslopes, self.rows];
         let read = [
             Some(self.q),
             Some(self.k),

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use wattn_scheduler::shaders::{Access, BackwardOp, Binding, DBIAS_TILE, Key, Params, ScoreView, Sequence, View, bindings};
+use wattn_scheduler::shaders::{
+    Access, BackwardOp, Binding, DBIAS_TILE, Key, Params, ScoreView, Sequence, View, bindings,
+};
 use wattn_scheduler::{BackwardStep, Part, key_work_list, sequences, work_list};
 use wgpu::{CommandEncoder, ComputePass};
 
@@ -109,7 +111,8 @@ impl BackwardPlan {
             _ => self.plan.slices.div_ceil(parts),
         };
         let jobs = self.plan.parts.iter().flat_map(|part| self.plan.steps.iter().map(move |step| (part, step)));
-        jobs.flat_map(|(part, step)| (0..shares(step)).map(move |n| Job { part, step, share: (n, shares(step)) })).collect()
+        jobs.flat_map(|(part, step)| (0..shares(step)).map(move |n| Job { part, step, share: (n, shares(step)) }))
+            .collect()
     }
 
     fn dispatches(&self, operands: &BackwardOperands<'_>, slice: Option<u32>) -> Result<Vec<Dispatch>, EncodeError> {
@@ -198,7 +201,11 @@ impl BackwardPlan {
             slopes,
             sinks,
             list: sinks + count(operands.sinks.len()),
-            grad_out: if key.beside && !matches!(key.op, BackwardOp::Delta { .. }) { beside } else { views.get("grad_out") },
+            grad_out: if key.beside && !matches!(key.op, BackwardOp::Delta { .. }) {
+                beside
+            } else {
+                views.get("grad_out")
+            },
             grad_lse: views.get("grad_lse"),
             rows,
             dq: views.get("dq"),

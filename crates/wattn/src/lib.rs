@@ -39,7 +39,7 @@ pub use state::{BasedState, LightningState, Recurrent, State};
 pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
-    Attention, AttentionBackward, Based, BasedLayer, Capabilities, Causal, Decay, DecayModel, DeviceKind, Driver, Extent, HeadDim, Heads,
-    Lengths, Lightning, Pass, Schedule, Tokens,
+    Attention, AttentionBackward, Based, BasedLayer, Capabilities, Causal, Decay, DecayModel, DeviceKind, Driver,
+    Extent, HeadDim, Heads, Lengths, Lightning, Pass, Schedule, Tokens,
 };
 pub use wgpu;

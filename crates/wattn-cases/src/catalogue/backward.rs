@@ -48,7 +48,13 @@ fn scores() -> Vec<Recipe> {
     let causal = |recipe| Recipe { causal: BOTTOM_RIGHT, ..recipe };
     vec![
         Recipe { softcap: Some(1.5), ..causal(sized("softmax/backward_softcap_causal", 40, 40)) },
-        Recipe { heads: 4, batch: 2, kv_lens: &[60, 9], alibi: true, ..sized("softmax/backward_alibi_kv_lens", 33, 64) },
+        Recipe {
+            heads: 4,
+            batch: 2,
+            kv_lens: &[60, 9],
+            alibi: true,
+            ..sized("softmax/backward_alibi_kv_lens", 33, 64)
+        },
         Recipe {
             sequences: &[(9, 33), (40, 17)],
             heads: 4,
@@ -57,11 +63,7 @@ fn scores() -> Vec<Recipe> {
         },
         Recipe { sinks: true, grad_lse: true, ..causal(sized("softmax/backward_sinks_empty_rows", 70, 17)) },
         Recipe { sinks: true, ..sized("softmax/backward_sinks_no_keys", 5, 0) },
-        Recipe {
-            sinks: true,
-            sequences: &[(5, 0), (0, 3), (33, 40)],
-            ..sized("softmax/backward_sinks_packed", 0, 0)
-        },
+        Recipe { sinks: true, sequences: &[(5, 0), (0, 3), (33, 40)], ..sized("softmax/backward_sinks_packed", 0, 0) },
         bias(Bias::Normal, Spread::PerHead, sized("softmax/backward_bias_per_head", 20, 65)),
         causal(bias(Bias::Normal, Spread::PerBatch, sized("softmax/backward_bias_per_batch_causal", 40, 40))),
         Recipe {
@@ -69,10 +71,7 @@ fn scores() -> Vec<Recipe> {
             kv_lens: &[13, 40],
             ..bias(Bias::Normal, Spread::Shared, sized("softmax/backward_bias_shared_gqa_kv_lens", 31, 40))
         },
-        Recipe {
-            poison: true,
-            ..bias(Bias::Masking, Spread::Shared, sized("softmax/backward_poison_bias", 33, 70))
-        },
+        Recipe { poison: true, ..bias(Bias::Masking, Spread::Shared, sized("softmax/backward_poison_bias", 33, 70)) },
         Recipe { batch: 2, mask: Some(Spread::Shared), poison: true, ..sized("softmax/backward_poison_mask", 33, 70) },
         Recipe { head_dim: 32, value_dim: 32, grad_lse: true, ..every_option("softmax/backward_every_option") },
     ]
