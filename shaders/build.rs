@@ -5,6 +5,8 @@
 mod based;
 #[path = "src/compose.rs"]
 mod compose;
+#[path = "src/flash_backward.rs"]
+mod flash_backward;
 #[path = "src/key.rs"]
 mod key;
 #[path = "src/linear.rs"]
@@ -17,6 +19,7 @@ mod table;
 mod unroll;
 
 use based::{BasedKey, BasedOp};
+use flash_backward::{BackwardOp, FlashBackwardKey};
 use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
 use linear::{LinearKey, LinearOp};
 use split::{AppendKey, MergeKey, SplitKey};
@@ -80,6 +83,7 @@ fn keys() -> Vec<Key> {
         }
     }
     keys.extend(split_keys());
+    keys.extend(flash_backward_keys().map(Key::FlashBackward));
     keys.extend(linear_keys().map(Key::Linear));
     keys.extend(based_keys().map(Key::Based));
     keys
@@ -121,6 +125,62 @@ fn split_keys() -> impl Iterator<Item = Key> {
     let appends =
         [Storage::F16, Storage::Int8].map(|to| Key::Append(AppendKey { from: Storage::F32, access: Access::Vec4, to }));
     splits.chain(merges).chain(appends)
+}
+
+/// Each form of the backward pass of softmax attention with each kernel.
+fn flash_backward_keys() -> impl Iterator<Item = FlashBackwardKey> {
+    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2, keys: table::lane_keys(8, 32, 32) });
+    let alone = Shape::Lanes(LaneShape { rows: 2, ..table::ROWS_CPU });
+    let tile = Shape::Tile(table::TILE_GPU);
+    let designs = [
+        (Kernel::TileUniversal, tile),
+        (Kernel::TileUniversal, alone),
+        (Kernel::TileSubgroup, tile),
+        (Kernel::Broadcast, lanes),
+    ];
+    let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, ..ScoreOptions::default() };
+    let forms = [
+        (Storage::F32, Access::Vec4, ScoreOptions::default()),
+        (Storage::F16, Access::Vec4, all),
+        (Storage::Bf16, Access::Any, ScoreOptions { mask: false, ..all }),
+        (Storage::F32, Access::Vec8, ScoreOptions { bias: false, ..all }),
+    ];
+    designs.into_iter().flat_map(move |(kernel, shape)| {
+        forms.into_iter().flat_map(move |(q, access, options)| {
+            let on = options != ScoreOptions::default();
+            let rows = matches!(shape, Shape::Lanes(_));
+            let ops = [
+                BackwardOp::Delta { incoming: on },
+                BackwardOp::Dq { slopes: on },
+                BackwardOp::DkDv,
+                BackwardOp::Dk,
+                BackwardOp::Dv,
+                BackwardOp::Dbias,
+                BackwardOp::Dsinks,
+                BackwardOp::Dslopes,
+            ];
+            let beside = options.masks_elements();
+            ops.map(|op| FlashBackwardKey {
+                op,
+                kernel,
+                shape,
+                q,
+                kv: Storage::F32,
+                access: if rows || access == Access::Any { access } else { Access::Vec4 },
+                head_class: if rows { 32 } else { 0 },
+                padded: rows && on,
+                value_class: 32,
+                beside,
+                options,
+            })
+            .into_iter()
+            .filter(move |key| match key.op {
+                BackwardOp::DkDv => rows && !(options.bias && options.mask),
+                BackwardOp::Dbias => options.bias,
+                _ => true,
+            })
+        })
+    })
 }
 
 /// Each fragment of the linear family at least once.

@@ -13,7 +13,7 @@ struct ScoreView {
 struct Params {
     first: u32,          // linear index of this dispatch's first workgroup
     last: u32,           // one past its last workgroup
-    entries: u32,        // work list entries: (record, query tile) pairs
+    entries: u32,        // work list entries: (record, tile) pairs
     head_first: u32,     // first query head of this dispatch
     heads: u32,          // query heads of this dispatch
     head_block: u32,     // heads that run side by side; divides heads
@@ -44,6 +44,24 @@ struct Params {
     partials: u32,       // of keys in splits: rows of partial results of a key/value head
     tables: u32,         // of keys in pages: word offset of the sequences' page tables
     page_log2: u32,      // and the tokens of a page
+
+    // Of the backward pass alone.
+    grad_out: View,        // where it lies beside the records: in their vec4
+    grad_lse: View,        // dim is unused
+    rows: View,            // records of queries, in vec4; dim is unused
+    dq: View,
+    dk: View,
+    dv: View,
+    dbias: ScoreView,
+    gradient_scale: f32, // turns sums over keys or queries into gradients of q and k
+    lse_scale: f32,      // turns natural logarithms into the unit of weights
+    batch_first: u32,    // batch entries of this dispatch, their queries and keys
+    batches: u32,
+    queries: u32,
+    keys: u32,
+    shared_batches: u32, // batch entries and heads that share an entry of dbias
+    shared_heads: u32,
+    accumulate: u32,     // 1 where an earlier dispatch has left a part of the sum
 }
 
 struct Aux {
@@ -63,13 +81,15 @@ struct Sequence {
     lo_shift: i32,   // lo(i) = max(0, i + lo_shift)
     hi_shift: i32,   // hi(i) = clamp(i + hi_shift, 0, keys)
     diagonal: i32,   // keys - queries: where query 0's own position lies among the keys
+    stored: u32,     // keys that lie in memory; the first `keys` of them exist
 }
 
 fn sequence_at(record: u32) -> Sequence {
-    let w = aux.params.records + record * 8u;
+    let w = aux.params.records + record * 9u;
     return Sequence(
         aux.words[w], aux.words[w + 1u], aux.words[w + 2u], aux.words[w + 3u], aux.words[w + 4u],
         bitcast<i32>(aux.words[w + 5u]), bitcast<i32>(aux.words[w + 6u]), bitcast<i32>(aux.words[w + 7u]),
+        aux.words[w + 8u],
     );
 }
 

@@ -7,6 +7,10 @@ fn begin_alibi(s: Sequence, head: u32) {
     alibi_diagonal = s.diagonal;
 }
 
+fn distance_of(i: u32, j: u32) -> f32 {
+    return f32(abs(i32(i) + alibi_diagonal - i32(j)));
+}
+
 fn alibi(i: u32, j: u32) -> f32 {
-    return -alibi_slope * f32(abs(i32(i) + alibi_diagonal - i32(j)));
+    return -alibi_slope * distance_of(i, j);
 }

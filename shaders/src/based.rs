@@ -384,8 +384,8 @@ impl BasedKey {
                 pairs: false,
             });
         }
-        let out = Output { storage: self.q, access: v_access, dim: if gradient { "head" } else { "value" } };
-        let out = self.reads_queries().then_some(out);
+        let dim = if gradient { "head" } else { "value" };
+        let out = self.reads_queries().then_some(Output { dim, ..Output::of_values(self.q, v_access) });
         let mut files = vec!["view", "linear_params", "features"];
         files.extend(self.state_files());
         if self.reads_queries() {
@@ -410,7 +410,7 @@ impl BasedKey {
             (_, Kernel::TileSubgroup) => vec!["invocation_subgroup", "based_chunk_tile"],
             (_, Kernel::TileUniversal) => vec!["invocation", "based_chunk_tile"],
         });
-        files.into_iter().map(|name| file(name).to_owned()).chain(elements(&tensors, out)).collect()
+        files.into_iter().map(|name| file(name).to_owned()).chain(elements(&tensors, out.as_slice())).collect()
     }
 
     /// How states are loaded and stored.

@@ -75,6 +75,23 @@ files!(
     "flash_split_lanes",
     "flash_split_tile",
     "flash_merge",
+    "row_record",
+    "rows",
+    "rows_written",
+    "load_beside",
+    "grad_lse",
+    "score_softcap_slope",
+    "owned_queries",
+    "owned_keys",
+    "value_whole",
+    "value_padded",
+    "share_sinks",
+    "share_slopes",
+    "flash_backward_delta",
+    "flash_backward_rows",
+    "flash_backward_tile",
+    "flash_backward_dbias",
+    "flash_backward_sum",
     "state0",
     "state_load",
     "state_resumed",
@@ -143,6 +160,7 @@ pub fn bindings(key: &Key) -> Vec<Binding> {
         Key::Split(key) => key.bindings(),
         Key::Merge(key) => key.bindings(),
         Key::Append(_) => AppendKey::bindings(),
+        Key::FlashBackward(key) => key.bindings(),
         Key::Linear(key) => key.bindings(),
         Key::Based(key) => key.bindings(),
     }
@@ -174,6 +192,7 @@ pub fn compose(key: &Key) -> String {
         Key::Split(key) => (key.constants(), key.parts()),
         Key::Merge(key) => (MergeKey::constants(), key.parts()),
         Key::Append(key) => (AppendKey::constants(), key.parts()),
+        Key::FlashBackward(key) => (key.constants(), key.parts()),
         Key::Linear(key) => (key.constants(), key.parts()),
         Key::Based(key) => (key.constants(), key.parts()),
     };
@@ -207,6 +226,8 @@ pub(crate) struct Element {
 /// How an output is stored.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
+    pub(crate) name: &'static str,
+    pub(crate) slot: u32,
     pub(crate) storage: Storage,
     pub(crate) access: Access,
     /// Whose dim its rows have: `head` or `value`.
@@ -215,12 +236,12 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn of_values(storage: Storage, access: Access) -> Self {
-        Self { storage, access, dim: "value" }
+        Self { name: "out", slot: 3, storage, access, dim: "value" }
     }
 }
 
-/// How tensors are loaded, and how the output, where there is one, is stored.
-pub(crate) fn elements(tensors: &[Element], out: Option<Output>) -> Vec<String> {
+/// How tensors are loaded, and how outputs, all of one storage, are stored.
+pub(crate) fn elements(tensors: &[Element], outputs: &[Output]) -> Vec<String> {
     let mut parts = Vec::new();
     for tensor in tensors {
         let words = tensor.storage == Storage::Int8;
@@ -237,17 +258,19 @@ pub(crate) fn elements(tensors: &[Element], out: Option<Output>) -> Vec<String> 
             parts.push(fill(file("load_pair")));
         }
     }
-    let Some(Output { storage, access, dim }) = out else { return parts };
-    if storage != Storage::F32 {
+    if let Some(storage) = outputs.iter().map(|out| out.storage).find(|&storage| storage != Storage::F32) {
         parts.push(file(&format!("pack_{storage}")).to_owned());
     }
-    let store = match (storage, access) {
-        (Storage::F32, Access::Vec4 | Access::Vec8) => "store_f32",
-        (Storage::F32, Access::Any) => "store_f32_any",
-        (_, Access::Any) => "store_packed_any",
-        (_, Access::Vec4 | Access::Vec8) => "store_packed",
-    };
-    parts.push(file(store).replace("$n", dim));
+    for out in outputs {
+        let store = match (out.storage, out.access) {
+            (Storage::F32, Access::Vec4 | Access::Vec8) => "store_f32",
+            (Storage::F32, Access::Any) => "store_f32_any",
+            (_, Access::Any) => "store_packed_any",
+            (_, Access::Vec4 | Access::Vec8) => "store_packed",
+        };
+        let slot = out.slot.to_string();
+        parts.push(file(store).replace("$t", out.name).replace("$b", &slot).replace("$n", out.dim));
+    }
     parts
 }
 
@@ -293,30 +316,49 @@ fn parts(key: &FlashKey) -> Vec<String> {
     let element = |name, slot, dim, storage| Element { name, slot, dim, storage, access: key.access, pairs: lanes };
     let tensors =
         [element("q", 0, "head_dim", key.q), element("k", 1, "head_dim", key.k), element("v", 2, "value_dim", key.v)];
-    parts.extend(elements(&tensors, Some(Output::of_values(key.q, key.access))));
+    parts.extend(elements(&tensors, &[Output::of_values(key.q, key.access)]));
     parts.extend(key_places(key.paged));
-    parts.extend(score_files(options));
-    parts.push(score(options));
+    parts.extend(score_parts(options, false));
     parts.push(file(if options.sinks { "finish_sinks" } else { "finish" }).to_owned());
     parts.push(if options.lse { file("lse").to_owned() } else { NO_LSE.to_owned() });
     if lanes {
         parts.push(file(if key.padded { "head_padded" } else { "head_whole" }).to_owned());
     }
-    parts.extend(kernel_files(key).into_iter().map(|name| key_sharing(key, file(name))));
+    parts.extend(
+        kernel_files(key).into_iter().map(|name| key_sharing(key.kernel, &["k_a", "k_b", "v_a", "v_b"], file(name))),
+    );
+    parts
+}
+
+/// How a weight is taken, and the chain from a dot product to a score.
+pub(crate) fn score_parts(options: ScoreOptions, slope: bool) -> Vec<String> {
+    let mut parts = vec![file(if options.bias { "weight_natural" } else { "weight_log2" }).to_owned()];
+    for (on, name) in
+        [(options.softcap, "softcap"), (options.alibi, "alibi"), (options.bias, "bias"), (options.mask, "mask")]
+    {
+        if on {
+            parts.push(file(&format!("score_{name}")).to_owned());
+        }
+    }
+    if options.softcap && slope {
+        parts.push(file("score_softcap_slope").to_owned());
+    }
+    parts.push(score(options, slope));
     parts
 }
 
 pub(crate) const NO_LSE: &str = "fn store_lse(s: Sequence, head: u32, i: u32, f: Finish) {}\n";
 
-/// How keys reach all invocations of a rows kernel: through the subgroup, or each loads them all.
-fn key_sharing(key: &FlashKey, text: &str) -> String {
-    let (builtin, loaded, chunk) = match key.kernel {
+/// How what is walked reaches all invocations of a rows kernel: through the subgroup, or each loads it all. `names` are the variables
+/// that hold what was loaded.
+pub(crate) fn key_sharing(kernel: Kernel, names: &[&str], text: &str) -> String {
+    let (builtin, loaded, chunk) = match kernel {
         Kernel::Broadcast => ("subgroup_invocation_id", "lane % KEYS", "lane / KEYS * 2u"),
         _ => ("local_invocation_index", "$nu", "0u"),
     };
     let text = text.replace("LANE_BUILTIN", builtin).replace("LOADED_KEY", loaded).replace("LOADED_CHUNK", chunk);
-    ["k_a", "k_b", "v_a", "v_b"].into_iter().fold(text, |text, name| {
-        let shared = match key.kernel {
+    names.iter().fold(text, |text, name| {
+        let shared = match kernel {
             Kernel::Broadcast => format!("subgroupBroadcast({name}_0, ($cu - $gu) / 2u * KEYS + $nu)"),
             _ => format!("{name}_$n"),
         };
@@ -324,20 +366,9 @@ fn key_sharing(key: &FlashKey, text: &str) -> String {
     })
 }
 
-/// The unit of the weights, and a file for each option of the score.
-pub(crate) fn score_files(options: ScoreOptions) -> impl Iterator<Item = String> {
-    let all = [
-        (true, if options.bias { "weight_natural" } else { "weight_log2" }),
-        (options.softcap, "score_softcap"),
-        (options.alibi, "score_alibi"),
-        (options.bias, "score_bias"),
-        (options.mask, "score_mask"),
-    ];
-    all.into_iter().filter(|(on, _)| *on).map(|(_, name)| file(name).to_owned())
-}
-
-/// The chain from a scaled dot product to a score: softcap, then ALiBi, then bias, then what hides it.
-pub(crate) fn score(options: ScoreOptions) -> String {
+/// The chain from a scaled dot product to a score: softcap, then ALiBi, then bias, then what hides it; with `slope` also how the score
+/// moves with the dot product.
+fn score(options: ScoreOptions, slope: bool) -> String {
     let mut begin = String::new();
     let mut body = String::from("    var value = dot;\n    var visible = in_range;\n");
     if options.softcap {
@@ -355,9 +386,14 @@ pub(crate) fn score(options: ScoreOptions) -> String {
         begin += "    begin_mask(s, head);\n";
         body += "    visible = visible && mask_bit(i, j);\n";
     }
+    let (field, result) = match (slope, options.softcap) {
+        (false, _) => ("", ""),
+        (true, false) => ("    slope: f32,\n", ", 1.0"),
+        (true, true) => ("    slope: f32,\n", ", softcap_slope(dot)"),
+    };
     format!(
-        "struct Scored {{\n    value: f32,\n    visible: bool,\n}}\n\n\
+        "struct Scored {{\n    value: f32,\n    visible: bool,\n{field}}}\n\n\
          fn begin_scores(s: Sequence, head: u32) {{\n{begin}}}\n\n\
-         fn score(dot: f32, i: u32, j: u32, in_range: bool) -> Scored {{\n{body}    return Scored(value, visible);\n}}\n"
+         fn score(dot: f32, i: u32, j: u32, in_range: bool) -> Scored {{\n{body}    return Scored(value, visible{result});\n}}\n"
     )
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::based::BasedKey;
+use crate::flash_backward::FlashBackwardKey;
 use crate::linear::LinearKey;
 use crate::split::{AppendKey, MergeKey, SplitKey};
 
@@ -289,6 +290,8 @@ pub enum Key {
     Merge(MergeKey),
     /// Of new keys or values of a cache.
     Append(AppendKey),
+    /// Of the backward pass of softmax attention.
+    FlashBackward(FlashBackwardKey),
     /// Of linear attention with decay.
     Linear(LinearKey),
     /// Of the linear attention of BASED.
@@ -302,6 +305,7 @@ impl fmt::Display for Key {
             Self::Split(key) => key.fmt(f),
             Self::Merge(key) => key.fmt(f),
             Self::Append(key) => key.fmt(f),
+            Self::FlashBackward(key) => key.fmt(f),
             Self::Linear(key) => key.fmt(f),
             Self::Based(key) => key.fmt(f),
         }

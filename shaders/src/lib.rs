@@ -7,6 +7,7 @@
 
 mod based;
 mod compose;
+mod flash_backward;
 mod key;
 mod linear;
 mod params;
@@ -18,6 +19,7 @@ pub use based::{
     BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, MAX_FEATURE_DIM, feature_rows, gradient_values,
 };
 pub use compose::{Binding, bindings, compose};
+pub use flash_backward::{BackwardOp, DBIAS_TILE, FlashBackwardKey};
 pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
 pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
 pub use params::{LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};

@@ -258,7 +258,7 @@ impl LinearKey {
                 files.push("lightning_scan");
             }
             LinearOp::Step => {
-                parts.extend(elements(&tensors, Some(Output::of_values(self.q, v_access))));
+                parts.extend(elements(&tensors, &[Output::of_values(self.q, v_access)]));
                 files.push("state");
                 files.extend(if self.state { vec!["state_in_place"] } else { vec!["state0", "state_load"] });
                 files.extend(["state_store", if self.gated { "decay_token_gates" } else { "decay_token_slopes" }]);
@@ -268,8 +268,8 @@ impl LinearKey {
                 // The gradient of the output, in the place of what comes out.
                 let (name, slot, dim) = ("out", 3, "value_dim");
                 let out = Element { name, slot, dim, storage: self.q, access: v_access, pairs: false };
-                parts.extend(elements(&tensors.map(|t| Element { pairs: false, ..t }), None));
-                parts.extend(elements(&[out], None));
+                parts.extend(elements(&tensors.map(|t| Element { pairs: false, ..t }), &[]));
+                parts.extend(elements(&[out], &[]));
                 files.extend(["state", "state_in_place"]);
                 files.extend(match self.gated {
                     false => vec!["decay_slopes", "decay_gradient_slopes"],
@@ -282,7 +282,7 @@ impl LinearKey {
                 let out = self.op == LinearOp::Chunk;
                 parts.extend(elements(
                     if out { &tensors } else { &tensors[1..] },
-                    out.then_some(Output::of_values(self.q, v_access)),
+                    out.then_some(Output::of_values(self.q, v_access)).as_slice(),
                 ));
                 files.extend(if self.resumed { vec!["state_resumed"] } else { vec!["state0", "state_load"] });
                 if self.state || !out {

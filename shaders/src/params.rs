@@ -38,6 +38,9 @@ mirror!(
         score_scale: f32, softcap: f32,
         records: u32, slopes: u32, sinks: u32, list: u32,
         partials: u32, tables: u32, page_log2: u32,
+        grad_out: View, grad_lse: View, rows: View, dq: View, dk: View, dv: View, dbias: ScoreView,
+        gradient_scale: f32, lse_scale: f32,
+        batch_first: u32, batches: u32, queries: u32, keys: u32, shared_batches: u32, shared_heads: u32, accumulate: u32,
     }
 );
 
@@ -45,6 +48,7 @@ mirror!(
     /// One sequence of a batch: where it lies and which keys its queries may see.
     Sequence {
         batch: u32, q_start: u32, queries: u32, k_start: u32, keys: u32, lo_shift: i32, hi_shift: i32, diagonal: i32,
+        stored: u32,
     }
 );
 

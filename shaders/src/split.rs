@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, elements, file, score, score_files};
+use crate::compose::{Binding, Element, Output, elements, file, score_parts};
 use crate::key::{Access, Kernel, ScoreOptions, Storage};
 
 /// Invocations of the tile kernel, each with a key.
@@ -88,9 +88,10 @@ impl AppendKey {
         let source =
             Element { name: "k", slot: 1, dim: "head_dim", storage: self.from, access: self.access, pairs: false };
         let int8 = self.to == Storage::Int8;
-        let out = Output { storage: self.to, access: Access::Vec4, dim: "head" };
+        let out = Output { name: "out", slot: 3, storage: self.to, access: Access::Vec4, dim: "head" };
+        let outputs = [out];
         let mut parts = vec![file("view").to_owned(), file("params").to_owned()];
-        parts.extend(elements(&[source], (!int8).then_some(out)));
+        parts.extend(elements(&[source], if int8 { &[] } else { &outputs }));
         let files = ["cache_place", if int8 { "cache_append_int8" } else { "cache_append" }];
         parts.extend(files.map(|name| file(name).to_owned()));
         parts
@@ -180,10 +181,9 @@ impl SplitKey {
             element("k", 1, "head_dim", self.k),
             element("v", 2, "value_dim", self.v),
         ];
-        parts.extend(elements(&tensors, None));
+        parts.extend(elements(&tensors, &[]));
         parts.extend(key_places(self.paged));
-        parts.extend(score_files(self.options));
-        parts.push(score(self.options));
+        parts.extend(score_parts(self.options, false));
         let masks = self.options.masks_elements();
         let files: &[_] = match (lanes, masks) {
             (true, true) => &["seen_key", "flash_split_lanes"],
@@ -221,7 +221,7 @@ impl MergeKey {
 
     pub(crate) fn parts(&self) -> Vec<String> {
         let mut parts = vec![file("view").to_owned(), file("params").to_owned()];
-        parts.extend(elements(&[], Some(Output::of_values(self.out, self.access))));
+        parts.extend(elements(&[], &[Output::of_values(self.out, self.access)]));
         parts.push(file(if self.natural { "weight_natural" } else { "weight_log2" }).to_owned());
         parts.push(file(if self.sinks { "finish_sinks" } else { "finish" }).to_owned());
         parts.push(if self.lse { file("lse").to_owned() } else { crate::compose::NO_LSE.to_owned() });

@@ -99,11 +99,16 @@ pub fn turns(key: &FlashKey, head_dim: u32) -> u32 {
 #[must_use]
 pub fn workgroup_bytes(key: &FlashKey) -> u32 {
     let Shape::Tile(tile) = key.shape else { return 0 };
+    tile_bytes(tile, key.kernel == Kernel::TileUniversal, key.options.masks_elements())
+}
+
+/// Bytes of a tile: of its weights and its slab, of `rows` that reduce there, and of the keys that are `seen`.
+pub(crate) fn tile_bytes(tile: TileShape, rows: bool, seen: bool) -> u32 {
     let (tile_q, tile_k) = (tile.ty * tile.rows, tile.tx * tile.keys);
     let weights = 16 * tile_k * (tile_q / 4 + 1);
-    let rows = if key.kernel == Kernel::TileUniversal { 16 * tile.tx * tile.ty } else { 0 };
+    let rows = if rows { 16 * tile.tx * tile.ty } else { 0 };
     // wgpu rounds each variable up to 16 bytes.
-    let seen = if key.options.masks_elements() { (4 * tile_k.div_ceil(32)).next_multiple_of(16) } else { 0 };
+    let seen = if seen { (4 * tile_k.div_ceil(32)).next_multiple_of(16) } else { 0 };
     weights + 16 * slab(tile) + rows + seen
 }
 

@@ -2,8 +2,9 @@
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wattn_shaders::{
-    Access, BROADCAST_CLASS, BasedKey, BasedOp, FEATURE_CLASSES, FlashKey, HEAD_CLASSES, Kernel, Key, LaneShape,
-    LinearKey, LinearOp, ScoreOptions, Shape, Storage, bindings, compose, gradient_values, table,
+    Access, BROADCAST_CLASS, BackwardOp, BasedKey, BasedOp, FEATURE_CLASSES, FlashBackwardKey, FlashKey, HEAD_CLASSES,
+    Kernel, Key, LaneShape, LinearKey, LinearOp, ScoreOptions, Shape, Storage, bindings, compose, gradient_values,
+    table,
 };
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
@@ -157,6 +158,114 @@ fn based_keys() -> Vec<BasedKey> {
         }));
     }
     keys
+}
+
+/// The backward pass of softmax attention, every kernel with every option.
+fn backward_keys() -> Vec<FlashBackwardKey> {
+    let lanes = |lanes| Shape::Lanes(LaneShape { lanes, rows: 2, keys: table::lane_keys(lanes, 64, 64) });
+    let mut designs: Vec<(Kernel, Shape)> = Vec::new();
+    for kernel in [Kernel::TileUniversal, Kernel::TileSubgroup] {
+        designs.extend(table::TILES.map(|tile| (kernel, Shape::Tile(tile))));
+    }
+    designs.push((Kernel::TileUniversal, Shape::Lanes(LaneShape { rows: 2, ..table::ROWS_CPU })));
+    designs.extend(table::LANES.map(|n| (Kernel::Broadcast, lanes(n))));
+    let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, ..ScoreOptions::default() };
+    let biased = ScoreOptions { mask: false, ..all };
+    let masked = ScoreOptions { bias: false, ..all };
+    let forms = [(Storage::F32, Access::Vec4), (Storage::F16, Access::Any)];
+    let mut keys = Vec::new();
+    for (kernel, shape) in designs {
+        let rows = matches!(shape, Shape::Lanes(_));
+        for options in [ScoreOptions::default(), biased, masked, all] {
+            for (q, access) in forms {
+                for op in [
+                    BackwardOp::Dq { slopes: false },
+                    BackwardOp::Dq { slopes: true },
+                    BackwardOp::DkDv,
+                    BackwardOp::Dk,
+                    BackwardOp::Dv,
+                ] {
+                    let both = options.bias && options.mask;
+                    let alibi = options.alibi || op != (BackwardOp::Dq { slopes: true });
+                    if !alibi || (op == BackwardOp::DkDv && (!rows || both)) {
+                        continue;
+                    }
+                    let (head_class, padded, beside) =
+                        (if rows { 64 } else { 0 }, rows && both, options.masks_elements());
+                    let (kv, value_class) = (Storage::F32, 64);
+                    let key = FlashBackwardKey {
+                        op,
+                        kernel,
+                        shape,
+                        q,
+                        kv,
+                        access,
+                        head_class,
+                        padded,
+                        value_class,
+                        beside,
+                        options,
+                    };
+                    keys.push(key);
+                }
+            }
+        }
+    }
+    let single = FlashBackwardKey {
+        kernel: Kernel::TileUniversal,
+        shape: Shape::Tile(table::TILE_GPU),
+        head_class: 0,
+        padded: false,
+        value_class: 0,
+        options: ScoreOptions::default(),
+        beside: false,
+        ..keys[0]
+    };
+    for (q, access) in forms {
+        let delta = |incoming, beside| FlashBackwardKey {
+            op: BackwardOp::Delta { incoming },
+            beside,
+            q,
+            kv: q,
+            access,
+            ..single
+        };
+        keys.extend([delta(false, false), delta(true, false), delta(false, true), delta(true, true)]);
+        let dbias = FlashBackwardKey { op: BackwardOp::Dbias, beside: true, q, access, ..single };
+        keys.extend([biased, all].map(|options| FlashBackwardKey { options, ..dbias }));
+    }
+    let natural = ScoreOptions { bias: true, ..ScoreOptions::default() };
+    let dsinks = FlashBackwardKey { op: BackwardOp::Dsinks, ..single };
+    keys.extend([dsinks, FlashBackwardKey { options: natural, ..dsinks }]);
+    keys.push(FlashBackwardKey { op: BackwardOp::Dslopes, ..single });
+    keys
+}
+
+#[test]
+fn backward_kernels_are_what_their_keys_say() {
+    for key in backward_keys() {
+        let (module, _) = parse(&Key::FlashBackward(key));
+        assert_eq!(declared_bytes(&module), key.workgroup_bytes(), "{key}");
+        // The wide tile of `tile-universal` is a little over with a mask; the other one serves then.
+        let wide = key.shape == Shape::Tile(table::TILE_GPU_WIDE) && key.options.masks_elements();
+        assert!(key.workgroup_bytes() <= 16_384 || wide, "{key}: {}", key.workgroup_bytes());
+        assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
+        let listed: Vec<_> =
+            bindings(&Key::FlashBackward(key)).iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+        assert_eq!(declared_bindings(&module), listed, "{key}");
+        assert!(listed.len() <= 8, "{key}");
+        let source = compose(&Key::FlashBackward(key));
+        let code: String = source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
+        assert!(!code.contains("subgroup") || key.kernel != Kernel::TileUniversal, "{key}");
+        assert_eq!(code.contains("softcapped"), key.options.softcap, "{key}");
+    }
+}
+
+#[test]
+fn backward_labels_tell_kernels_apart() {
+    let keys = backward_keys();
+    let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
+    assert_eq!(labels.len(), keys.len());
 }
 
 /// Bytes of workgroup memory that a module declares, each variable rounded up to 16.

@@ -1,6 +1,7 @@
 //! The harness: runs a case on a device and judges the result. Tests, `xtask verify`, `replay` and `bench` share it.
 
 mod adapters;
+mod backward;
 mod based;
 mod buffers;
 mod decode;
@@ -11,6 +12,7 @@ mod run;
 mod variant;
 
 pub use adapters::{adapters, device_label};
+pub use backward::{BackwardRun, attention_backward};
 pub use based::{based, based_backward, based_tokens, judge_based, run_based, unpack_states};
 pub use decode::{DECODE_KERNELS, judge_decode, plan_decode, workspace};
 pub use linear::{LinearRun, judge_linear, lightning, lightning_backward, run_linear, tokens};

@@ -38,10 +38,13 @@ fn expected(case: &SoftmaxCase) -> Reference {
     const SCORES: usize = 1 << 25;
     let dims = case.dims();
     let few = dims.batch * dims.heads * dims.queries * dims.keys <= SCORES;
-    let oracle = case.reference(if few { Rows::All } else { SAMPLE });
+    let forward = SoftmaxCase { grad_out: None, grad_lse: None, ..case.clone() };
+    let oracle = forward.reference(if few { Rows::All } else { SAMPLE });
+    let gradients = SoftmaxCase::OUTPUTS.into_iter().filter(|name| name.starts_with('d'));
     Reference {
         out: case.expected("out").unwrap_or(oracle.out),
         lse: case.expected("lse").unwrap_or(oracle.lse),
+        gradients: gradients.filter_map(|name| Some((name, case.expected(name)?))).collect(),
         largest_logit: oracle.largest_logit,
     }
 }

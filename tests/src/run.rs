@@ -5,6 +5,7 @@ use wattn::wgpu::{self, Buffer};
 use wattn::{Attention, Engine, Lengths, Operands, Plan, View, mask_words};
 use wattn_cases::{Comparison, Layout, Reference, Rows, SoftmaxCase, Tensor, compare};
 
+use crate::backward::BackwardRun;
 use crate::buffers::{GUARD, fenced, poisoned, read};
 use crate::problem::{attention, extent};
 use crate::variant::Variant;
@@ -12,12 +13,12 @@ use crate::variant::Variant;
 /// A case's tensors on a device.
 #[derive(Debug)]
 pub struct Loaded<'a> {
-    case: &'a SoftmaxCase,
+    pub(crate) case: &'a SoftmaxCase,
     q: Buffer,
     k: Buffer,
     v: Buffer,
     out: Buffer,
-    lse: Buffer,
+    pub(crate) lse: Buffer,
     bias: Option<Buffer>,
     mask: Option<Buffer>,
 }
@@ -57,18 +58,9 @@ impl<'a> Loaded<'a> {
     #[must_use]
     pub fn operands(&self) -> Operands<'_> {
         let case = self.case;
-        let view = |buffer, tensor: &Tensor| {
-            let view = match case.layout {
-                Layout::Bhsd => View::bhsd(buffer),
-                Layout::Bshd | Layout::Packed => View::bshd(buffer),
-            };
-            view.at((GUARD / tensor.storage.size()) as u64)
-        };
+        let view = |buffer, tensor: &Tensor| self.rows(buffer, tensor.storage);
         let words = (GUARD / 4) as u64;
-        let scores = |buffer, shape: &[usize]| {
-            let dims = case.dims();
-            View::scores(buffer, shape[0] == dims.batch, shape[1] == dims.heads).at(words)
-        };
+        let scores = |buffer, shape: &[usize]| self.scores(buffer, shape);
         let lengths = match (&case.kv_lens, &case.cu_seqlens) {
             (Some(keys), _) => Lengths::Keys(keys),
             (None, Some((queries, keys))) => Lengths::Packed { queries, keys },
@@ -89,6 +81,21 @@ impl<'a> Loaded<'a> {
                 view(&self.out, &case.q),
             )
         }
+    }
+
+    /// The view of rows in the case's layout.
+    pub(crate) fn rows<'b>(&self, buffer: &'b Buffer, storage: wattn_cases::Storage) -> View<'b> {
+        let view = match self.case.layout {
+            Layout::Bhsd => View::bhsd(buffer),
+            Layout::Bshd | Layout::Packed => View::bshd(buffer),
+        };
+        view.at((GUARD / storage.size()) as u64)
+    }
+
+    /// The view of a bias, a mask or a gradient of these extents.
+    pub(crate) fn scores<'b>(&self, buffer: &'b Buffer, shape: &[usize]) -> View<'b> {
+        let dims = self.case.dims();
+        View::scores(buffer, shape[0] == dims.batch, shape[1] == dims.heads).at((GUARD / 4) as u64)
     }
 
     /// Reads the outputs back.
@@ -117,7 +124,8 @@ impl<'a> Loaded<'a> {
     }
 }
 
-/// Plans a case with `variant` forced, runs it, and compares with `reference`: one comparison an output.
+/// Plans a case with `variant` forced, runs it, and compares with `reference`: one comparison an output, of the backward pass too where
+/// the reference has gradients.
 ///
 /// # Errors
 /// A refused problem or a device that fails.
@@ -126,12 +134,18 @@ pub fn judge(
     case: &SoftmaxCase,
     variant: Option<Variant>,
     reference: &Reference,
-) -> Result<(Plan, [Comparison; 2])> {
+) -> Result<(Plan, Vec<Comparison>)> {
     let operator: Attention = attention(case)?;
     let forced = variant.map_or(operator, |v| v.force(operator));
     let plan = engine.plan(&forced, extent(case)?)?;
-    let outputs = Loaded::new(engine, case).run(engine, &plan)?;
-    Ok((plan, outputs.compare(case, reference)))
+    let loaded = Loaded::new(engine, case);
+    let mut comparisons = loaded.run(engine, &plan)?.compare(case, reference).to_vec();
+    if !reference.gradients.is_empty() {
+        let backward = BackwardRun::new(engine, loaded, variant, reference)?;
+        backward.submit()?;
+        comparisons.extend(backward.compare(reference)?);
+    }
+    Ok((plan, comparisons))
 }
 
 /// As [`judge`], against the oracle on the given rows.
@@ -143,12 +157,12 @@ pub fn judge_all(
     case: &SoftmaxCase,
     variant: Option<Variant>,
     rows: Rows,
-) -> Result<(Plan, [Comparison; 2])> {
+) -> Result<(Plan, Vec<Comparison>)> {
     judge(engine, case, variant, &case.reference(rows))
 }
 
 impl Outputs {
-    /// Compares both outputs with a reference.
+    /// Compares both outputs of the forward pass with a reference.
     pub fn compare(&self, case: &SoftmaxCase, reference: &Reference) -> [Comparison; 2] {
         [
             compare("out", &self.out, &reference.out, &case.rules("out", reference)),

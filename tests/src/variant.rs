@@ -7,6 +7,7 @@ use wattn::{Attention, Based, Capabilities, DeviceKind, Engine, Kernel, Lightnin
 use wattn_cases::{BasedCase, LinearCase, SoftmaxCase};
 use wattn_shaders::table;
 
+use crate::backward::attention_backward;
 use crate::based::{based, based_backward, based_tokens};
 use crate::linear::{lightning, lightning_backward, tokens};
 use crate::problem::{attention, extent};
@@ -113,8 +114,12 @@ impl Variant {
     /// # Errors
     /// Sizes that no kernel takes.
     pub fn refusal(self, engine: &Engine, case: &SoftmaxCase) -> Result<Option<String>> {
-        match engine.plan(&self.force(attention(case)?), extent(case)?) {
-            Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
+        if let Err(PlanError::Kernel { reason, .. }) = engine.plan(&self.force(attention(case)?), extent(case)?) {
+            return Ok(Some(reason));
+        }
+        let backward = attention_backward(case, Some(self), &[])?;
+        match engine.plan(&backward, extent(case)?) {
+            Err(PlanError::Kernel { reason, .. }) if case.has_backward() => Ok(Some(format!("backward: {reason}"))),
             _ => Ok(None),
         }
     }

@@ -94,22 +94,14 @@ fn output_rows(device: &Device, variant: Option<Variant>, file: CaseFile) -> Vec
         let error = file.content.err().unwrap_or_else(|| "the file expects no output".into());
         return vec![Row::failed(name, None, error)];
     }
-    let compared = file.content.map_err(anyhow::Error::msg).and_then(|case| {
-        // A file of softmax attention that expects gradients alone leaves nothing to run.
-        let nothing = matches!(&case, Case::Softmax(case) if case.expect.is_empty());
-        if nothing { Ok(Vec::new()) } else { run_case(device, variant, &case) }
-    });
-    let row = |output: &String| {
-        let unsupported = file.unsupported.iter().find(|(name, _)| name == output).map(|(_, reason)| reason.as_str());
-        match (&compared, unsupported) {
-            (_, Some(reason)) => Row::failed(name, Some(output), reason),
-            (Err(error), None) => Row::failed(name, Some(output), format!("{error:#}")),
-            (Ok(rows), None) => rows
-                .iter()
-                .find(|row| row.output.as_ref() == Some(output))
-                .cloned()
-                .unwrap_or_else(|| Row::failed(name, Some(output), "unknown output")),
-        }
+    let compared = file.content.map_err(anyhow::Error::msg).and_then(|case| run_case(device, variant, &case));
+    let row = |output: &String| match &compared {
+        Err(error) => Row::failed(name, Some(output), format!("{error:#}")),
+        Ok(rows) => rows
+            .iter()
+            .find(|row| row.output.as_ref() == Some(output))
+            .cloned()
+            .unwrap_or_else(|| Row::failed(name, Some(output), "unknown output")),
     };
     file.expected.iter().map(row).collect()
 }

@@ -128,7 +128,7 @@ impl Judge {
         match self {
             Self::Softmax(case, reference) => {
                 let (plan, comparisons) = judge(&device.engine, case, Some(variant), reference)?;
-                Ok(Ran::softmax(&plan, comparisons.into()))
+                Ok(Ran::softmax(&plan, comparisons))
             }
             Self::Decode(case, reference) => {
                 let kernel = Some(variant.kernel);
@@ -148,7 +148,10 @@ impl Judge {
 
     fn outputs(&self) -> Vec<&'static str> {
         match self {
-            Self::Softmax(..) | Self::Decode(..) => vec!["out", "lse"],
+            Self::Softmax(_, reference) => {
+                ["out", "lse"].into_iter().chain(reference.gradients.keys().copied()).collect()
+            }
+            Self::Decode(..) => vec!["out", "lse"],
             Self::Linear(_, reference) => reference.keys().copied().collect(),
             Self::Based(_, reference) => reference.keys().copied().collect(),
         }

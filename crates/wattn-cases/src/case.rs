@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Causal, Layout, Tensor};
+use crate::{Causal, Layout, Storage, Tensor};
 
 /// A boolean mask, `[batch or 1, heads or 1, queries, keys]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,9 +64,13 @@ pub struct SoftmaxCase {
     pub kv_lens: Option<Vec<u32>>,
     /// Running totals of the queries and of the keys, `[sequences + 1]` each; present in [`Layout::Packed`] only.
     pub cu_seqlens: Option<(Vec<u32>, Vec<u32>)>,
+    /// The gradient of `out`, in `layout`, stored like `q`.
+    pub grad_out: Option<Tensor>,
+    /// The gradient of `lse`, of its extents, f32.
+    pub grad_lse: Option<Tensor>,
     /// Replaces the tolerance that the storage type and the logits ask for.
     pub rms_tolerance: Option<f64>,
-    /// Expected outputs: `out` in `layout`, `lse` as [`lse_shape`](Self::lse_shape).
+    /// Expected outputs, with the extents that [`output`](Self::output) gives.
     pub expect: BTreeMap<String, Tensor>,
 }
 
@@ -99,6 +103,30 @@ impl SoftmaxCase {
         match self.layout {
             Layout::Packed => vec![heads, queries],
             Layout::Bhsd | Layout::Bshd => vec![batch, heads, queries],
+        }
+    }
+
+    /// The names of all outputs, forward and backward.
+    pub const OUTPUTS: [&'static str; 8] = ["out", "lse", "dq", "dk", "dv", "dbias", "dsinks", "dalibi_slopes"];
+
+    /// Whether a gradient comes in.
+    pub fn has_backward(&self) -> bool {
+        self.grad_out.is_some() || self.grad_lse.is_some()
+    }
+
+    /// The extents of an output and how it is stored; `None` if there is no such output.
+    pub fn output(&self, name: &str) -> Option<(Vec<usize>, Storage)> {
+        let per_head = |values: &Option<Vec<f32>>| values.as_ref().map(|values| (vec![values.len()], Storage::F32));
+        match name {
+            "out" => Some((self.out_shape(), self.q.storage)),
+            "lse" => Some((self.lse_shape(), Storage::F32)),
+            "dq" => Some((self.q.shape.clone(), self.q.storage)),
+            "dk" => Some((self.k.shape.clone(), self.k.storage)),
+            "dv" => Some((self.v.shape.clone(), self.v.storage)),
+            "dbias" => self.bias.as_ref().map(|bias| (bias.shape.clone(), Storage::F32)),
+            "dsinks" => per_head(&self.sinks),
+            "dalibi_slopes" => per_head(&self.alibi_slopes),
+            _ => None,
         }
     }
 

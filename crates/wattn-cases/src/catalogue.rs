@@ -1,5 +1,6 @@
 //! The named problems on which every kernel is judged. Small, since they also run on software drivers.
 
+mod backward;
 mod based;
 mod bench;
 mod decode;
@@ -26,5 +27,6 @@ fn sized(name: &'static str, queries: usize, keys: usize) -> Recipe {
 
 /// All problems of softmax attention that are checked for correctness.
 pub fn catalogue() -> Vec<Recipe> {
-    [lengths::recipes(), ranges::recipes(), options::recipes(), values::recipes(), dims::recipes()].concat()
+    [lengths::recipes(), ranges::recipes(), options::recipes(), values::recipes(), dims::recipes(), backward::recipes()]
+        .concat()
 }

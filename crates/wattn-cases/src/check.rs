@@ -50,12 +50,18 @@ impl SoftmaxCase {
         self.check_lengths()?;
         self.check_broadcasts()?;
         for (name, tensor) in &self.expect {
-            let shape = match name.as_str() {
-                "out" => self.out_shape(),
-                "lse" => self.lse_shape(),
-                _ => return Err(format!("softmax has no output `{name}`")),
-            };
+            let (shape, _) = self.output(name).ok_or_else(|| format!("softmax has no output `{name}` here"))?;
             same(&format!("shape of `expect.{name}`"), &tensor.shape, &shape)?;
+        }
+        let backward = self.expect.keys().find(|name| name.starts_with('d'));
+        if let Some(name) = backward.filter(|_| !self.has_backward()) {
+            return Err(format!("`expect.{name}` without `grad.out` or `grad.lse`"));
+        }
+        if let Some(grad) = &self.grad_out {
+            check_tensor("grad.out", grad, &self.out_shape(), Some(self.q.storage))?;
+        }
+        if let Some(grad) = &self.grad_lse {
+            check_tensor("grad.lse", grad, &self.lse_shape(), Some(Storage::F32))?;
         }
         Ok(())
     }

@@ -89,6 +89,10 @@ pub struct Recipe {
     pub values: Values,
     /// Fills every key that no query sees with NaN and infinity, in `k` and in `v`.
     pub poison: bool,
+    /// Adds a normal gradient of the output.
+    pub backward: bool,
+    /// Adds a normal gradient of the log-sum-exp.
+    pub grad_lse: bool,
     pub rms_tolerance: Option<f64>,
 }
 
@@ -119,6 +123,8 @@ impl Default for Recipe {
             sequences: &[],
             values: Values::Normal,
             poison: false,
+            backward: false,
+            grad_lse: false,
             rms_tolerance: None,
         }
     }
@@ -176,9 +182,14 @@ impl Recipe {
             mask: self.mask.map(|spread| self.mask(&mut source, spread)),
             kv_lens: (!self.kv_lens.is_empty()).then(|| self.kv_lens.to_vec()),
             cu_seqlens,
+            grad_out: None,
+            grad_lse: None,
             rms_tolerance: self.rms_tolerance,
             expect: BTreeMap::new(),
         };
+        let mut gradient = |storage, shape: Vec<usize>| Tensor::new(storage, &shape, source.normals(n(&shape)));
+        case.grad_out = self.backward.then(|| gradient(self.q_storage, case.out_shape()));
+        case.grad_lse = self.grad_lse.then(|| gradient(Storage::F32, case.lse_shape()));
         if self.poison {
             poison(&mut case);
         }

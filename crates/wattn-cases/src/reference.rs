@@ -29,6 +29,8 @@ pub struct Reference {
     pub out: Vec<(usize, f64)>,
     /// Elements of `lse`.
     pub lse: Vec<(usize, f64)>,
+    /// All elements of the gradients, where one comes in.
+    pub gradients: References,
     /// Largest magnitude of a logit that matters in these rows; see [`wattn_oracle::Row::largest_logit`].
     pub largest_logit: f64,
 }
@@ -120,7 +122,8 @@ impl SoftmaxCase {
         let operands = Operands::new(self);
         let problem = operands.problem(self);
         let dims = self.dims();
-        let mut reference = Reference { out: Vec::new(), lse: Vec::new(), largest_logit: 0.0 };
+        let mut reference =
+            Reference { out: Vec::new(), lse: Vec::new(), gradients: self.gradients(), largest_logit: 0.0 };
         for b in 0..dims.batch {
             for h in 0..dims.heads {
                 let head_ix = b * dims.heads + h;
@@ -140,10 +143,42 @@ impl SoftmaxCase {
         reference
     }
 
+    /// What gradients must come out: those of all that the case has.
+    fn gradients(&self) -> References {
+        if !self.has_backward() {
+            return References::new();
+        }
+        let operands = Operands::new(self);
+        let zeros = || vec![0.0; self.out_shape().iter().product()];
+        let grad_out = self.grad_out.as_ref().map_or_else(zeros, |tensor| self.layout.heads_first(tensor));
+        let grad_lse = self.grad_lse.as_ref().map(|tensor| wide(&tensor.values));
+        let found = operands.problem(self).flash_backward(&grad_out, grad_lse.as_deref());
+        let rows = |tensor: &Tensor, values| self.layout.elements(&tensor.shape, values);
+        let mut all = References::from([
+            ("dq", rows(&self.q, found.dq)),
+            ("dk", rows(&self.k, found.dk)),
+            ("dv", rows(&self.v, found.dv)),
+        ]);
+        for (name, on, values) in [
+            ("dbias", self.bias.is_some(), found.dbias),
+            ("dsinks", self.sinks.is_some(), found.dsinks),
+            ("dalibi_slopes", self.alibi_slopes.is_some(), found.dalibi_slopes),
+        ] {
+            if on {
+                all.insert(name, values.into_iter().enumerate().collect());
+            }
+        }
+        all
+    }
+
     /// Stores all of the reference as the expected outputs, so that the case can be written to a file.
     pub fn expect_reference(&mut self) {
-        let Reference { out, lse, .. } = self.reference(Rows::All);
+        let Reference { out, lse, gradients, .. } = self.reference(Rows::All);
         for (name, shape, pairs) in [("out", self.out_shape(), out), ("lse", self.lse_shape(), lse)] {
+            self.expect.insert(name.into(), stored(&shape, pairs));
+        }
+        for (name, pairs) in gradients {
+            let (shape, _) = self.output(name).expect("an output of the case");
             self.expect.insert(name.into(), stored(&shape, pairs));
         }
         self.source = Some("wattn-oracle, f64".into());

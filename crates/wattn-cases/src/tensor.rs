@@ -24,6 +24,11 @@ impl Storage {
         }
     }
 
+    /// The less exact one of two.
+    pub(crate) fn coarser(self, other: Self) -> Self {
+        self.max(other)
+    }
+
     /// The nearest value that this type holds.
     pub fn round(self, x: f32) -> f32 {
         match self {

@@ -109,23 +109,28 @@ pub fn compare(output: &str, got: &[f32], want: &[(usize, f64)], rules: &Rules) 
 }
 
 impl SoftmaxCase {
-    /// How the output `out` or `lse` is judged; `reference` tells the size of the logits.
+    /// How an output is judged; `reference` tells the size of the logits.
     ///
     /// # Panics
     /// If there is no such output.
     pub fn rules(&self, output: &str, reference: &Reference) -> Rules {
-        let (shape, storage) = match output {
-            "out" => (self.out_shape(), self.q.storage),
-            "lse" => (self.lse_shape(), Storage::F32),
-            _ => panic!("softmax has no output `{output}`"),
+        let largest_logit = reference.largest_logit;
+        let (shape, storage) = self.output(output).unwrap_or_else(|| panic!("{} has no `{output}`", self.name));
+        let dims = self.dims();
+        let repeated = |axis: usize, of: usize| of / self.bias.as_ref().map_or(of, |bias| bias.shape[axis].max(1));
+        let terms = match output {
+            "dk" | "dv" => dims.queries * dims.heads / dims.kv_heads,
+            "dbias" => repeated(0, dims.batch) * repeated(1, dims.heads),
+            "dsinks" => dims.batch * dims.queries,
+            "dalibi_slopes" => dims.batch * dims.queries * dims.keys,
+            _ => dims.keys,
         };
-        Rules {
-            elements: shape.iter().product(),
-            storage,
-            largest_logit: reference.largest_logit,
-            terms: self.dims().keys,
-            rms_tolerance: self.rms_tolerance,
-        }
+        // The backward pass reads the output of the forward pass, as exact as that is stored.
+        let storage = match output {
+            "dk" | "dv" | "dbias" | "dsinks" | "dalibi_slopes" => storage.coarser(self.q.storage),
+            _ => storage,
+        };
+        Rules { elements: shape.iter().product(), storage, largest_logit, terms, rms_tolerance: self.rms_tolerance }
     }
 }
 

@@ -101,7 +101,9 @@ fn softmax_options(case: &SoftmaxCase) -> Options {
 
 fn softmax_entries(case: &SoftmaxCase) -> Vec<Entry> {
     let mut entries = vec![float("q", &case.q), float("k", &case.k), float("v", &case.v)];
-    entries.extend(case.bias.iter().map(|bias| float("bias", bias)));
+    for (name, tensor) in [("bias", &case.bias), ("grad.out", &case.grad_out), ("grad.lse", &case.grad_lse)] {
+        entries.extend(tensor.iter().map(|tensor| float(name, tensor)));
+    }
     entries.extend(expected(&case.expect));
     entries.extend(case.alibi_slopes.iter().map(|slopes| per_head("alibi_slopes", slopes)));
     entries.extend(case.sinks.iter().map(|sinks| per_head("sinks", sinks)));

@@ -8,23 +8,26 @@ use wattn_cases::{CaseFile, Rows, SoftmaxCase, catalogue, compare, write};
 #[test]
 fn golden_files_agree_with_the_oracle() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/softmax");
-    let mut files = 0;
+    let (mut files, mut compared) = (0, 0);
     for entry in fs::read_dir(folder).unwrap() {
         let file = CaseFile::read(&entry.unwrap().path());
         let case = file.softmax().unwrap();
-        assert_eq!(file.expected.len(), file.unsupported.len() + 2);
-        assert!(file.unsupported.iter().all(|(name, _)| name.starts_with('d')));
+        assert_eq!(file.expected.len(), case.expect.len());
         let reference = case.reference(Rows::All);
-        for (output, got) in [("out", &reference.out), ("lse", &reference.lse)] {
+        let forward = [("out", &reference.out), ("lse", &reference.lse)];
+        for (output, got) in forward.into_iter().chain(reference.gradients.iter().map(|(name, got)| (*name, got))) {
+            // Files need not have them all.
+            let Some(want) = case.expected(output) else { continue };
+            compared += 1;
             let mut values = vec![f32::NAN; got.len()];
             got.iter().for_each(|&(ix, x)| values[ix] = x as f32);
             let rules = case.rules(output, &reference);
-            let comparison = compare(output, &values, &case.expected(output).unwrap(), &rules);
+            let comparison = compare(output, &values, &want, &rules);
             assert!(comparison.pass && comparison.rms_ratio < 1e-6, "{}: {comparison:?}", file.case);
         }
         files += 1;
     }
-    assert_eq!(files, 21);
+    assert_eq!((files, compared), (21, 21 * 5 + 2));
 }
 
 /// Equal to the last bit, NaN included.
@@ -46,7 +49,7 @@ fn what_is_written_is_read_back() {
         write(&path, &case).unwrap();
         let file = CaseFile::read(&path);
         assert_eq!(file.case, case.name);
-        assert_eq!(file.expected, ["lse", "out"]);
+        assert_eq!(file.expected, case.expect.keys().cloned().collect::<Vec<_>>());
         let back = file.softmax().unwrap();
         assert!(fingerprint(back) == fingerprint(&case), "{}", case.name);
     }
@@ -101,13 +104,17 @@ fn assert_refused(file: CaseFile, naming: &str) {
 }
 
 #[test]
-fn outputs_of_the_backward_pass_leave_the_others_runnable() {
-    let file = file(PLAIN, operands());
-    assert_eq!(file.case, "x");
-    assert_eq!(file.expected, ["dq", "out"]);
-    assert_eq!(file.unsupported.len(), 1);
-    assert_eq!(file.unsupported[0].1, "the backward pass is not supported yet");
-    assert_eq!(file.softmax().unwrap().expect.len(), 1);
+fn gradients_come_with_what_they_start_from() {
+    let whole = file(PLAIN, operands());
+    assert_eq!(whole.case, "x");
+    assert_eq!(whole.expected, ["dq", "out"]);
+    assert!(whole.softmax().unwrap().has_backward());
+    let mut parts = operands();
+    parts.retain(|part| part.0 != "grad.out");
+    assert_refused(file(PLAIN, parts), "`expect.dq` without `grad.out`");
+    assert_refused(with("expect.dbias", Dtype::F32, &[1, 1, 3, 5]), "no output `dbias` here");
+    assert_refused(with("grad.out", Dtype::F16, &[2, 4, 3, 6]), "grad.out");
+    assert_refused(with("grad.lse", Dtype::F32, &[2, 3, 4]), "grad.lse");
 }
 
 #[test]

@@ -70,7 +70,8 @@ fn every_case_can_tell_right_from_wrong() {
         let mut case = recipe.build();
         let reference = case.reference(Rows::All);
         case.expect_reference();
-        for (output, want) in [("out", &reference.out), ("lse", &reference.lse)] {
+        let forward = [("out", &reference.out), ("lse", &reference.lse)];
+        for (output, want) in forward.into_iter().chain(reference.gradients.iter().map(|(name, want)| (*name, want))) {
             let rules = case.rules(output, &reference);
             let mut got = case.expect[output].values.clone();
             let right = compare(output, &got, want, &rules);

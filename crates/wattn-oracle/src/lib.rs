@@ -7,18 +7,21 @@
 //! | operator | reference |
 //! |---|---|
 //! | softmax attention, forward | [`SoftmaxProblem::flash_forward`] |
+//! | softmax attention, backward | [`SoftmaxProblem::flash_backward`] |
 //! | decayed linear attention, forward | [`LinearProblem::recurrent`], [`LinearProblem::parallel`] |
 //! | decayed linear attention, backward | [`LinearProblem::backward`] |
 //! | BASED linear attention, forward | [`BasedProblem::recurrent`], [`BasedProblem::parallel`] |
 //! | BASED linear attention, backward | [`BasedProblem::backward`] |
 
 mod based;
+mod flash_backward;
 mod flash_forward;
 mod linear;
 mod rows;
 mod softmax;
 
 pub use based::{BasedGradients, BasedMoments, BasedOutput, BasedProblem, BasedState};
+pub use flash_backward::SoftmaxGradients;
 pub use flash_forward::{Output, Row};
 pub use linear::{LinearDecay, LinearGradients, LinearOutput, LinearProblem};
 pub use softmax::{Broadcast, Causal, PackedLengths, SoftmaxProblem};

@@ -155,6 +155,18 @@ impl SoftmaxProblem<'_> {
 
     /// The logit of query `i` and key `j`, which it must see.
     pub(crate) fn score(&self, b: usize, h: usize, i: usize, j: usize) -> f64 {
+        let mut s = self.capped(b, h, i, j);
+        if let Some(slopes) = self.alibi_slopes {
+            s -= slopes[h] * self.distance(b, i, j);
+        }
+        if let Some(bias) = self.bias {
+            s += bias.at(b, h, i, j);
+        }
+        s
+    }
+
+    /// `softcap(scale q kT)`, what of the logit comes from q and k.
+    pub(crate) fn capped(&self, b: usize, h: usize, i: usize, j: usize) -> f64 {
         let q_start = ((b * self.heads + h) * self.queries + i) * self.head_dim;
         let k_start = ((b * self.kv_heads + self.kv_head(h)) * self.keys + j) * self.head_dim;
         let mut dot = 0.0;
@@ -162,19 +174,20 @@ impl SoftmaxProblem<'_> {
             dot += self.q[q_start + d] * self.k[k_start + d];
         }
 
-        let mut s = dot * self.scale.unwrap_or(1.0 / (self.head_dim as f64).sqrt());
-        if let Some(c) = self.softcap {
-            s = c * (s / c).tanh();
-        }
-        if let Some(slopes) = self.alibi_slopes {
-            let seq = self.sequence(b, i);
-            let aligned = (i - seq.first_query + seq.n_keys) as f64 - seq.n_queries as f64;
-            s -= slopes[h] * (aligned - (j - seq.first_key) as f64).abs();
-        }
-        if let Some(bias) = self.bias {
-            s += bias.at(b, h, i, j);
-        }
-        s
+        let s = dot * self.factor();
+        self.softcap.map_or(s, |c| c * (s / c).tanh())
+    }
+
+    /// The factor of `q kT`.
+    pub(crate) fn factor(&self) -> f64 {
+        self.scale.unwrap_or(1.0 / (self.head_dim as f64).sqrt())
+    }
+
+    /// `|i + keys - queries - j|`, of the query's own sequence.
+    pub(crate) fn distance(&self, b: usize, i: usize, j: usize) -> f64 {
+        let seq = self.sequence(b, i);
+        let aligned = (i - seq.first_query + seq.n_keys) as f64 - seq.n_queries as f64;
+        (aligned - (j - seq.first_key) as f64).abs()
     }
 
     /// The key/value head that query head `h` reads.

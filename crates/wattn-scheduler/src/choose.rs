@@ -1,7 +1,7 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
 use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
-use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape};
+use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape, TileShape};
 
 use crate::attention::Attention;
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
@@ -9,9 +9,27 @@ use crate::error::PlanError;
 
 /// The pipeline for a problem, and the reason.
 pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(FlashKey, String), PlanError> {
+    let (kernel, shape, reason) = first_that_serves(attention, device, |kernel| shape(kernel, attention, device))?;
+    Ok((key(kernel, shape, attention, device), reason))
+}
+
+/// The kernel of the backward pass, the shapes of its walks, and the reason.
+pub(crate) fn backward(
+    attention: &Attention,
+    device: &Capabilities,
+) -> Result<(Kernel, BackwardShapes, String), PlanError> {
+    first_that_serves(attention, device, |kernel| backward_shapes(kernel, attention, device))
+}
+
+/// The pinned kernel, or the first that can serve in the order that suits the device; and the reason.
+fn first_that_serves<S>(
+    attention: &Attention,
+    device: &Capabilities,
+    shape: impl Fn(Kernel) -> Result<(S, String), String>,
+) -> Result<(Kernel, S, String), PlanError> {
     if let Some(kernel) = attention.kernel {
-        let (shape, why) = shape(kernel, attention, device).map_err(|reason| PlanError::Kernel { kernel, reason })?;
-        return Ok((key(kernel, shape, attention, device), format!("pinned; {why}")));
+        let (shape, why) = shape(kernel).map_err(|reason| PlanError::Kernel { kernel, reason })?;
+        return Ok((kernel, shape, format!("pinned; {why}")));
     }
     // Wide values need rows of many invocations: better in workgroup memory than spilled by a small subgroup's tile.
     let small_subgroups = device.subgroups.is_some_and(|(min, _)| min < TILE_GPU_WIDE.tx);
@@ -24,15 +42,85 @@ pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(Fl
     };
     let mut reasons = Vec::new();
     for kernel in order {
-        match shape(kernel, attention, device) {
+        match shape(kernel) {
             Ok((shape, why)) => {
                 let passed_over: String = reasons.iter().map(|r| format!("; {r}")).collect();
-                return Ok((key(kernel, shape, attention, device), format!("{why}{passed_over}")));
+                return Ok((kernel, shape, format!("{why}{passed_over}")));
             }
             Err(reason) => reasons.push(format!("not {kernel}: {reason}")),
         }
     }
     Err(PlanError::NoKernel { reasons: reasons.join("; ") })
+}
+
+/// The shapes of the walks of the backward pass: one with rows in registers, or a tile for results of the head dim and one for those
+/// of the value dim.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum BackwardShapes {
+    Rows(LaneShape),
+    Tiles { head: TileShape, value: TileShape },
+}
+
+fn backward_shapes(
+    kernel: Kernel,
+    attention: &Attention,
+    device: &Capabilities,
+) -> Result<(BackwardShapes, String), String> {
+    let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
+    // Products with values take all of their dim, which the forward pass splits.
+    let narrow = value <= table::VALUE_SPLIT;
+    let rows = match kernel {
+        Kernel::Broadcast if !narrow => {
+            return Err(format!("value dim {value} does not fit in registers, at most {} does", table::VALUE_SPLIT));
+        }
+        Kernel::Broadcast => Some(shape(kernel, attention, device)?),
+        Kernel::TileUniversal if narrow => {
+            shape(kernel, attention, device).ok().filter(|found| matches!(found.0, Shape::Lanes(_)))
+        }
+        _ => None,
+    };
+    if let Some((Shape::Lanes(shape), why)) = rows {
+        // Twice as much as in the forward pass is kept for each row.
+        let rows = if attention.shape.is_some() { shape.rows } else { (shape.rows / 2).max(1) };
+        return Ok((BackwardShapes::Rows(LaneShape { rows, ..shape }), format!("{why}, {rows} of the backward pass")));
+    }
+    let tile = |dim: u32| {
+        let menu = match attention.shape {
+            Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => vec![shape],
+            Some(shape) => return Err(format!("shape {shape} is not on its menu")),
+            None => table::gpu_tiles(dim).to_vec(),
+        };
+        let mut refused = String::new();
+        for tile in menu {
+            let bytes = table::workgroup_bytes(&key(kernel, Shape::Tile(tile), attention, device));
+            refused = match device.subgroups {
+                None if kernel == Kernel::TileSubgroup => "the device has no subgroups".to_owned(),
+                Some((min, _)) if kernel == Kernel::TileSubgroup && min < tile.tx => {
+                    format!("subgroups may have {min} lanes, {} are needed", tile.tx)
+                }
+                _ if bytes > device.workgroup_bytes => {
+                    format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes)
+                }
+                _ if tile.tx * tile.ty > device.workgroup_invocations => {
+                    format!("{} invocations needed, {} available", tile.tx * tile.ty, device.workgroup_invocations)
+                }
+                _ => return Ok(tile),
+            };
+        }
+        Err(refused)
+    };
+    let (head, value) = (tile(qk)?, tile(value)?);
+    Ok((BackwardShapes::Tiles { head, value }, format!("tiles that fit {} bytes", device.workgroup_bytes)))
+}
+
+/// Whether rows may be loaded eight numbers at a time.
+pub(crate) fn wide(attention: &Attention, lanes: u32, device: &Capabilities) -> bool {
+    // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
+    let int64 = device.int64 && lanes != 16;
+    attention.access == Access::Vec4
+        && attention.head_dim.qk().is_multiple_of(8)
+        && attention.head_dim.value().is_multiple_of(8)
+        && int64
 }
 
 fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilities) -> FlashKey {
@@ -42,11 +130,10 @@ fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilitie
         Shape::Tile(_) => 0,
     };
     // A tile's keys are staged for many invocations, so that its loads are few and vec4 serves them.
-    let tile = matches!(shape, Shape::Tile(_));
-    // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
-    let int64 = device.int64 && !matches!(shape, Shape::Lanes(LaneShape { lanes: 16, .. }));
-    let wide =
-        !tile && attention.access == Access::Vec4 && qk.is_multiple_of(8) && value_dim.is_multiple_of(8) && int64;
+    let wide = match shape {
+        Shape::Lanes(shape) => wide(attention, shape.lanes, device),
+        Shape::Tile(_) => false,
+    };
     let value = value_dim.min(table::VALUE_SPLIT);
     FlashKey {
         kernel,

@@ -316,11 +316,7 @@ fn split_key(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<(
     let menu = SPLIT_ROWS[usize::from(lanes == 0)];
     let rows = menu.iter().copied().find(|&rows| rows >= wanted).unwrap_or(menu[menu.len() - 1]);
     let (k, v) = decode.cache.map_or((attention.kv, attention.kv), |c| (c.k_storage(), c.v_storage()));
-    let wide = (1..16).contains(&lanes)
-        && attention.access == Access::Vec4
-        && qk.is_multiple_of(8)
-        && value.is_multiple_of(8)
-        && device.int64;
+    let wide = lanes > 0 && choose::wide(attention, lanes, device);
     let head_class = if lanes > 0 { table::dim_class(qk).unwrap_or(0) } else { 0 };
     let key = SplitKey {
         kernel: if lanes > 0 { Kernel::Broadcast } else { Kernel::TileUniversal },

@@ -5,6 +5,8 @@
 //! lengths of a call into what the kernels read.
 
 mod attention;
+mod backward;
+mod backward_plan;
 mod based;
 mod based_plan;
 mod based_steps;
@@ -25,6 +27,8 @@ mod sweep;
 mod work;
 
 pub use attention::{Attention, Causal, Extent, HeadDim, Heads};
+pub use backward::AttentionBackward;
+pub use backward_plan::{BackwardPlan, BackwardStep};
 pub use based::{Based, BasedLayer};
 pub use based_plan::{BasedPlan, BasedWorkspace};
 pub use based_steps::{BasedStates, BasedStep};
@@ -42,4 +46,6 @@ pub use pages::{CacheError, CacheStep, PageCopy, Pages, SequenceId, StepSequence
 pub use plan::{Part, Plan, grid};
 pub use sweep::{Sweep, Tensor};
 pub use wattn_shaders as shaders;
-pub use work::{Lengths, key_range, sequences, tile_keys, visited_scores, work_list};
+pub use work::{
+    Lengths, key_range, key_work_list, query_range, sequences, tile_keys, tile_queries, visited_scores, work_list,
+};

@@ -218,7 +218,7 @@ fn check_turns(attention: &Attention, extent: Extent, key: &FlashKey, device: &C
 }
 
 /// Visible scores of one head with full lengths. Packed sequences are counted as if equally long: their bounds come later.
-fn full_scores(attention: &Attention, extent: Extent) -> u64 {
+pub(crate) fn full_scores(attention: &Attention, extent: Extent) -> u64 {
     let one = |queries, keys| {
         let extent = Extent::new(1, queries, keys);
         let full = work::sequences(attention, extent, Lengths::Full, &[]);
@@ -244,7 +244,7 @@ pub(crate) fn compulsory_bytes(attention: &Attention, extent: Extent) -> u64 {
 }
 
 /// Bytes of one (batch entry, head) of q, k, v, out, lse, bias and mask.
-fn head_bytes(attention: &Attention, extent: Extent) -> [u64; 7] {
+pub(crate) fn head_bytes(attention: &Attention, extent: Extent) -> [u64; 7] {
     let (queries, keys) = (u64::from(extent.queries), u64::from(extent.keys));
     let (qk, value) = (u64::from(attention.head_dim.qk()), u64::from(attention.head_dim.value()));
     let (q, kv) = (u64::from(attention.q.bytes()), u64::from(attention.kv.bytes()));
@@ -333,7 +333,7 @@ pub(crate) fn fit_parts(
 
 /// Key/value heads whose tiles run side by side: where tiles differ in weight all start with their heaviest, as far as their keys
 /// and values stay in the device's cache together; else each head's tiles follow each other and share its keys there.
-fn head_block(attention: &Attention, extent: Extent, device: &Capabilities) -> u32 {
+pub(crate) fn head_block(attention: &Attention, extent: Extent, device: &Capabilities) -> u32 {
     let uneven = attention.causal != Causal::No || extent.packed;
     let [_, k, v, ..] = head_bytes(attention, extent);
     let fit = if uneven { device.cache_bytes() / (k + v).max(1) } else { 1 };

@@ -55,6 +55,7 @@ pub fn sequences(
             Ok((0..extent.batch)
                 .zip(keys)
                 .map(|(b, &n)| sequence(attention, b, (0, extent.queries), (0, n.min(extent.keys)), offset(b as usize)))
+                .map(|s| Sequence { stored: extent.keys, ..s })
                 .collect())
         }
         (true, Lengths::Packed { queries, keys }) => {
@@ -125,6 +126,7 @@ pub(crate) fn sequence(
     let left = attention.window.0.map_or(-UNBOUNDED, |left| diagonal - i64::from(left));
     let (lo, hi) = (left, future.min(right) + 1);
     // A range that is empty for every query would leave tiles whose keys nobody sees: no keys says the same.
+    let stored = keys;
     let keys = if lo < hi { keys } else { 0 };
     #[expect(clippy::cast_possible_truncation, reason = "bounded by UNBOUNDED, or by lengths below it")]
     let shift = |x: i64| x.clamp(-UNBOUNDED, UNBOUNDED) as i32;
@@ -137,6 +139,7 @@ pub(crate) fn sequence(
         lo_shift: shift(lo),
         hi_shift: shift(hi),
         diagonal: shift(diagonal),
+        stored,
     }
 }
 
@@ -147,6 +150,18 @@ pub fn key_range(s: &Sequence, i: u32) -> (u32, u32) {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0 ..= 2^31")]
     let clamp = |x: i64, top: i64| x.clamp(0, top) as u32;
     (clamp(at(s.lo_shift), UNBOUNDED * 2), clamp(at(s.hi_shift), i64::from(s.keys)))
+}
+
+/// The queries [first, end) of a sequence that see key `j`; empty where `first >= end`.
+#[must_use]
+pub fn query_range(s: &Sequence, j: u32) -> (u32, u32) {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0 ..= 2^31")]
+    let clamp = |x: i64, top: i64| x.clamp(0, top) as u32;
+    let end = if j < s.keys { i64::from(s.queries) } else { 0 };
+    (
+        clamp(i64::from(j) - i64::from(s.hi_shift) + 1, UNBOUNDED * 2),
+        clamp(i64::from(j) - i64::from(s.lo_shift) + 1, end),
+    )
 }
 
 /// Scores that the queries of a sequence see, exactly.
@@ -172,17 +187,39 @@ pub fn tile_keys(s: &Sequence, first: u32, tile: u32) -> u32 {
     key_range(s, last).1.saturating_sub(key_range(s, first).0)
 }
 
+/// Queries that a tile of keys [first, first + tile) walks.
+#[must_use]
+pub fn tile_queries(s: &Sequence, first: u32, tile: u32) -> u32 {
+    let last = (first + tile).min(s.keys);
+    if first < last { query_range(s, last - 1).1.saturating_sub(query_range(s, first).0) } else { 0 }
+}
+
 /// The (sequence, query tile) pairs of a call, heaviest first, so that the last workgroups to start are the lightest.
 #[must_use]
 pub fn work_list(sequences: &[Sequence], tile: u32) -> Vec<[u32; 2]> {
-    let tiles = |s: &Sequence| s.queries.div_ceil(tile);
+    heaviest_first(sequences, tile, |s| s.queries, tile_keys)
+}
+
+/// The same with tiles of keys, those that no query sees included.
+#[must_use]
+pub fn key_work_list(sequences: &[Sequence], tile: u32) -> Vec<[u32; 2]> {
+    heaviest_first(sequences, tile, |s| s.stored, tile_queries)
+}
+
+fn heaviest_first(
+    sequences: &[Sequence],
+    tile: u32,
+    rows: fn(&Sequence) -> u32,
+    weight: fn(&Sequence, u32, u32) -> u32,
+) -> Vec<[u32; 2]> {
+    let tiles = |s: &Sequence| rows(s).div_ceil(tile);
     let mut list: Vec<(u32, [u32; 2])> = Vec::with_capacity(sequences.iter().map(|s| tiles(s) as usize).sum());
     for (record, s) in (0..).zip(sequences) {
-        list.extend((0..tiles(s)).map(|t| (tile_keys(s, t * tile, tile), [record, t])));
+        list.extend((0..tiles(s)).map(|t| (weight(s, t * tile, tile), [record, t])));
     }
-    // A stable sort: equal tiles stay in order, neighbours share keys.
+    // A stable sort: equal tiles stay in order, neighbours share what they walk.
     if !list.is_sorted_by(|a, b| a.0 >= b.0) {
-        list.sort_by_key(|(keys, _)| std::cmp::Reverse(*keys));
+        list.sort_by_key(|(rows, _)| std::cmp::Reverse(*rows));
     }
     list.into_iter().map(|(_, entry)| entry).collect()
 }

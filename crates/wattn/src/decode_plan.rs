@@ -10,7 +10,7 @@ use crate::dispatch::{self, Dispatch};
 use crate::engine::Engine;
 use crate::error::EncodeError;
 use crate::operands::{Checked, Operands, Resolved, Span};
-use crate::plan::{Units, count, words};
+use crate::plan::{RECORD, Units, count, words};
 
 /// How attention of few queries over many keys runs on an engine's device. Prints itself; may be encoded any number of times.
 #[derive(Debug, Clone)]
@@ -225,7 +225,7 @@ impl<'a> Call<'a> {
         let [q, k, v, bias, mask] = inputs;
         let scores =
             |bound: &Option<(&Buffer, Span)>| bound.as_ref().map_or_else(Default::default, |(_, s)| s.scores());
-        let slopes = 8 * count(self.work.sequences.len());
+        let slopes = RECORD * count(self.work.sequences.len());
         let sinks = slopes + count(self.operands.alibi_slopes.len());
         let tables = sinks + count(self.operands.sinks.len());
         Params {
@@ -262,7 +262,14 @@ impl<'a> Call<'a> {
         list: &[u32],
         workgroups: u32,
     ) -> Result<Dispatch, EncodeError> {
-        let words = words(&params, &self.work.sequences, self.operands, self.units.log, &self.work.tables, list);
+        let words = words(
+            &params,
+            &self.work.sequences,
+            [self.operands.alibi_slopes, self.operands.sinks],
+            self.units.log,
+            &self.work.tables,
+            list,
+        );
         Dispatch::new(self.engine, key, bound, &words, self.plan.grid(workgroups))
     }
 }

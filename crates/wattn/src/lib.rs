@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+mod backward_operands;
+mod backward_plan;
 mod based_operands;
 mod based_plan;
 mod bound;
@@ -22,6 +24,8 @@ mod ring;
 mod state;
 mod view;
 
+pub use backward_operands::BackwardOperands;
+pub use backward_plan::BackwardPlan;
 pub use based_operands::BasedOperands;
 pub use based_plan::BasedPlan;
 pub use cache::KvCache;
@@ -39,7 +43,8 @@ pub use state::{BasedState, LightningState, Recurrent, State};
 pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
-    Attention, Based, BasedLayer, CacheLayout, CacheStep, Capabilities, Causal, Decay, DecayModel, Decode, DeviceKind,
-    Driver, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Schedule, SequenceId, Split, Tokens, Work,
+    Attention, AttentionBackward, Based, BasedLayer, CacheLayout, CacheStep, Capabilities, Causal, Decay, DecayModel,
+    Decode, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Schedule, SequenceId, Split,
+    Tokens, Work,
 };
 pub use wgpu;

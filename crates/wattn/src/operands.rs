@@ -116,6 +116,24 @@ impl<'a> Resolved<'a> {
         Ok(found)
     }
 
+    /// Scratch memory as a tensor of f32, contiguous, counted in vec4.
+    pub(crate) fn workspace(buffer: &'a Buffer, extent: [u64; 4], heads_per_kv: u64) -> Self {
+        let [_, heads, rows, numbers] = extent;
+        let strides = [heads * rows * numbers, rows * numbers, numbers, 1];
+        Self { name: "workspace", buffer, offset: 0, extent, strides, heads_per_kv, element_bytes: 4, unit: 4 }
+    }
+
+    /// Whether its entries serve all batch entries or all heads, by a stride of 0.
+    pub(crate) fn is_shared(&self, axis: usize) -> bool {
+        self.extent[axis] > 1 && self.strides[axis] == 0
+    }
+
+    /// The same without the batch entries and heads that share an entry: what is written once.
+    pub(crate) fn own_entries(&self) -> Self {
+        let own = |axis| if self.is_shared(axis) { 1 } else { self.extent[axis] };
+        Self { extent: [own(0), own(1), self.extent[2], self.extent[3]], ..*self }
+    }
+
     /// The same tensor for a kernel that loads it by narrower units.
     pub(crate) fn counted_by(&self, access: Access) -> Self {
         Self { unit: unit(access, self.element_bytes), ..*self }
@@ -174,6 +192,15 @@ impl<'a> Resolved<'a> {
                 return Err(EncodeError::Overlapping { argument: self.name, axis: AXES[axis], stride, needed });
             }
             needed += stride * (self.extent[axis] - 1);
+        }
+        Ok(())
+    }
+
+    /// A row's words of a mask lie side by side.
+    pub(crate) fn check_contiguous(&self) -> Result<(), EncodeError> {
+        if self.strides[3] != 1 && self.extent[3] > 1 {
+            let (given, allowed) = (self.strides[3], "1 is needed: a row's words are contiguous");
+            return Err(EncodeError::Misaligned { argument: self.name, what: "the key stride", given, allowed });
         }
         Ok(())
     }
@@ -300,9 +327,8 @@ impl<'a> Checked<'a> {
             bias: operands.bias.as_ref().map(|view| scores("bias", view, keys)).transpose()?,
             mask: operands.mask.as_ref().map(|view| scores("mask", view, keys.div_ceil(32))).transpose()?,
         };
-        if let Some(mask) = checked.mask.filter(|m| m.strides[3] != 1 && m.extent[3] > 1) {
-            let (given, allowed) = (mask.strides[3], "1 is needed: a row's words are contiguous");
-            return Err(EncodeError::Misaligned { argument: "mask", what: "the key stride", given, allowed });
+        if let Some(mask) = checked.mask {
+            mask.check_contiguous()?;
         }
         checked.check_written()?;
         Ok(checked)
@@ -338,7 +364,7 @@ pub(crate) fn present(argument: &'static str, planned: bool, given: bool) -> Res
     }
 }
 
-fn numbers(argument: &'static str, planned: bool, given: &[f32], heads: u32) -> Result<(), EncodeError> {
+pub(crate) fn numbers(argument: &'static str, planned: bool, given: &[f32], heads: u32) -> Result<(), EncodeError> {
     present(argument, planned, !given.is_empty())?;
     if planned && given.len() != heads as usize {
         return Err(EncodeError::Count { argument, given: given.len(), needed: heads as usize });

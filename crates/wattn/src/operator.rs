@@ -1,15 +1,16 @@
 //! What operators have in common: an engine plans them.
 
 use wattn_scheduler::shaders::Key;
-use wattn_scheduler::{Attention, Based, Decode, Extent, Lightning, PlanError, Tokens};
+use wattn_scheduler::{Attention, AttentionBackward, Based, Decode, Extent, Lightning, PlanError, Tokens};
 
+use crate::backward_plan::BackwardPlan;
 use crate::based_plan::BasedPlan;
 use crate::decode_plan::DecodePlan;
 use crate::engine::Engine;
 use crate::linear_plan::LinearPlan;
 use crate::plan::Plan;
 
-/// An operator that an [`Engine`] plans: [`Attention`], [`Decode`], [`Lightning`] or [`Based`].
+/// An operator that an [`Engine`] plans: [`Attention`], [`AttentionBackward`], [`Decode`], [`Lightning`] or [`Based`].
 pub trait Operator {
     /// How much there is to do.
     type Extent;
@@ -38,6 +39,15 @@ impl Operator for Decode {
 
     fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<DecodePlan, PlanError> {
         Ok(DecodePlan::new(engine.clone(), wattn_scheduler::DecodePlan::new(self, extent, engine.capabilities())?))
+    }
+}
+
+impl Operator for AttentionBackward {
+    type Extent = Extent;
+    type Plan = BackwardPlan;
+
+    fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<BackwardPlan, PlanError> {
+        Ok(BackwardPlan::new(engine.clone(), wattn_scheduler::BackwardPlan::new(self, extent, engine.capabilities())?))
     }
 }
 
@@ -76,6 +86,12 @@ impl Prepared for DecodePlan {
         let plan = self.details();
         let tiles = plan.tiles.map(Key::Flash);
         [Key::Split(plan.split), Key::Merge(plan.merge)].into_iter().chain(tiles).collect()
+    }
+}
+
+impl Prepared for BackwardPlan {
+    fn keys(&self) -> Vec<Key> {
+        self.details().keys().collect()
     }
 }
 

@@ -144,7 +144,7 @@ impl Plan {
         let view = |span: &Option<Span>| span.as_ref().map_or_else(Default::default, |s| s.view);
         let scores = |span: &Option<Span>| span.as_ref().map_or_else(Default::default, Span::scores);
         let units = Units::new(&plan.attention);
-        let slopes = 8 * count(sequences.len());
+        let slopes = RECORD * count(sequences.len());
         let sinks = slopes + count(operands.alibi_slopes.len());
         let params = Params {
             first: workgroups.start,
@@ -175,7 +175,7 @@ impl Plan {
             ..Params::default()
         };
         let list = bytemuck::cast_slice(&list);
-        let words = words(&params, sequences, operands, units.log, &[], list);
+        let words = words(&params, sequences, [operands.alibi_slopes, operands.sinks], units.log, &[], list);
 
         let bound = [
             Some((checked.q.buffer, q)),
@@ -191,27 +191,24 @@ impl Plan {
     }
 }
 
+/// Words of a sequence in `aux`.
+#[expect(clippy::cast_possible_truncation, reason = "a few words")]
+pub(crate) const RECORD: u32 = size_of::<Sequence>() as u32 / 4;
+
 /// The words of `aux`: parameters, sequences, slopes, sinks, page tables, work list.
 pub(crate) fn words(
     params: &Params,
     sequences: &[Sequence],
-    operands: &Operands<'_>,
+    [slopes, sinks]: [&[f32]; 2],
     log: f32,
     tables: &[u32],
     list: &[u32],
 ) -> Vec<u32> {
-    let mut words: Vec<u32> = Vec::with_capacity(
-        size_of::<Params>() / 4
-            + sequences.len() * 8
-            + operands.alibi_slopes.len()
-            + operands.sinks.len()
-            + tables.len()
-            + list.len(),
-    );
+    let numbers = slopes.len() + sinks.len() + tables.len() + list.len();
+    let mut words: Vec<u32> = Vec::with_capacity(size_of::<Params>() / 4 + size_of_val(sequences) / 4 + numbers);
     words.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(params)));
     words.extend_from_slice(bytemuck::cast_slice(sequences));
-    let per_head = operands.alibi_slopes.iter().chain(operands.sinks);
-    words.extend(per_head.map(|x| (x * log).clamp(f32::MIN, f32::MAX).to_bits()));
+    words.extend(slopes.iter().chain(sinks).map(|x| (x * log).clamp(f32::MIN, f32::MAX).to_bits()));
     words.extend_from_slice(tables);
     words.extend_from_slice(list);
     words
@@ -244,13 +241,13 @@ impl Units {
 }
 
 /// The largest divisor of `n` that is at most `most`, which is at least 1.
-fn divisor(n: u32, most: u32) -> u32 {
+pub(crate) fn divisor(n: u32, most: u32) -> u32 {
     (1..=most.min(n)).rev().find(|&d| n.is_multiple_of(d)).unwrap_or(1)
 }
 
 /// The share `index` of `count` of `0..total`, as even as whole workgroups allow.
 #[expect(clippy::cast_possible_truncation, reason = "at most `total`")]
-fn slice_of(total: u32, (index, count): (u32, u32)) -> Range<u32> {
+pub(crate) fn slice_of(total: u32, (index, count): (u32, u32)) -> Range<u32> {
     let bound = |i: u32| (u64::from(total) * u64::from(i) / u64::from(count)) as u32;
     bound(index)..bound(index + 1)
 }

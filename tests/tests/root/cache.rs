@@ -161,6 +161,8 @@ impl<'a> Model<'a> {
             mask: None,
             kv_lens: None,
             cu_seqlens: Some(bounds),
+            grad_out: None,
+            grad_lse: None,
             rms_tolerance: None,
             expect: BTreeMap::new(),
         };

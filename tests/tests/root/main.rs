@@ -1,6 +1,7 @@
 //! Every problem of the catalogue and every case file, on every adapter, by every kernel; and the harness, encoding, refusals and
 //! devices themselves. A trial's name says all: `vulkan/llvmpipe/broadcast/softmax/plain`.
 
+mod backward_calls;
 mod based;
 mod based_calls;
 mod cache;
@@ -23,8 +24,8 @@ use libtest_mimic::{Arguments, Trial};
 
 /// Pipelines that the tests of one operator may need on one device: few, since some drivers take seconds for each.
 const PIPELINES: usize = 150;
-/// Softmax attention, linear attention with decay, BASED.
-const OPERATORS: usize = 3;
+/// Softmax attention, its backward pass, linear attention with decay, BASED.
+const OPERATORS: usize = 4;
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
                 catalogue::trials(gpu, &cases),
                 decode::trials(gpu),
                 cache::trials(gpu),
+                backward_calls::trials(gpu),
                 linear::trials(gpu, &linear),
                 linear_calls::trials(gpu),
                 based::trials(gpu, &based),

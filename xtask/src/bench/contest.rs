@@ -8,6 +8,7 @@ use wattn::{Engine, Plan};
 use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase};
 use wattn_tests::{Loaded, Variant, attention, extent};
 
+use super::backward;
 use super::based;
 use super::ceilings::{Around, Beside, Ceilings};
 use super::clock::{Clock, Sample};
@@ -137,6 +138,7 @@ impl Effort {
 /// Something whose samples are taken in turn with others'.
 pub(crate) enum Runner<'a> {
     Kernel(&'a Contestant<'a>),
+    Backward(&'a backward::Contestant<'a>),
     Baseline(&'a Passes<'a>),
     Decode(&'a decode::Contestant<'a>),
     Linear(&'a linear::Contestant<'a>),
@@ -148,6 +150,7 @@ impl Runner<'_> {
     fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
         match self {
             Self::Kernel(contestant) => contestant.sample(clock, count),
+            Self::Backward(contestant) => contestant.sample(clock, count),
             Self::Baseline(passes) => passes.sample(clock, count),
             Self::Decode(contestant) => contestant.sample(clock, count),
             Self::Linear(contestant) => contestant.sample(clock, count),
@@ -161,6 +164,7 @@ impl Runner<'_> {
         let whole = match self {
             Self::Kernel(contestant) => contestant.plan.slices() == 1,
             Self::Decode(_) => true,
+            Self::Backward(contestant) => contestant.run.plan().slices() == 1,
             Self::Linear(contestant) => contestant.plan.slices() == 1,
             Self::Based(contestant) => contestant.planned.slices() == 1,
             Self::Baseline(_) | Self::Scan(_) => return None,

@@ -2,6 +2,7 @@
 //!
 //! Nothing is timed that was not found right in the same run.
 
+mod backward;
 mod based;
 mod ceilings;
 mod clock;
@@ -44,11 +45,12 @@ use row::{Row, Run, Shared};
 use unfused::{Form, Passes, Unfused};
 
 /// The cases of a quick run.
-const QUICK: [&str; 7] = [
+const QUICK: [&str; 8] = [
     "softmax/full_1024",
     "softmax/causal_1024",
     "softmax/full_1024_f16",
     "softmax/gqa_9_3_causal_1024",
+    "softmax/backward_1024",
     "lightning/forward_8192",
     "lightning/backward_8192",
     "based/forward_8192",
@@ -117,7 +119,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
     for recipe in &recipes {
         bar.inc(1);
         bar.set_message(recipe.name);
-        rows.extend(bench.case(recipe, pinned)?);
+        if recipe.backward {
+            rows.push(bench.backward(recipe, pinned)?);
+        } else {
+            rows.extend(bench.case(recipe, pinned)?);
+        }
     }
     for recipe in &decode {
         bar.inc(1);
@@ -269,6 +275,19 @@ impl Bench {
         let baseline = outcomes.get(1).map(|outcome| outcome.time.median);
         let outcome = outcomes.first().context("no outcome")?;
         Ok(row.measured(contestant.figures(), *outcome, &Shared { baseline, ..Shared::default() }))
+    }
+
+    /// One backward pass of softmax attention: a row for the plan's choice or the pinned kernel.
+    fn backward(&self, recipe: &Recipe, pinned: Option<Variant>) -> Result<Row> {
+        let row = Row::new(recipe, &pinned.map_or("plan".into(), |v| v.to_string()));
+        let subject = backward::Subject::new(recipe);
+        let contestant = match guarded(|| backward::Contestant::new(&self.engine, &subject, pinned)) {
+            Ok(contestant) => contestant,
+            Err(error) => return Ok(row.failed(&error)),
+        };
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &[Runner::Backward(&contestant)])?;
+        let outcome = outcomes.first().context("no outcome")?;
+        Ok(row.measured(contestant.figures(), *outcome, &Shared::default()))
     }
 
     /// One case of linear attention: a row for the plan's choice or the pinned kernel, with the token-by-token scan as its baseline.

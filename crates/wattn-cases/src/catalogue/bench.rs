@@ -13,6 +13,7 @@ pub fn bench_catalogue() -> Vec<Recipe> {
     let causal = |recipe| Recipe { causal: BOTTOM_RIGHT, ..recipe };
     let dims = |dim, recipe| Recipe { head_dim: dim, value_dim: dim, ..recipe };
     let stored = |storage, recipe| Recipe { q_storage: storage, kv_storage: storage, ..recipe };
+    let backward = |recipe| Recipe { backward: true, ..recipe };
     let long = |name| Recipe { heads: 2, kv_heads: 2, ..square(name, 8192) };
     vec![
         square("softmax/full_1024", 1024),
@@ -29,6 +30,11 @@ pub fn bench_catalogue() -> Vec<Recipe> {
         Recipe { alibi: true, ..causal(square("softmax/alibi_causal_1024", 1024)) },
         Recipe { softcap: Some(30.0), ..causal(square("softmax/softcap_causal_1024", 1024)) },
         Recipe { bias: Some((Bias::Normal, Spread::PerHead)), ..square("softmax/bias_1024", 1024) },
+        backward(square("softmax/backward_1024", 1024)),
+        backward(causal(square("softmax/backward_causal_1024", 1024))),
+        backward(dims(128, square("softmax/backward_512_d128", 512))),
+        backward(stored(Storage::F16, square("softmax/backward_1024_f16", 1024))),
+        backward(Recipe { heads: 9, kv_heads: 3, ..causal(square("softmax/backward_gqa_9_3_causal_512", 512)) }),
     ]
 }
 

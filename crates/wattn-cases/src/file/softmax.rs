@@ -4,20 +4,6 @@ use crate::{Causal, Layout, SoftmaxCase};
 
 use super::parts::{Options, Tensors};
 
-/// Outputs of the backward pass, and the gradients that it starts from.
-const GRADIENTS: [&str; 6] = ["dq", "dk", "dv", "dbias", "dsinks", "dalibi_slopes"];
-const INCOMING: [&str; 2] = ["grad.out", "grad.lse"];
-
-/// Takes away what belongs to the backward pass. Gives the expected outputs among it, and why they cannot be
-/// calculated.
-pub(super) fn without_gradients(tensors: &mut Tensors<'_>) -> Vec<(String, String)> {
-    for name in INCOMING {
-        tensors.0.remove(name);
-    }
-    let expected = GRADIENTS.into_iter().filter(|name| tensors.0.remove(&format!("expect.{name}")).is_some());
-    expected.map(|name| (name.into(), "the backward pass is not supported yet".into())).collect()
-}
-
 pub(super) fn read(name: String, options: &mut Options, tensors: &mut Tensors<'_>) -> Result<SoftmaxCase, String> {
     let cu_seqlens = match (tensors.totals("cu_seqlens_q")?, tensors.totals("cu_seqlens_k")?) {
         (Some(q), Some(k)) => Some((q, k)),
@@ -51,7 +37,9 @@ pub(super) fn read(name: String, options: &mut Options, tensors: &mut Tensors<'_
         kv_lens: tensors.key_lengths("kv_lens")?,
         cu_seqlens,
         rms_tolerance: options.take("rms_tolerance")?,
-        expect: tensors.expected(&["out", "lse"])?,
+        grad_out: tensors.float("grad.out")?,
+        grad_lse: tensors.float("grad.lse")?,
+        expect: tensors.expected(&SoftmaxCase::OUTPUTS)?,
     };
     let offset: Option<i32> = options.take("causal_offset")?;
     case.causal_offsets = match (offset, tensors.integers("causal_offset")?) {
