@@ -8,7 +8,7 @@ use crate::dispatch::{self, Dispatch};
 use crate::engine::{Engine, ready};
 use crate::error::{EncodeError, RunError};
 use crate::operands::Resolved;
-use crate::plan::count;
+use crate::plan::{RECORD, count};
 use crate::view::View;
 
 /// Keys and values of many sequences, in pages that sequences share until one of them writes.
@@ -195,7 +195,7 @@ impl KvCache {
             q_start += s.new;
         }
         let key = AppendKey { from, access: Access::Vec4, to };
-        let tables = 8 * count(sequences.len());
+        let tables = RECORD * count(sequences.len());
         let params = Params {
             entries: tokens,
             heads: kv_heads,
