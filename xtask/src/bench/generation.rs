@@ -12,6 +12,7 @@ use wattn_tests::{based as based_of, lightning as lightning_of};
 
 use super::clock::Clock;
 use super::contest;
+use super::decode;
 use super::device::read_f32;
 use super::planned::Planned;
 
@@ -47,7 +48,7 @@ pub(crate) struct Speed {
 pub(crate) fn measure(engine: &Engine, clock: &Clock) -> Vec<Generation> {
     type Measured = fn(&Engine, &Clock) -> Result<(u64, Vec<Speed>)>;
     let operators: [(&str, Measured); 3] =
-        [("based_step", based_step), ("lightning_step", lightning_step), ("softmax, one query", softmax)];
+        [("based_step", based_step), ("lightning_step", lightning_step), ("softmax_decode", softmax)];
     let one = |(op, measured): (&str, Measured)| match measured(engine, clock) {
         Ok((bytes, points)) => Generation { op: op.into(), bytes, points, error: None },
         Err(error) => Generation { op: op.into(), bytes: 0, points: Vec::new(), error: Some(format!("{error:#}")) },
@@ -93,21 +94,18 @@ fn lightning_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
     steady(&Planned::lightning(engine, &lightning, Tokens::new(1, 1))?, clock, given.state.size())
 }
 
-/// The forward kernel with one query, until there is one for decode.
+/// One query over a growing cache.
 fn softmax(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
     let [heads, dim] = [HEADS as usize, DIM as usize];
     let recipe = Recipe { name: "softmax", queries: 1, keys: 1024, heads, kv_heads: heads, ..Recipe::default() };
-    contest::Contestant::new(
-        engine,
-        &contest::Subject::new(&Recipe { head_dim: dim, value_dim: dim, ..recipe }),
-        None,
-    )?;
+    let subject = contest::Subject::new(&Recipe { head_dim: dim, value_dim: dim, ..recipe });
+    decode::Contestant::new(engine, &subject, None)?;
 
     let attention = Attention::new(Heads::new(HEADS)?, HeadDim::new(DIM)?);
     let mut points = Vec::new();
     for keys in CACHES {
         // A device may lack the memory, or a limit: the line ends there.
-        let Ok(planned) = Planned::softmax(engine, &attention, Extent::new(1, 1, keys)) else { break };
+        let Ok(planned) = Planned::decode(engine, &attention, Extent::new(1, 1, keys)) else { break };
         points.push(Speed { tokens: keys, per_second: 1.0 / planned.median(clock, SAMPLES, 1)? });
     }
     let longest = points.last().map_or(0, |point| point.tokens);

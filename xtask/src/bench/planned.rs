@@ -4,8 +4,8 @@
 use anyhow::{Context, Result};
 use wattn::wgpu::{self, Buffer, BufferUsages, CommandEncoder, ComputePass};
 use wattn::{
-    Attention, Based, BasedOperands, BasedPlan, BasedState, Engine, Extent, Lightning, LightningState, LinearOperands,
-    LinearPlan, Operands, Pass, Plan, Tokens, View,
+    Attention, Based, BasedOperands, BasedPlan, BasedState, DecodePlan, Engine, Extent, Lengths, Lightning,
+    LightningState, LinearOperands, LinearPlan, Operands, Pass, Plan, Tokens, View, Work,
 };
 
 use super::clock::{Clock, Sample};
@@ -25,12 +25,22 @@ pub(crate) struct Planned {
 
 enum Kind {
     Softmax(Plan),
+    Decode(Box<DecodePlan>, Work),
     /// A step has a state.
     Linear(Box<LinearPlan>, Option<LightningState>),
     Based(BasedPlan, Option<BasedState>),
 }
 
 impl Planned {
+    /// Softmax attention of few queries over full keys.
+    pub(crate) fn decode(engine: &Engine, attention: &Attention, extent: Extent) -> Result<Self> {
+        let plan = engine.plan(&attention.decode(), extent)?;
+        let work = plan.work(Lengths::Full, &[])?;
+        let workspace = Some(buffer(engine, plan.workspace_bytes().max(4)));
+        let planned = Self::softmax(engine, attention, extent)?;
+        Ok(Self { plan: Kind::Decode(Box::new(plan), work), workspace, ..planned })
+    }
+
     /// Softmax attention, forward.
     pub(crate) fn softmax(engine: &Engine, attention: &Attention, extent: Extent) -> Result<Self> {
         let (heads, dims) = (attention.heads(), attention.head_dim());
@@ -79,7 +89,7 @@ impl Planned {
     pub(crate) fn based_plan(&self) -> Option<&BasedPlan> {
         match &self.plan {
             Kind::Based(plan, _) => Some(plan),
-            Kind::Softmax(_) | Kind::Linear(..) => None,
+            Kind::Softmax(_) | Kind::Decode(..) | Kind::Linear(..) => None,
         }
     }
 
@@ -87,6 +97,7 @@ impl Planned {
     pub(crate) fn slices(&self) -> u32 {
         match &self.plan {
             Kind::Softmax(plan) => plan.slices(),
+            Kind::Decode(..) => 1,
             Kind::Linear(plan, _) => plan.slices(),
             Kind::Based(plan, _) => plan.slices(),
         }
@@ -116,6 +127,7 @@ impl Planned {
     fn encode(&self, pass: &mut ComputePass<'_>) -> Result<()> {
         match &self.plan {
             Kind::Softmax(plan) => plan.encode_in_pass(pass, &self.softmax_operands())?,
+            Kind::Decode(plan, work) => plan.encode_in_pass(pass, work, &self.softmax_operands(), self.scratch()?)?,
             Kind::Linear(plan, state) => plan.encode_in_pass(pass, &self.linear_operands(state.as_ref()))?,
             Kind::Based(plan, state) => plan.encode_in_pass(pass, &self.based_operands(state.as_ref()))?,
         }
@@ -125,10 +137,15 @@ impl Planned {
     fn encode_slice(&self, encoder: &mut CommandEncoder, slice: u32) -> Result<()> {
         match &self.plan {
             Kind::Softmax(plan) => plan.encode_slice(encoder, &self.softmax_operands(), slice)?,
+            Kind::Decode(plan, work) => plan.encode(encoder, work, &self.softmax_operands(), self.scratch()?)?,
             Kind::Linear(plan, state) => plan.encode_slice(encoder, &self.linear_operands(state.as_ref()), slice)?,
             Kind::Based(plan, state) => plan.encode_slice(encoder, &self.based_operands(state.as_ref()), slice)?,
         }
         Ok(())
+    }
+
+    fn scratch(&self) -> Result<&Buffer> {
+        self.workspace.as_ref().context("a plan with a workspace")
     }
 
     fn softmax_operands(&self) -> Operands<'_> {
