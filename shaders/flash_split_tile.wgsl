@@ -2,20 +2,26 @@
 //
 //   m = max_j s_j,  l = sum_j exp(s_j - m),  o = sum_j exp(s_j - m) v_j   for each row, over the keys j of the stretch
 //
-// Reading K and V once is what takes the time, so ROWS rows share a workgroup: THREADS keys at a time are staged, K_CHUNKS columns of
-// them, each invocation taking the scores of one key; then each takes a value column of every GROUPS-th key.
-const GROUPS: u32 = THREADS / VALUE_CHUNKS;
-const TILE_K: u32 = THREADS;
-const QUADS: u32 = ROWS / 4u;
-const BLOCKS: u32 = THREADS / 8u;
+// Reading K and V once is what takes the time, so 4 QUADS rows share a workgroup: KEYS keys at a time are staged, K_CHUNKS columns of
+// them; each invocation takes the scores of one key and four rows, then a value column of every GROUPS-th key for these rows.
+const GROUPS: u32 = KEYS / VALUE_CHUNKS;
+const TILE_K: u32 = KEYS;
+const THREADS: u32 = KEYS * QUADS;
+const BLOCKS: u32 = KEYS / 8u;
 const K_STRIDE: u32 = K_CHUNKS + 1u;   // no bank conflicts between neighbouring keys
 
-var<workgroup> sh_slab: array<vec4<f32>, THREADS * K_STRIDE>;    // [key, chunk]; at the end [invocation]
-var<workgroup> sh_weights: array<vec4<f32>, THREADS * QUADS>;    // [key, four rows]: scores, then weights; at the end sums
-var<workgroup> sh_blocks: array<vec4<f32>, BLOCKS * QUADS>;      // [four rows, block of eight keys]
-var<workgroup> sh_v_at: array<u32, THREADS>;                     // [key]: where its values lie
+var<workgroup> sh_slab: array<vec4<f32>, KEYS * K_STRIDE>;      // [key, chunk]; at the end [invocation]
+var<workgroup> sh_weights: array<vec4<f32>, KEYS * QUADS>;      // [four rows, key]: scores, then weights; at the end sums
+var<workgroup> sh_blocks: array<vec4<f32>, BLOCKS * QUADS>;     // [four rows, block of eight keys]
+var<workgroup> sh_v_at: array<u32, KEYS>;                       // [key]: where its values lie
 
 @group(0) @binding(3) var<storage, read_write> partials: array<vec4<f32>>;
+
+// Where the query of a row lies.
+fn q_row(s: Sequence, kv_head: u32, packed: u32) -> u32 {
+    let head = kv_head * aux.params.group + packed % aux.params.group;
+    return aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head + (s.q_start + packed / aux.params.group) * aux.params.q.seq;
+}
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -29,17 +35,13 @@ fn main(
     }
     let s = sequence_at(item.record);
     let group = aux.params.group;
-    let row = item.tile * ROWS;
+    let key = thread % KEYS;
+    let quad = thread / KEYS;
+    let row = item.tile * (4u * QUADS) + 4u * quad;
     let last = s.queries * group - 1u;   // padding rows repeat the last one; they are never stored
-    let block = thread % BLOCKS;
-    let quad = min(thread / BLOCKS, QUADS - 1u);
 
-    //$ for r in 0..ROWS
-    let i_$r = min(row + $ru, last) / group;
-    let head_$r = item.kv_head * group + min(row + $ru, last) % group;
-    let q_at_$r = aux.params.q.offset + s.batch * aux.params.q.batch + head_$r * aux.params.q.head + (s.q_start + i_$r) * aux.params.q.seq;
-    let lo_$r = first_key(s, i_$r);
-    let seen_keys_$r = max(end_key(s, i_$r), lo_$r) - lo_$r;
+    //$ for r in 0..4
+    let q_at_$r = q_row(s, item.kv_head, min(row + $ru, last));
     var m_$r = lowest();
     var l_$r = 0.0;   // of this invocation's keys
     var o_$r = vec4<f32>();
@@ -47,123 +49,104 @@ fn main(
 
     let k_first = k_base(s, item.kv_head);
     let v_first = v_base(s, item.kv_head);
-    let column = item.split * VALUE_CHUNKS + thread % VALUE_CHUNKS;
-    for (var j0 = item.first; j0 < item.end; j0 += THREADS) {
+    let column = item.split * VALUE_CHUNKS + key % VALUE_CHUNKS;
+    for (var j0 = item.first; j0 < item.end; j0 += KEYS) {
         workgroupBarrier();   // the previous turn's weights have been read
         clear_seen(thread);
-        sh_v_at[thread] = v_row(v_first, s, min(j0 + thread, item.end - 1u));
-        //$ for r in 0..ROWS
+        sh_v_at[key] = v_row(v_first, s, min(j0 + key, item.end - 1u));
+        //$ for r in 0..4
         var s_$r = 0.0;
         //$ end
         for (var c0 = 0u; c0 < aux.params.head_chunks; c0 += K_CHUNKS) {
             let chunks = min(K_CHUNKS, aux.params.head_chunks - c0);
-            //$ for n in 0..K_CHUNKS
-            {
+            for (var n = thread; n < KEYS * K_CHUNKS; n += THREADS) {
                 // What lies past the head dim is never looked at.
-                let key = (thread + $nu * THREADS) / K_CHUNKS;
-                let chunk = thread % K_CHUNKS;
-                sh_slab[key * K_STRIDE + chunk] = load_k(k_row(k_first, s, min(j0 + key, item.end - 1u)), c0 + chunk);
+                let staged = n / K_CHUNKS;
+                let chunk = n % K_CHUNKS;
+                sh_slab[staged * K_STRIDE + chunk] = load_k(k_row(k_first, s, min(j0 + staged, item.end - 1u)), c0 + chunk);
             }
-            //$ end
             workgroupBarrier();   // the slab is whole
             for (var c = 0u; c < chunks; c++) {
-                let k = sh_slab[thread * K_STRIDE + c];
-                //$ for r in 0..ROWS
+                let k = sh_slab[key * K_STRIDE + c];
+                //$ for r in 0..4
                 s_$r += dot(load_q(q_at_$r, c0 + c), k);
                 //$ end
             }
             workgroupBarrier();   // the slab has been read
         }
 
-        var visible = 0u;   // bit r: row r sees this invocation's key
-        //$ for r in 0..ROWS
+        var visible = vec4<bool>();
+        //$ for r in 0..4
         {
-            begin_scores(s, head_$r);
-            let j = j0 + thread;
-            let t = score(s_$r * aux.params.score_scale, i_$r, min(j, item.end - 1u), j - lo_$r < seen_keys_$r && j < item.end);
+            // Calculated anew each turn, since registers are scarcer than time.
+            let packed = min(row + $ru, last);
+            let i = packed / group;
+            let lo = first_key(s, i);
+            let j = j0 + key;
+            begin_scores(s, item.kv_head * group + packed % group);
+            let in_range = j - lo < max(end_key(s, i), lo) - lo && j < item.end;
+            let t = score(s_$r * aux.params.score_scale, i, min(j, item.end - 1u), in_range);
             s_$r = t.value;
-            visible |= select(0u, 1u << $ru, t.visible);
+            visible[$r] = t.visible;
         }
         //$ end
-        mark_seen(thread, visible != 0u);
+        mark_seen(key, any(visible));
 
         // The maximum of each row: over blocks of eight keys, then over the blocks.
-        //$ for r in 0..ROWS step 4
-        sh_weights[thread * QUADS + $ru / 4u] = vec4<f32>(
-            select(lowest(), s_$r, ((visible >> $ru) & 1u) == 1u),
-            select(lowest(), s_${r+1}, ((visible >> ${r+1}u) & 1u) == 1u),
-            select(lowest(), s_${r+2}, ((visible >> ${r+2}u) & 1u) == 1u),
-            select(lowest(), s_${r+3}, ((visible >> ${r+3}u) & 1u) == 1u),
-        );
-        //$ end
+        let scores = vec4<f32>(s_0, s_1, s_2, s_3);
+        sh_weights[thread] = select(vec4<f32>(lowest()), scores, visible);
         workgroupBarrier();   // all scores are there
-        var top = sh_weights[block * 8u * QUADS + quad];
-        //$ for n in 1..8
-        top = max(top, sh_weights[(block * 8u + $nu) * QUADS + quad]);
-        //$ end
         if (thread < BLOCKS * QUADS) {
+            var top = sh_weights[thread * 8u];
+            for (var n = 1u; n < 8u; n++) {
+                top = max(top, sh_weights[thread * 8u + n]);
+            }
             sh_blocks[thread] = top;
         }
         workgroupBarrier();   // all blocks are there
-        //$ for r in 0..ROWS step 4
-        var top_$r = vec4<f32>(m_$r, m_${r+1}, m_${r+2}, m_${r+3});
+        var top = vec4<f32>(m_0, m_1, m_2, m_3);
         for (var b = 0u; b < BLOCKS; b++) {
-            top_$r = max(top_$r, sh_blocks[$ru / 4u * BLOCKS + b]);
+            top = max(top, sh_blocks[quad * BLOCKS + b]);
         }
-        let old_$r = vec4<f32>(weight(m_$r, top_$r.x), weight(m_${r+1}, top_$r.y), weight(m_${r+2}, top_$r.z), weight(m_${r+3}, top_$r.w));
-        m_$r = top_$r.x;
-        m_${r+1} = top_$r.y;
-        m_${r+2} = top_$r.z;
-        m_${r+3} = top_$r.w;
-        o_$r *= old_$r.x;
-        o_${r+1} *= old_$r.y;
-        o_${r+2} *= old_$r.z;
-        o_${r+3} *= old_$r.w;
-        let w_$r = vec4<f32>(
-            select(0.0, weight(s_$r, m_$r), ((visible >> $ru) & 1u) == 1u),
-            select(0.0, weight(s_${r+1}, m_${r+1}), ((visible >> ${r+1}u) & 1u) == 1u),
-            select(0.0, weight(s_${r+2}, m_${r+2}), ((visible >> ${r+2}u) & 1u) == 1u),
-            select(0.0, weight(s_${r+3}, m_${r+3}), ((visible >> ${r+3}u) & 1u) == 1u),
-        );
-        l_$r = l_$r * old_$r.x + w_$r.x;
-        l_${r+1} = l_${r+1} * old_$r.y + w_$r.y;
-        l_${r+2} = l_${r+2} * old_$r.z + w_$r.z;
-        l_${r+3} = l_${r+3} * old_$r.w + w_$r.w;
-        sh_weights[thread * QUADS + $ru / 4u] = w_$r;
+        var weights = vec4<f32>();
+        //$ for r in 0..4
+        {
+            let old = weight(m_$r, top[$r]);
+            m_$r = top[$r];
+            o_$r *= old;
+            weights[$r] = select(0.0, weight(s_$r, m_$r), visible[$r]);
+            l_$r = l_$r * old + weights[$r];
+        }
         //$ end
+        sh_weights[thread] = weights;
         workgroupBarrier();   // all weights are there
-        for (var n = thread / VALUE_CHUNKS; n < min(THREADS, item.end - j0); n += GROUPS) {
+        for (var n = key / VALUE_CHUNKS; n < min(KEYS, item.end - j0); n += GROUPS) {
             let v = kept(load_v(sh_v_at[n], min(column, aux.params.value_chunks - 1u)), key_seen(n));
-            //$ for r in 0..ROWS step 4
-            let w_$r = sh_weights[n * QUADS + $ru / 4u];
-            o_$r += w_$r.x * v;
-            o_${r+1} += w_$r.y * v;
-            o_${r+2} += w_$r.z * v;
-            o_${r+3} += w_$r.w * v;
+            let w = sh_weights[quad * KEYS + n];
+            //$ for r in 0..4
+            o_$r += w[$r] * v;
             //$ end
         }
     }
 
     // Sums over the invocations: of each row's weights, then of its output.
     workgroupBarrier();   // the last weights have been read
-    //$ for r in 0..ROWS step 4
-    sh_weights[thread * QUADS + $ru / 4u] = vec4<f32>(l_$r, l_${r+1}, l_${r+2}, l_${r+3});
-    //$ end
+    sh_weights[thread] = vec4<f32>(l_0, l_1, l_2, l_3);
     workgroupBarrier();   // all parts are there
-    var sum = vec4<f32>();
-    for (var n = 0u; n < 8u; n++) {
-        sum += sh_weights[(block * 8u + n) * QUADS + quad];
-    }
     if (thread < BLOCKS * QUADS) {
+        var sum = vec4<f32>();
+        for (var n = 0u; n < 8u; n++) {
+            sum += sh_weights[thread * 8u + n];
+        }
         sh_blocks[thread] = sum;
     }
-    let at = partial_at(item.kv_head, item.partial);
+    let at = partial_at(item.kv_head, item.partial + 4u * quad);
     let stride = aux.params.value_chunks + 1u;
-    //$ for r in 0..ROWS
+    //$ for r in 0..4
     workgroupBarrier();   // the slab's previous use has been read
     sh_slab[thread] = o_$r;
     workgroupBarrier();   // all parts are there
-    if (row + $ru <= last && thread < VALUE_CHUNKS) {
+    if (row + $ru <= last && key < VALUE_CHUNKS) {
         var o = vec4<f32>();
         for (var g = 0u; g < GROUPS; g++) {
             o += sh_slab[thread + g * VALUE_CHUNKS];
@@ -171,10 +154,10 @@ fn main(
         if (column < aux.params.value_chunks) {
             partials[at + $ru * stride + column] = o;
         }
-        if (thread == 0u && item.split == 0u) {
+        if (key == 0u && item.split == 0u) {
             var l = 0.0;
             for (var b = 0u; b < BLOCKS; b++) {
-                l += sh_blocks[$ru / 4u * BLOCKS + b][$ru % 4u];
+                l += sh_blocks[quad * BLOCKS + b][$r];
             }
             partials[at + $ru * stride + aux.params.value_chunks] = vec4<f32>(m_$r, l, 0.0, 0.0);
         }

@@ -5,8 +5,8 @@ use std::fmt;
 use crate::compose::{Binding, Element, Output, elements, file, score_parts};
 use crate::key::{Access, Kernel, ScoreOptions, Storage};
 
-/// Invocations of the tile kernel, each with a key.
-const THREADS: u32 = 64;
+/// Keys that the tile kernel takes at a time, an invocation for each and four rows.
+const KEYS: u32 = 64;
 /// Columns of K, in vec4, that it stages at a time.
 const K_CHUNKS: u32 = 4;
 /// Keys of a block, over which it takes maxima first.
@@ -108,13 +108,13 @@ impl SplitKey {
     /// Invocations a workgroup.
     #[must_use]
     pub fn invocations(&self) -> u32 {
-        if self.kernel == Kernel::Broadcast { self.lanes } else { THREADS }
+        if self.kernel == Kernel::Broadcast { self.lanes } else { KEYS * self.rows / 4 }
     }
 
     /// Keys of a turn of the kernel's loop.
     #[must_use]
     pub fn keys(&self) -> u32 {
-        self.invocations()
+        if self.kernel == Kernel::Broadcast { self.lanes } else { KEYS }
     }
 
     /// Turns of its loops that these take at most.
@@ -124,7 +124,7 @@ impl SplitKey {
             Kernel::Broadcast => 1,
             _ => {
                 let slabs = head_dim.div_ceil(4).div_ceil(K_CHUNKS);
-                2 + slabs * (2 + K_CHUNKS) + self.rows / 4 * (THREADS / BLOCK) + self.value_class / 4
+                2 + slabs * (4 + 2 * K_CHUNKS) + 2 * KEYS / BLOCK + 4 + self.value_class / 4
             }
         }
     }
@@ -137,7 +137,7 @@ impl SplitKey {
         }
         let quads = self.rows / 4;
         let seen = if self.options.masks_elements() { 16 } else { 0 };
-        16 * THREADS * (K_CHUNKS + 1) + 16 * THREADS * quads + 16 * THREADS / BLOCK * quads + 4 * THREADS + seen
+        16 * KEYS * (K_CHUNKS + 1) + 16 * KEYS * quads + 16 * KEYS / BLOCK * quads + 4 * KEYS + seen
     }
 
     pub(crate) fn bindings(&self) -> Vec<Binding> {
@@ -155,10 +155,11 @@ impl SplitKey {
 
     pub(crate) fn constants(&self) -> Vec<(&'static str, u32)> {
         let value_chunks = self.value_class / 4;
-        let mut all = vec![("ROWS", self.rows), ("VALUE_CHUNKS", value_chunks)];
+        let mut all = vec![("VALUE_CHUNKS", value_chunks)];
         if self.kernel == Kernel::Broadcast {
             let chunks = self.head_class / 4;
             all.extend([
+                ("ROWS", self.rows),
                 ("LANES", self.lanes),
                 ("LANES_LOG2", self.lanes.ilog2()),
                 ("Q_LOADS", chunks.div_ceil(self.lanes)),
@@ -166,7 +167,7 @@ impl SplitKey {
                 ("PAIRS", value_chunks.div_ceil(2 * self.lanes)),
             ]);
         } else {
-            all.extend([("THREADS", THREADS), ("K_CHUNKS", K_CHUNKS)]);
+            all.extend([("KEYS", KEYS), ("QUADS", self.rows / 4), ("K_CHUNKS", K_CHUNKS)]);
         }
         all
     }
