@@ -262,11 +262,11 @@ fn stretches_one_after_the_other(gpu: &Gpu) -> Result<()> {
     let small = LinearRecipe { heads: 2, key_dim: 16, value_dim: 20, ..LinearRecipe::default() };
     let stateful = LinearRecipe { state: true, grad_state: true, ..small };
     for recipe in [
-        LinearRecipe { name: "linear/two_stretches", tokens: 4000, batch: 2, ..small },
+        LinearRecipe { name: "linear/two_stretches", tokens: 2600, batch: 2, ..small },
         LinearRecipe { name: "linear/stretches_state", tokens: 5000, ..stateful },
-        LinearRecipe { name: "linear/stretches_gates", tokens: 5000, decay: Decays::Gates(0.1), ..stateful },
-        LinearRecipe { name: "linear/stretches_packed", sequences: &[10, 0, 7000, 2600], ..stateful },
-        LinearRecipe { name: "linear/stretches_packed_stateless", sequences: &[3000, 7000, 1], ..small },
+        LinearRecipe { name: "linear/stretches_gates", tokens: 2600, decay: Decays::Gates(0.1), ..stateful },
+        LinearRecipe { name: "linear/stretches_packed", sequences: &[10, 0, 5000, 2600], ..stateful },
+        LinearRecipe { name: "linear/stretches_packed_stateless", sequences: &[2600, 1], ..small },
     ] {
         let case = LinearRecipe { grad_decay: false, ..recipe }.build();
         for kernel in Kernel::ALL {
