@@ -53,7 +53,9 @@ fn main(
     for (var j0 = item.first; j0 < item.end; j0 += KEYS) {
         workgroupBarrier();   // the previous turn's weights have been read
         clear_seen(thread);
-        sh_v_at[key] = v_row(v_first, s, min(j0 + key, item.end - 1u));
+        if (thread < KEYS) {
+            sh_v_at[thread] = v_row(v_first, s, min(j0 + thread, item.end - 1u));
+        }
         //$ for r in 0..4
         var s_$r = 0.0;
         //$ end
