@@ -48,14 +48,10 @@ fn main(
     //$ end
     //$ end
 
-    // Some row of the tile meets each row of [start, end).
+    // Some row of the tile meets each row of [start, end). What is cheap to derive, places in memory too, is derived where it is used:
+    // registers, not instructions, are what a tile of this size lacks.
     let start = first_walked(s, first);
     let end = end_of_tile(s, first, last);
-    let own_base = aux.params.$OWN.offset + s.batch * aux.params.$OWN.batch + item.head * aux.params.$OWN.head + OWN_START * aux.params.$OWN.seq;
-    //$ if GRADIENT
-    let pair_base = aux.params.$PAIR_OWN.offset + s.batch * aux.params.$PAIR_OWN.batch + item.head * aux.params.$PAIR_OWN.head
-        + OWN_START * aux.params.$PAIR_OWN.seq;
-    //$ end
     let row = first + ty * ROWS;   // padding rows repeat the last one; they are never stored
 
     //$ if OWNS_KEYS
@@ -67,15 +63,6 @@ fn main(
     let walked_head = head / aux.params.group;
     //$ end
     begin_scores(s, head);
-    let walked_base = aux.params.$WALKED.offset + s.batch * aux.params.$WALKED.batch + walked_head * aux.params.$WALKED.head
-        + WALKED_START * aux.params.$WALKED.seq;
-    //$ if GRADIENT
-    let other_base = aux.params.$PAIR_WALKED.offset + s.batch * aux.params.$PAIR_WALKED.batch + walked_head * aux.params.$PAIR_WALKED.head
-        + WALKED_START * aux.params.$PAIR_WALKED.seq;
-    //$ end
-    let summed_base = aux.params.$SUMMED.offset + s.batch * aux.params.$SUMMED.batch + walked_head * aux.params.$SUMMED.head
-        + WALKED_START * aux.params.$SUMMED.seq;
-
     for (var w0 = start; w0 < end; w0 += TILE_K) {
         //$ for r in 0..ROWS
         //$ for k in 0..KEYS
@@ -89,6 +76,10 @@ fn main(
         for (var c0 = 0u; c0 < aux.params.head_chunks; c0 += K_CHUNKS) {
             let chunks = min(K_CHUNKS, aux.params.head_chunks - c0);
             workgroupBarrier();   // the slab's previous use, and the previous tile's weights, have been read
+            let own_base = aux.params.$OWN.offset + s.batch * aux.params.$OWN.batch + item.head * aux.params.$OWN.head
+                + OWN_START * aux.params.$OWN.seq;
+            let walked_base = aux.params.$WALKED.offset + s.batch * aux.params.$WALKED.batch + walked_head * aux.params.$WALKED.head
+                + WALKED_START * aux.params.$WALKED.seq;
             //$ for n in 0..K_LOADS
             {
                 let walked = (thread + $nu * THREADS) / K_CHUNKS;
@@ -115,6 +106,10 @@ fn main(
         for (var c0 = 0u; c0 < aux.params.value_chunks; c0 += K_CHUNKS) {
             let chunks = min(K_CHUNKS, aux.params.value_chunks - c0);
             workgroupBarrier();   // the slab's previous use has been read
+            let pair_base = aux.params.$PAIR_OWN.offset + s.batch * aux.params.$PAIR_OWN.batch + item.head * aux.params.$PAIR_OWN.head
+                + OWN_START * aux.params.$PAIR_OWN.seq;
+            let other_base = aux.params.$PAIR_WALKED.offset + s.batch * aux.params.$PAIR_WALKED.batch + walked_head * aux.params.$PAIR_WALKED.head
+                + WALKED_START * aux.params.$PAIR_WALKED.seq;
             //$ for n in 0..K_LOADS
             {
                 let walked = (thread + $nu * THREADS) / K_CHUNKS;
@@ -182,6 +177,8 @@ fn main(
         let walked = min(TILE_K, end - w0);
         for (var g = 0u; g < walked; g += V_KEYS) {
             workgroupBarrier();   // the slab's previous use has been read, all weights have been written
+            let summed_base = aux.params.$SUMMED.offset + s.batch * aux.params.$SUMMED.batch + walked_head * aux.params.$SUMMED.head
+                + WALKED_START * aux.params.$SUMMED.seq;
             //$ for n in 0..V_LOADS
             {
                 let place = g + (thread + $nu * THREADS) / V_STRIDE;

@@ -1,7 +1,9 @@
 //! What is planned on simulated devices.
 
-use wattn_scheduler::shaders::{Kernel, Shape, Storage, table};
-use wattn_scheduler::{Attention, Capabilities, DeviceKind, Driver, Extent, HeadDim, Heads, Plan, PlanError};
+use wattn_scheduler::shaders::{self, Kernel, Key, Shape, Storage, table};
+use wattn_scheduler::{
+    Attention, BackwardPlan, Capabilities, DeviceKind, Driver, Extent, HeadDim, Heads, Plan, PlanError,
+};
 
 /// Capabilities like those of real devices.
 fn devices() -> Vec<(&'static str, Capabilities, Kernel)> {
@@ -78,6 +80,33 @@ fn no_plan_exceeds_its_device() {
                     plan.key.kernel,
                     "{name}: a pinned kernel runs or is an error"
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn no_backward_plan_exceeds_its_device() {
+    for (name, device, _) in devices() {
+        for dim in [1, 13, 16, 40, 64, 80, 128, 192, 256, 576] {
+            for kernel in [None, Some(Kernel::TileUniversal), Some(Kernel::TileSubgroup), Some(Kernel::Broadcast)] {
+                let plain = kernel.map_or(attention(4, dim), |k| attention(4, dim).kernel(k));
+                let options = plain.causal().bias().mask().sinks().alibi().backward();
+                let all = options.bias_gradient().sinks_gradient().slopes_gradient().lse_gradient();
+                for (backward, record) in [(all, 1 + dim.div_ceil(4)), (plain.backward(), 1)] {
+                    let Ok(plan) = BackwardPlan::new(&backward, Extent::new(2, 100, 300), &device) else {
+                        assert!(kernel.is_some(), "{name}: some kernel serves dim {dim}");
+                        continue;
+                    };
+                    assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{name}: {plan}");
+                    assert_eq!(plan.workspace_bytes, 2 * 4 * 100 * 16 * u64::from(record), "{name}: {plan}");
+                    assert_eq!(kernel.unwrap_or(plan.kernel), plan.kernel, "{name}");
+                    for step in &plan.steps {
+                        let bindings = shaders::bindings(&Key::FlashBackward(step.key)).len();
+                        assert!(bindings <= 8, "{name}: {bindings} bindings of {}", step.key);
+                        assert!(step.key.invocations() <= device.workgroup_invocations, "{name}: {}", step.key);
+                    }
+                }
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use wattn_scheduler::{
-    Attention, Causal, Extent, HeadDim, Heads, Lengths, key_range, sequences, tile_keys, visited_scores, work_list,
+    Attention, Causal, Extent, HeadDim, Heads, Lengths, key_range, key_work_list, query_range, sequences, tile_keys,
+    tile_queries, visited_scores, work_list,
 };
 
 #[derive(Debug, Clone)]
@@ -63,6 +64,12 @@ proptest! {
                 visible += u64::from(problem.sees(i, j));
             }
         }
+        for j in 0..problem.keys {
+            let (first, end) = query_range(&all[0], j);
+            for i in 0..problem.queries {
+                prop_assert_eq!((first..end).contains(&i), problem.sees(i, j), "key {} query {}", j, i);
+            }
+        }
         prop_assert_eq!(visited_scores(&all[0]), visible);
     }
 
@@ -77,6 +84,15 @@ proptest! {
         let want: Vec<[u32; 2]> = (0..count).flat_map(|b| (0..problem.queries.div_ceil(tile)).map(move |t| [b, t])).collect();
         prop_assert_eq!(seen, want);
         let weights: Vec<u32> = list.iter().map(|&[b, t]| tile_keys(&all[b as usize], t * tile, tile)).collect();
+        prop_assert!(weights.is_sorted_by(|a, b| a >= b), "{:?}", weights);
+
+        // Tiles of keys also where no key exists: their gradients are zeros that someone writes.
+        let list = key_work_list(&all, tile);
+        let mut seen = list.clone();
+        seen.sort_unstable();
+        let want: Vec<[u32; 2]> = (0..count).flat_map(|b| (0..60_u32.div_ceil(tile)).map(move |t| [b, t])).collect();
+        prop_assert_eq!(seen, want);
+        let weights: Vec<u32> = list.iter().map(|&[b, t]| tile_queries(&all[b as usize], t * tile, tile)).collect();
         prop_assert!(weights.is_sorted_by(|a, b| a >= b), "{:?}", weights);
     }
 }

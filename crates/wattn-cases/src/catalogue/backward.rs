@@ -73,7 +73,7 @@ fn scores() -> Vec<Recipe> {
         },
         Recipe { poison: true, ..bias(Bias::Masking, Spread::Shared, sized("softmax/backward_poison_bias", 33, 70)) },
         Recipe { batch: 2, mask: Some(Spread::Shared), poison: true, ..sized("softmax/backward_poison_mask", 33, 70) },
-        Recipe { head_dim: 32, value_dim: 32, grad_lse: true, ..every_option("softmax/backward_every_option") },
+        Recipe { grad_lse: true, ..every_option("softmax/backward_every_option") },
     ]
 }
 
@@ -88,10 +88,8 @@ fn dims() -> Vec<Recipe> {
         Recipe { bshd: true, heads: 4, ..dims("softmax/backward_d160_v136_gqa_bshd", 160, 136) },
         causal(dims("softmax/backward_d256_causal", 256, 256)),
         stored(F16, F16, causal(dims("softmax/backward_f16_causal", 64, 64))),
-        stored(Bf16, Bf16, Recipe { bshd: true, heads: 4, ..dims("softmax/backward_bf16_d32_bshd", 32, 32) }),
-        stored(F16, F32, dims("softmax/backward_q_f16_kv_f32_d32", 32, 32)),
-        stored(F32, Bf16, causal(dims("softmax/backward_q_f32_kv_bf16_d32_causal", 32, 32))),
-        stored(F16, F16, Recipe { head_dim: 32, value_dim: 32, ..every_option("softmax/backward_f16_every_option") }),
+        stored(Bf16, Bf16, Recipe { bshd: true, heads: 4, ..dims("softmax/backward_bf16_gqa_bshd", 64, 64) }),
+        stored(F32, Bf16, causal(dims("softmax/backward_q_f32_kv_bf16_causal", 64, 64))),
         stored(Bf16, Bf16, causal(dims("softmax/backward_bf16_d50_v34_causal", 50, 34))),
     ]
 }
