@@ -32,7 +32,7 @@ pub(crate) struct Args {
 }
 
 /// Stretches of keys so short that small cases of few queries have several.
-const SHORT: Split = Split::Keys(32);
+const SHORT: Split = Split::Keys(80);
 
 /// A kernel that cannot serve a case, and why.
 #[derive(Debug, Serialize)]

@@ -12,7 +12,7 @@ use crate::decode::{Decode, Split};
 use crate::decode_work::{Prefix, Splitting, Work, partial_bytes};
 use crate::error::PlanError;
 use crate::pages::CacheStep;
-use crate::plan::check;
+use crate::plan::{check, check_span, check_workgroups, most_keys as most_tile_keys};
 use crate::work::{self, Lengths};
 
 /// Row tiles of a sequence that still counts as having few queries.
@@ -47,6 +47,8 @@ pub struct DecodePlan {
     /// Bytes that must move at least when lengths are full: every operand once.
     pub bytes: u64,
     splitting: Splitting,
+    /// Keys that a query tile may walk.
+    most_tile_keys: u32,
     workgroups_per_axis: u32,
 }
 
@@ -98,6 +100,7 @@ impl DecodePlan {
             step: LEAST_KEYS,
             most_keys,
             kv_heads,
+            paged: split.paged,
             workers: if device.kind == DeviceKind::Cpu { 4 } else { device.width() },
         };
         let workspace_bytes = splitting.most_bytes(extent, attention.head_dim.value(), decode.cascade);
@@ -130,6 +133,7 @@ impl DecodePlan {
             workgroup_bytes: split.workgroup_bytes(),
             bytes: crate::plan::compulsory_bytes(attention, extent),
             splitting,
+            most_tile_keys: tiles.map_or(u32::MAX, |key| most_tile_keys(attention, &key, device)),
             workgroups_per_axis: device.workgroups_per_axis,
         })
     }
@@ -143,7 +147,7 @@ impl DecodePlan {
             return Err(PlanError::invalid("lengths", "lengths", "a step of the cache, whose keys the plan reads"));
         }
         let sequences = work::sequences(&self.decode.attention, self.extent, lengths, causal_offsets)?;
-        Ok(self.splitting.work(sequences, &[], Vec::new(), self.extent.queries))
+        self.checked(self.splitting.work(sequences, &[], Vec::new(), self.extent.queries))
     }
 
     /// The work of a step of the cache that the plan reads.
@@ -183,7 +187,28 @@ impl DecodePlan {
             sequences.push(sequence);
         }
         let prefixes = if self.decode.cascade { self.prefixes(step, &sequences) } else { Vec::new() };
-        Ok(self.splitting.work(sequences, &prefixes, step.tables.clone(), q_start))
+        self.checked(self.splitting.work(sequences, &prefixes, step.tables.clone(), q_start))
+    }
+
+    /// Work that the device's loops and numbers can hold.
+    fn checked(&self, work: Work) -> Result<Work, PlanError> {
+        let attention = &self.decode.attention;
+        if let Some(tiles) = self.tiles {
+            let size = tiles.shape.tile_queries();
+            let walked =
+                |&[record, tile]: &[u32; 2]| work::tile_keys(&work.sequences[record as usize], tile * size, size);
+            check_span(work.tiles.iter().map(walked).max().unwrap_or(0), self.most_tile_keys)?;
+        }
+        let (heads, splits) = (attention.heads, u64::from(self.splits));
+        check_workgroups(work.tiles.len() as u64 * u64::from(heads.query()) * splits)?;
+        check_workgroups(work.stretches.len().max(work.rows.len()) as u64 * u64::from(heads.key_value()) * splits)?;
+        Ok(work)
+    }
+
+    /// Whether this work was made by this plan, or by one like it.
+    #[must_use]
+    pub fn made(&self, work: &Work) -> bool {
+        work.splitting == self.splitting
     }
 
     /// The pages that neighbours of a step have in common at their start, as far as all their new tokens see all of them.

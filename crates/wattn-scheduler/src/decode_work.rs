@@ -36,6 +36,8 @@ pub struct Work {
     pub balance: f64,
     /// The longest stretch that any workgroup walks.
     pub longest: u32,
+    /// Of the plan that made it.
+    pub(crate) splitting: Splitting,
 }
 
 /// Keys that neighbouring sequences share.
@@ -78,6 +80,8 @@ pub(crate) struct Splitting {
     pub(crate) step: u32,
     /// and so many at most.
     pub(crate) most_keys: u32,
+    /// Whether keys lie in pages.
+    pub(crate) paged: bool,
     /// Key/value heads.
     pub(crate) kv_heads: u32,
     /// Workgroups that run at the same time, for the balance.
@@ -181,6 +185,7 @@ impl Splitting {
             partial_rows,
             balance,
             longest,
+            splitting: *self,
         }
     }
 

@@ -89,15 +89,7 @@ impl Plan {
         };
         // Saturating, here and below: what does not fit 64 bits is beyond every limit.
         let workgroups = tiles.saturating_mul(u64::from(heads.query()) * u64::from(splits));
-        if workgroups >= 1 << 32 {
-            return Err(PlanError::Limit {
-                argument: "extent",
-                needed: workgroups,
-                available: (1 << 32) - 1,
-                unit: "workgroups",
-                advice: "; plan the batch in pieces",
-            });
-        }
+        check_workgroups(workgroups)?;
 
         let parts = parts(attention, extent, device)?;
 
@@ -197,21 +189,44 @@ pub(crate) fn check(attention: &Attention, extent: Extent, device: &Capabilities
 
 /// Some drivers end long loops without a word: keys that these would not reach are refused.
 fn check_turns(attention: &Attention, extent: Extent, key: &FlashKey, device: &Capabilities) -> Result<(), PlanError> {
-    /// Turns left for what comes before and after the keys.
-    const SPARE: u32 = 1024;
-    let Some(turns) = device.loop_turns else { return Ok(()) };
-    let most = (turns - SPARE) / table::turns(key, attention.head_dim.qk()) * key.shape.tile_keys();
     let span = match attention.window {
         (Some(left), Some(right)) => left.saturating_add(right).saturating_add(1 + key.shape.tile_queries()),
         _ => extent.keys,
     };
-    if span.min(extent.keys) > most {
+    check_span(span.min(extent.keys), most_keys(attention, key, device))
+}
+
+/// Keys that a workgroup may walk before the driver ends its loops.
+pub(crate) fn most_keys(attention: &Attention, key: &FlashKey, device: &Capabilities) -> u32 {
+    /// Turns left for what comes before and after the keys.
+    const SPARE: u32 = 1024;
+    let Some(turns) = device.loop_turns else { return u32::MAX };
+    (turns - SPARE) / table::turns(key, attention.head_dim.qk()) * key.shape.tile_keys()
+}
+
+/// Refuses more keys in one walk than the driver's loops allow.
+pub(crate) fn check_span(keys: u32, most: u32) -> Result<(), PlanError> {
+    if keys > most {
         return Err(PlanError::Limit {
             argument: "keys",
-            needed: span.min(extent.keys).into(),
+            needed: keys.into(),
             available: most.into(),
             unit: "keys in one loop",
             advice: ", it ends longer ones; a window, or pieces merged by their log-sum-exp, would do",
+        });
+    }
+    Ok(())
+}
+
+/// Workgroups are numbered by 32 bits.
+pub(crate) fn check_workgroups(workgroups: u64) -> Result<(), PlanError> {
+    if workgroups >= 1 << 32 {
+        return Err(PlanError::Limit {
+            argument: "extent",
+            needed: workgroups,
+            available: (1 << 32) - 1,
+            unit: "workgroups",
+            advice: "; plan the batch in pieces",
         });
     }
     Ok(())

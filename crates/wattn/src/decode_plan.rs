@@ -126,6 +126,9 @@ impl<'a> Call<'a> {
         if !operands.causal_offsets.is_empty() {
             return Err(EncodeError::Unused { argument: "causal_offsets" });
         }
+        if !plan.made(work) {
+            return Err(EncodeError::OtherWork);
+        }
         let attention = plan.decode.attention();
         let workspace_bytes = work.workspace_bytes(attention.heads().key_value(), attention.head_dim().value());
         if workspace_bytes > 0 {

@@ -113,6 +113,9 @@ pub enum EncodeError {
         /// How many there are.
         slices: u32,
     },
+    /// Work that another plan made.
+    #[error("work: made by another plan; ask this plan for its own")]
+    OtherWork,
     /// The device refused a kernel.
     #[error("kernel {label} does not compile on this device: {message}")]
     Pipeline {

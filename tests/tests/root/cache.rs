@@ -470,6 +470,15 @@ fn refusals(gpu: &Gpu) -> Result<()> {
         gpu.engine.plan(&attention.decode().cached(layout), Extent::new(1, 1, 64)).map(drop).unwrap_err().to_string(),
         "packed sequences",
     )?;
+    let views = gpu.engine.plan(&attention.decode(), Extent::new(1, 1, 64))?;
+    let step = cache.extend(&mut encoder, &[(id, 3)])?;
+    let work = gpu.engine.plan(&attention.decode().cached(layout), MOST)?.work_of(&step)?;
+    let rows = poisoned(&gpu.engine, 64 * HEADS * DIM);
+    let rows = View::bshd(&rows);
+    let scratch = workspace(&gpu.engine, views.workspace_bytes());
+    let encoded = views.encode(&mut encoder, &work, &Operands::new(rows, rows, rows, rows), &scratch);
+    says(encoded.unwrap_err().to_string(), "made by another plan")?;
+    says(views.work_of(&step).map(drop).unwrap_err().to_string(), "since the plan reads no cache")?;
     let int8 = attention.storage(Storage::Int8);
     says(gpu.engine.plan(&int8, Extent::new(1, 1, 64)).map(drop).unwrap_err().to_string(), "outside of a cache")?;
     Ok(())

@@ -11,7 +11,7 @@ use wattn_tests::{DECODE_KERNELS, judge_decode, plan_decode};
 use crate::gpu::Gpu;
 
 /// How keys are split: by the device, and so short that small cases have several stretches.
-const SPLITS: [(Split, &str); 2] = [(Split::Device, "split-device"), (Split::Keys(32), "split-32")];
+const SPLITS: [(Split, &str); 2] = [(Split::Device, "split-device"), (Split::Keys(80), "split-80")];
 
 struct Case {
     case: SoftmaxCase,
