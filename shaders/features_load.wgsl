@@ -1,5 +1,5 @@
-// The last column of a row of the state that a segment starts from.
+// The last column of a row of the state that a segment starts from, number $n of $t.
 fn load_weight(s: Segment, head: u32, row: u32) -> f32 {
-    return state0[aux.params.state0.offset + s.state0 * aux.params.state0.item + head * aux.params.state0.head
-        + row * aux.params.state0.row + aux.params.value_dim * aux.params.state0.column];
+    return $t[aux.params.$t.offset + s.$n * aux.params.$t.item + head * aux.params.$t.head
+        + row * aux.params.$t.row + aux.params.value_dim * aux.params.$t.column];
 }

@@ -1,5 +1,5 @@
-// One number of the state that a token starts from.
+// One number of the state that a token starts from, number $n of $t.
 fn load_number(s: Segment, head: u32, row: u32, column: u32) -> f32 {
-    return state0[aux.params.state0.offset + s.state0 * aux.params.state0.item + head * aux.params.state0.head
-        + row * aux.params.state0.row + column * aux.params.state0.column];
+    return $t[aux.params.$t.offset + s.$n * aux.params.$t.item + head * aux.params.$t.head
+        + row * aux.params.$t.row + column * aux.params.$t.column];
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, elements, file};
+use crate::compose::{Binding, Element, Output, StartState, elements, file};
 use crate::key::{Access, Kernel, Storage};
 use crate::linear::MAX_LINEAR_DIM;
 
@@ -234,7 +234,7 @@ impl BasedKey {
     }
 
     fn reads_state(&self) -> bool {
-        !(self.resumed || self.op == BasedOp::Step && self.state)
+        self.start() == StartState::Given
     }
 
     fn writes_state(&self) -> bool {
@@ -410,24 +410,38 @@ impl BasedKey {
             (_, Kernel::TileSubgroup) => vec!["invocation_subgroup", "based_chunk_tile"],
             (_, Kernel::TileUniversal) => vec!["invocation", "based_chunk_tile"],
         });
-        files.into_iter().map(|name| file(name).to_owned()).chain(elements(&tensors, out.as_slice())).collect()
+        let plain = files.into_iter().map(|name| file(name).to_owned());
+        plain.chain(self.state_loads()).chain(elements(&tensors, out.as_slice())).collect()
     }
 
-    /// How states are loaded and stored.
+    /// How states are bound and stored.
     fn state_files(&self) -> Vec<&'static str> {
-        if self.op == BasedOp::Step {
-            let load = if self.state { vec!["state_number_in_place"] } else { vec!["state0", "state_number"] };
-            return [load, vec!["state", "state_number_store"]].concat();
+        let given = self.reads_state().then_some(if self.binds_state0_written() { "state0_written" } else { "state0" });
+        let stored = match self.op {
+            BasedOp::Step => vec!["state", "state_number_store"],
+            _ if self.writes_state() => vec!["state", "state_store", "features_store"],
+            _ => Vec::new(),
+        };
+        given.into_iter().chain(stored).collect()
+    }
+
+    /// How the states to start from are loaded.
+    fn state_loads(&self) -> Vec<String> {
+        let features = self.weights || self.is_gradient();
+        let files: &[_] = match (self.op, features) {
+            (BasedOp::Step, _) => &["state_number"],
+            (_, true) => &["state_load", "features_load"],
+            (_, false) => &["state_load"],
+        };
+        files.iter().map(|name| self.start().fill(name)).collect()
+    }
+
+    fn start(&self) -> StartState {
+        match (self.resumed, self.op == BasedOp::Step && self.state) {
+            (true, _) => StartState::Resumed,
+            (false, true) => StartState::InPlace,
+            (false, false) => StartState::Given,
         }
-        let state0 = if self.binds_state0_written() { "state0_written" } else { "state0" };
-        let mut files = if self.resumed { vec!["state_resumed"] } else { vec![state0, "state_load"] };
-        if self.weights || self.is_gradient() {
-            files.push(if self.resumed { "features_resumed" } else { "features_load" });
-        }
-        if self.writes_state() {
-            files.extend(["state", "state_store", "features_store"]);
-        }
-        files
     }
 }
 

@@ -94,10 +94,8 @@ files!(
     "flash_backward_sum",
     "state0",
     "state_load",
-    "state_resumed",
     "state",
     "state_store",
-    "state_in_place",
     "state_total_gates",
     "decay_slopes",
     "decay_chunk_slopes",
@@ -121,7 +119,6 @@ files!(
     "based_finish",
     "features",
     "features_load",
-    "features_resumed",
     "features_store",
     "feature_pair",
     "direction_forward",
@@ -133,7 +130,6 @@ files!(
     "record_at",
     "state0_written",
     "state_number",
-    "state_number_in_place",
     "state_number_store",
     "based_chunk_lanes",
     "based_chunk_tile",
@@ -208,6 +204,29 @@ pub fn compose(key: &Key) -> String {
         wgsl.push('\n');
     }
     wgsl
+}
+
+/// Where a kernel finds the state that it starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StartState {
+    /// Among those to start from.
+    Given,
+    /// Among those that are written, where the stretch before left it.
+    Resumed,
+    /// It is the one that is written: each number is read by the invocation that replaces it.
+    InPlace,
+}
+
+impl StartState {
+    /// The file `name`, reading from there.
+    pub(crate) fn fill(self, name: &str) -> String {
+        let (states, number) = match self {
+            Self::Given => ("state0", "state0"),
+            Self::Resumed => ("state", "state0"),
+            Self::InPlace => ("state", "state"),
+        };
+        file(name).replace("$t", states).replace("$n", number)
+    }
 }
 
 /// A tensor that a kernel loads by rows.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, elements, file};
+use crate::compose::{Binding, Element, Output, StartState, elements, file};
 use crate::key::{Access, Kernel, Storage};
 
 /// What a linear-attention kernel does.
@@ -260,7 +260,9 @@ impl LinearKey {
             LinearOp::Step => {
                 parts.extend(elements(&tensors, &[Output::of_values(self.q, v_access)]));
                 files.push("state");
-                files.extend(if self.state { vec!["state_in_place"] } else { vec!["state0", "state_load"] });
+                let start = if self.state { StartState::InPlace } else { StartState::Given };
+                files.extend((start == StartState::Given).then_some("state0"));
+                parts.push(start.fill("state_load"));
                 files.extend(["state_store", if self.gated { "decay_token_gates" } else { "decay_token_slopes" }]);
                 files.push("lightning_step");
             }
@@ -270,7 +272,8 @@ impl LinearKey {
                 let out = Element { name, slot, dim, storage: self.q, access: v_access, pairs: false };
                 parts.extend(elements(&tensors.map(|t| Element { pairs: false, ..t }), &[]));
                 parts.extend(elements(&[out], &[]));
-                files.extend(["state", "state_in_place"]);
+                files.push("state");
+                parts.push(StartState::InPlace.fill("state_load"));
                 files.extend(match self.gated {
                     false => vec!["decay_slopes", "decay_gradient_slopes"],
                     true => vec!["decay_gradient_gates"],
@@ -284,7 +287,9 @@ impl LinearKey {
                     if out { &tensors } else { &tensors[1..] },
                     out.then_some(Output::of_values(self.q, v_access)).as_slice(),
                 ));
-                files.extend(if self.resumed { vec!["state_resumed"] } else { vec!["state0", "state_load"] });
+                let start = if self.resumed { StartState::Resumed } else { StartState::Given };
+                files.extend((start == StartState::Given).then_some("state0"));
+                parts.push(start.fill("state_load"));
                 if self.state || !out {
                     files.extend(["state", "state_store"]);
                 }

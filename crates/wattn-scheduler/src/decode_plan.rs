@@ -44,8 +44,6 @@ pub struct DecodePlan {
     pub workspace_bytes: u64,
     /// Workgroup memory, bytes a workgroup.
     pub workgroup_bytes: u32,
-    /// Bytes that must move at least when lengths are full: every operand once.
-    pub bytes: u64,
     splitting: Splitting,
     /// Keys that a query tile may walk.
     most_tile_keys: u32,
@@ -131,7 +129,6 @@ impl DecodePlan {
             most_rows,
             workspace_bytes,
             workgroup_bytes: split.workgroup_bytes(),
-            bytes: crate::plan::compulsory_bytes(attention, extent),
             splitting,
             most_tile_keys: tiles.map_or(u32::MAX, |key| most_tile_keys(attention, &key, device)),
             workgroups_per_axis: device.workgroups_per_axis,
@@ -172,9 +169,7 @@ impl DecodePlan {
         let mut q_start = 0;
         let mut sequences = Vec::with_capacity(step.sequences.len());
         for s in &step.sequences {
-            // Tables lack the pages that were evicted: the first entry counts from before them.
-            let evicted = s.evicted / self.decode.cache.map_or(1, |cache| cache.page());
-            let sequence = work::sequence(attention, 0, (q_start, s.new), (s.table.wrapping_sub(evicted), s.tokens), 0);
+            let sequence = work::sequence(attention, 0, (q_start, s.new), (s.first_entry, s.tokens), 0);
             let first = work::key_range(&sequence, 0).0;
             if s.new > 0 && sequence.keys > 0 && first < s.evicted {
                 return Err(PlanError::invalid(
@@ -219,12 +214,7 @@ impl DecodePlan {
             Split::Keys(keys) => keys.min(self.splitting.most_keys),
             Split::Device => 1,
         };
-        let table = |at: usize| {
-            let s = &step.sequences[at];
-            let held = s.tokens.div_ceil(page) - s.evicted / page;
-            &step.tables[s.table as usize..(s.table + held) as usize]
-        };
-        let common = |a: usize, b: usize| table(a).iter().zip(table(b)).take_while(|(a, b)| a == b).count();
+        let common = |a: usize, b: usize| step.table(a).iter().zip(step.table(b)).take_while(|(a, b)| a == b).count();
         let can = |at: usize| {
             let s = &step.sequences[at];
             s.evicted == 0 && s.new > 0 && self.splitting.few(&sequences[at])
@@ -314,6 +304,9 @@ fn check_cache(attention: &Attention, cache: &CacheLayout, extent: Extent) -> Re
 /// The pipeline of few rows, and why.
 fn split_key(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<(SplitKey, String), PlanError> {
     let attention = &decode.attention;
+    if let Some(shape) = attention.shape {
+        return Err(PlanError::invalid("shape", shape, "none for few queries, whose rows follow from the group"));
+    }
     let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
     let lanes = match (device.kind, device.subgroups) {
         _ if qk > table::VALUE_SPLIT => Err(format!("head dim {qk} does not fit in registers")),
@@ -429,11 +422,9 @@ impl fmt::Display for DecodePlan {
         if let Some(tiles) = &self.tiles {
             writeln!(f, "  prefill     sequences of more than {} rows by {tiles}", self.most_rows)?;
         }
-        #[expect(clippy::cast_precision_loss, reason = "printed with four digits")]
-        let mbyte = self.bytes as f64 / 1e6;
         writeln!(
             f,
-            "  memory      {} bytes of workgroup memory, {} bytes of workspace, {mbyte:.3} MB moved",
+            "  memory      {} bytes of workgroup memory, {} bytes of workspace at most",
             self.workgroup_bytes, self.workspace_bytes
         )?;
         write!(f, "  pipeline    {}", self.split)

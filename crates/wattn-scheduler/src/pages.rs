@@ -85,9 +85,20 @@ pub struct StepSequence {
     pub evicted: u32,
     /// Where its table begins.
     pub table: u32,
+    /// Pages of its table.
+    pub pages: u32,
+    /// Where the entry of its very first page would lie: tables lack the pages that were evicted, so that this may wrap.
+    pub first_entry: u32,
 }
 
 impl CacheStep {
+    /// The pages of the sequence at this place of the step, without those evicted.
+    #[must_use]
+    pub fn table(&self, at: usize) -> &[u32] {
+        let s = &self.sequences[at];
+        &self.tables[s.table as usize..(s.table + s.pages) as usize]
+    }
+
     /// New tokens of all sequences.
     #[must_use]
     pub fn new_tokens(&self) -> u32 {
@@ -210,7 +221,6 @@ impl Pages {
         for &(id, tokens) in new {
             let need = self.need(id, tokens)?;
             let mut pages: Vec<u32> = (0..need.pages).filter_map(|_| self.take()).collect();
-            let page_tokens = self.layout.page();
             let held = self.sequences.get_mut(&id).ok_or(CacheError::Unknown { id })?;
             if need.copy {
                 let to = pages.remove(0);
@@ -227,8 +237,10 @@ impl Pages {
                 id,
                 tokens: held.tokens,
                 new: tokens,
-                evicted: held.evicted * page_tokens,
+                evicted: held.evicted * self.layout.page(),
                 table,
+                pages: count(held.pages.len()),
+                first_entry: table.wrapping_sub(held.evicted),
             });
         }
         Ok(step)

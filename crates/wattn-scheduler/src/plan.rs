@@ -248,7 +248,7 @@ pub(crate) fn full_scores(attention: &Attention, extent: Extent) -> u64 {
     }
 }
 
-pub(crate) fn compulsory_bytes(attention: &Attention, extent: Extent) -> u64 {
+fn compulsory_bytes(attention: &Attention, extent: Extent) -> u64 {
     let options = attention.options;
     let [q, k, v, out, lse, bias, mask] = head_bytes(attention, extent);
     let sequences = if extent.packed { 1 } else { u64::from(extent.batch) };

@@ -188,8 +188,7 @@ impl KvCache {
         let mut records = Vec::with_capacity(tokens as usize);
         let mut q_start = 0;
         for (record, s) in (0..).zip(&step.sequences) {
-            let evicted = s.evicted / self.layout().page();
-            let k_start = s.table.wrapping_sub(evicted);
+            let k_start = s.first_entry;
             sequences.push(Sequence { q_start, queries: s.new, k_start, keys: s.tokens, ..Sequence::default() });
             records.extend(std::iter::repeat_n(record, s.new as usize));
             q_start += s.new;

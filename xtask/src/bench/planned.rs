@@ -37,24 +37,27 @@ impl Planned {
         let plan = engine.plan(&attention.decode(), extent)?;
         let work = plan.work(Lengths::Full, &[])?;
         let workspace = Some(buffer(engine, plan.workspace_bytes().max(4)));
-        let planned = Self::softmax(engine, attention, extent)?;
-        Ok(Self { plan: Kind::Decode(Box::new(plan), work), workspace, ..planned })
+        Ok(Self { workspace, ..Self::of_heads(engine, Kind::Decode(Box::new(plan), work), attention, extent) })
     }
 
     /// Softmax attention, forward.
     pub(crate) fn softmax(engine: &Engine, attention: &Attention, extent: Extent) -> Result<Self> {
+        Ok(Self::of_heads(engine, Kind::Softmax(engine.plan(attention, extent)?), attention, extent))
+    }
+
+    fn of_heads(engine: &Engine, plan: Kind, attention: &Attention, extent: Extent) -> Self {
         let (heads, dims) = (attention.heads(), attention.head_dim());
         let rows = |heads: u32, length: u32, dim: u32| floats(engine, [extent.batch * heads, length, dim]);
         let (query, key) = (heads.query(), heads.key_value());
-        Ok(Self {
-            plan: Kind::Softmax(engine.plan(attention, extent)?),
+        Self {
+            plan,
             q: rows(query, extent.queries, dims.qk()),
             k: rows(key, extent.keys, dims.qk()),
             v: rows(key, extent.keys, dims.value()),
             out: rows(query, extent.queries, dims.value()),
             gradients: None,
             workspace: None,
-        })
+        }
     }
 
     /// Lightning attention: forward, or a step on a state of its own.
