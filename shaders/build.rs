@@ -22,7 +22,7 @@ use based::{BasedKey, BasedOp};
 use flash_backward::{BackwardOp, FlashBackwardKey};
 use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
 use linear::{LinearKey, LinearOp};
-use split::{AppendKey, MergeKey, SplitKey};
+use split::{AppendKey, LengthsKey, MergeKey, SplitKey};
 
 fn main() {
     println!("cargo::rerun-if-changed=.");
@@ -111,6 +111,7 @@ fn split_keys() -> impl Iterator<Item = Key> {
                         v: k,
                         access,
                         paged: access == Access::Vec8,
+                        device: options.bias,
                         head_class: if lanes > 0 { 32 } else { 0 },
                         padded: options.bias,
                         value_class: 32,
@@ -120,11 +121,12 @@ fn split_keys() -> impl Iterator<Item = Key> {
             })
         },
     );
-    let merges = [(Storage::F32, false), (Storage::F16, true)]
-        .map(|(out, on)| Key::Merge(MergeKey { out, access: Access::Vec4, natural: on, sinks: on, lse: on }));
-    let appends =
-        [Storage::F16, Storage::Int8].map(|to| Key::Append(AppendKey { from: Storage::F32, access: Access::Vec4, to }));
-    splits.chain(merges).chain(appends)
+    let merges = [(Storage::F32, false), (Storage::F16, true)].map(|(out, on)| {
+        Key::Merge(MergeKey { out, access: Access::Vec4, natural: on, sinks: on, lse: on, device: on })
+    });
+    let appends = [(Storage::F16, false), (Storage::Int8, true)]
+        .map(|(to, device)| Key::Append(AppendKey { from: Storage::F32, access: Access::Vec4, to, device }));
+    splits.chain(merges).chain(appends).chain([Key::Lengths(LengthsKey)])
 }
 
 /// Each form of the backward pass of softmax attention with each kernel.

@@ -9,6 +9,6 @@ fn main(
     let chunk = at % aux.params.head_chunks;
     let row = new_row(at / aux.params.head_chunks);
     if (row.live) {
-        store_out(cache_row(row), chunk, load_k(source_row(row), chunk));
+        store_out(row.place, chunk, load_k(source_row(row), chunk));
     }
 }

@@ -13,7 +13,6 @@ fn main(
         return;
     }
     let source = source_row(row);
-    let place = cache_row(row);
     var largest = vec4<f32>();
     for (var c = 0u; c < aux.params.head_chunks; c++) {
         largest = max(largest, abs(load_k(source, c)));
@@ -22,7 +21,7 @@ fn main(
     let inverse = select(0.0, 127.0 / top, top > 0.0);
     for (var c = 0u; c < aux.params.head_chunks; c++) {
         let x = clamp(round(load_k(source, c) * inverse), vec4<f32>(-127.0), vec4<f32>(127.0));
-        out[place + c] = pack4xI8(vec4<i32>(x));
+        out[row.place + c] = pack4xI8(vec4<i32>(x));
     }
-    out[place + aux.params.head_chunks] = bitcast<u32>(top / 127.0);
+    out[row.place + aux.params.head_chunks] = bitcast<u32>(top / 127.0);
 }

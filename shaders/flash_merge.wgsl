@@ -23,21 +23,21 @@ fn main(
     let kv_heads = aux.params.heads / aux.params.group;
     let kv_head = aux.params.head_first / aux.params.group + p % kv_heads;
     let entry = aux.params.list + 4u * (p / kv_heads);
-    let s = sequence_at(aux.words[entry]);
-    let i = aux.words[entry + 1u] / aux.params.group;
-    let head = kv_head * aux.params.group + aux.words[entry + 1u] % aux.params.group;
-    let first = aux.params.list + aux.words[entry + 2u];
-    let end = first + aux.words[entry + 3u];
+    let s = sequence_at($work[entry]);
+    let i = $work[entry + 1u] / aux.params.group;
+    let head = kv_head * aux.params.group + $work[entry + 1u] % aux.params.group;
+    let first = aux.params.list + $work[entry + 2u];
+    let end = first + $work[entry + 3u];
 
     let sums = aux.params.value_chunks;
     var m = lowest();
     for (var n = first; n < end; n++) {
-        let part = partials[partial_at(kv_head, aux.words[n]) + sums];
+        let part = partials[partial_at(kv_head, $work[n]) + sums];
         m = select(m, max(m, part.x), part.y > 0.0);
     }
     var l = 0.0;
     for (var n = first; n < end; n++) {
-        let part = partials[partial_at(kv_head, aux.words[n]) + sums];
+        let part = partials[partial_at(kv_head, $work[n]) + sums];
         l += part.y * weight(part.x, m);
     }
     let f = finish(m, l, head);
@@ -45,7 +45,7 @@ fn main(
     for (var c = thread; c < aux.params.value_chunks; c += THREADS) {
         var o = vec4<f32>();
         for (var n = first; n < end; n++) {
-            let at = partial_at(kv_head, aux.words[n]);
+            let at = partial_at(kv_head, $work[n]);
             let part = partials[at + sums];
             o += weight(part.x, m) * partials[at + c];
         }

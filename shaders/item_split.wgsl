@@ -14,14 +14,14 @@ struct Item {
 // The list runs from the longest stretch to the shortest.
 fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
     let p = aux.params.first + workgroup.x + workgroup.y * grid.x;
-    if (p >= aux.params.last) {
+    if (p >= $last) {
         return Item(false, 0u, 0u, 0u, 0u, 0u, 0u, 0u);
     }
     let q = p / aux.params.splits;
     let kv_heads = aux.params.heads / aux.params.group;
     let entry = aux.params.list + 5u * (q / kv_heads);
     return Item(
-        true, aux.words[entry], aux.words[entry + 1u], aux.words[entry + 2u], aux.words[entry + 3u], aux.words[entry + 4u],
+        true, $work[entry], $work[entry + 1u], $work[entry + 2u], $work[entry + 3u], $work[entry + 4u],
         aux.params.head_first / aux.params.group + q % kv_heads, p % aux.params.splits,
     );
 }

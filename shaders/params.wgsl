@@ -87,9 +87,9 @@ struct Sequence {
 fn sequence_at(record: u32) -> Sequence {
     let w = aux.params.records + record * 9u;
     return Sequence(
-        aux.words[w], aux.words[w + 1u], aux.words[w + 2u], aux.words[w + 3u], aux.words[w + 4u],
-        bitcast<i32>(aux.words[w + 5u]), bitcast<i32>(aux.words[w + 6u]), bitcast<i32>(aux.words[w + 7u]),
-        aux.words[w + 8u],
+        $work[w], $work[w + 1u], $work[w + 2u], $work[w + 3u], $work[w + 4u],
+        bitcast<i32>($work[w + 5u]), bitcast<i32>($work[w + 6u]), bitcast<i32>($work[w + 7u]),
+        $work[w + 8u],
     );
 }
 

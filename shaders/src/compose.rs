@@ -1,7 +1,7 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
 use crate::key::{Access, FlashKey, Kernel, Key, ScoreOptions, Shape, Storage};
-use crate::split::{AppendKey, MergeKey, key_places};
+use crate::split::{AppendKey, LengthsKey, MergeKey, key_places};
 use crate::table::{KEY_STEP, columns, kernel_files, slab, value_keys};
 use crate::unroll::unroll;
 
@@ -75,6 +75,8 @@ files!(
     "flash_split_lanes",
     "flash_split_tile",
     "flash_merge",
+    "flash_lengths",
+    "work_device",
     "row_record",
     "rows",
     "rows_written",
@@ -155,7 +157,8 @@ pub fn bindings(key: &Key) -> Vec<Binding> {
         Key::Flash(key) => flash_bindings(key),
         Key::Split(key) => key.bindings(),
         Key::Merge(key) => key.bindings(),
-        Key::Append(_) => AppendKey::bindings(),
+        Key::Append(key) => key.bindings(),
+        Key::Lengths(_) => LengthsKey::bindings(),
         Key::FlashBackward(key) => key.bindings(),
         Key::Linear(key) => key.bindings(),
         Key::Based(key) => key.bindings(),
@@ -188,6 +191,7 @@ pub fn compose(key: &Key) -> String {
         Key::Split(key) => (key.constants(), key.parts()),
         Key::Merge(key) => (MergeKey::constants(), key.parts()),
         Key::Append(key) => (AppendKey::constants(), key.parts()),
+        Key::Lengths(_) => (LengthsKey::constants(), vec![file("flash_lengths").to_owned()]),
         Key::FlashBackward(key) => (key.constants(), key.parts()),
         Key::Linear(key) => (key.constants(), key.parts()),
         Key::Based(key) => (key.constants(), key.parts()),
@@ -204,6 +208,11 @@ pub fn compose(key: &Key) -> String {
         wgsl.push('\n');
     }
     wgsl
+}
+
+/// The text of `params`, sequences lying in `aux` too.
+pub(crate) fn params() -> String {
+    file("params").replace("$work", "aux.words")
 }
 
 /// Where a kernel finds the state that it starts from.
@@ -330,7 +339,7 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
 
 fn parts(key: &FlashKey) -> Vec<String> {
     let options = key.options;
-    let mut parts = vec![file("view").to_owned(), file("params").to_owned(), file("item_tile").to_owned()];
+    let mut parts = vec![file("view").to_owned(), params(), file("item_tile").to_owned()];
     let lanes = matches!(key.shape, Shape::Lanes(_));
     let element = |name, slot, dim, storage| Element { name, slot, dim, storage, access: key.access, pairs: lanes };
     let tensors =

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, elements, file, key_sharing, score_parts};
+use crate::compose::{Binding, Element, Output, elements, file, key_sharing, params, score_parts};
 use crate::key::{Access, Kernel, ScoreOptions, Shape, Storage};
 use crate::table::{KEY_STEP, columns, slab, tile_bytes, value_keys};
 
@@ -260,7 +260,7 @@ impl FlashBackwardKey {
     }
 
     pub(crate) fn parts(&self) -> Vec<String> {
-        let mut parts = vec![file("view").to_owned(), file("params").to_owned()];
+        let mut parts = vec![file("view").to_owned(), params()];
         let lanes = self.walks() && matches!(self.shape, Shape::Lanes(_));
         let element =
             |name, slot, dim, storage| Element { name, slot, dim, storage, access: self.access, pairs: lanes };

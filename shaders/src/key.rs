@@ -5,7 +5,7 @@ use std::fmt;
 use crate::based::BasedKey;
 use crate::flash_backward::FlashBackwardKey;
 use crate::linear::LinearKey;
-use crate::split::{AppendKey, MergeKey, SplitKey};
+use crate::split::{AppendKey, LengthsKey, MergeKey, SplitKey};
 
 /// A kernel design. The names on the command line and in reports are those of [`Kernel::name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -290,6 +290,8 @@ pub enum Key {
     Merge(MergeKey),
     /// Of new keys or values of a cache.
     Append(AppendKey),
+    /// Of what makes work from lengths on the device.
+    Lengths(LengthsKey),
     /// Of the backward pass of softmax attention.
     FlashBackward(FlashBackwardKey),
     /// Of linear attention with decay.
@@ -305,6 +307,7 @@ impl fmt::Display for Key {
             Self::Split(key) => key.fmt(f),
             Self::Merge(key) => key.fmt(f),
             Self::Append(key) => key.fmt(f),
+            Self::Lengths(key) => key.fmt(f),
             Self::FlashBackward(key) => key.fmt(f),
             Self::Linear(key) => key.fmt(f),
             Self::Based(key) => key.fmt(f),

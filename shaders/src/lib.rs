@@ -22,5 +22,5 @@ pub use compose::{Binding, bindings, compose};
 pub use flash_backward::{BackwardOp, DBIAS_TILE, FlashBackwardKey};
 pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
 pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
-pub use params::{LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};
-pub use split::{AppendKey, MergeKey, SPLIT_ROWS, SplitKey};
+pub use params::{LengthsParams, LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};
+pub use split::{AppendKey, LengthsKey, MergeKey, SPLIT_ROWS, SplitKey};

@@ -53,6 +53,15 @@ mirror!(
 );
 
 mirror!(
+    /// What `flash_lengths` is told, at the start of the buffer `aux`.
+    LengthsParams {
+        sequences: u32, tiles: u32, tile_rows: u32, rows: u32, group: u32, lengths: u32, templates: u32, row_tiles: u32,
+        keys: u32, busy: u32, step: u32, most_keys: u32, share: u32, workgroups_per_axis: u32,
+        records: u32, stretches: u32, list: u32, spans: u32,
+    }
+);
+
+mirror!(
     /// Where states [item, heads, key dim, value dim] lie in their binding.
     StateView { offset: u32, item: u32, head: u32, row: u32, column: u32 }
 );
@@ -102,9 +111,9 @@ mod tests {
 
     #[test]
     fn host_and_shader_agree() {
-        let source = concat!(include_str!("../view.wgsl"), include_str!("../params.wgsl"));
+        let source = format!("{}{}", include_str!("../view.wgsl"), crate::compose::params());
         agree(
-            source,
+            &source,
             &[
                 ("View", View::fields(), size_of::<View>()),
                 ("ScoreView", ScoreView::fields(), size_of::<ScoreView>()),
@@ -112,6 +121,8 @@ mod tests {
                 ("Sequence", Sequence::fields(), size_of::<Sequence>()),
             ],
         );
+        let source = include_str!("../flash_lengths.wgsl").replace("THREADS", "64");
+        agree(&source, &[("LengthsParams", LengthsParams::fields(), size_of::<LengthsParams>())]);
         let source = concat!(include_str!("../view.wgsl"), include_str!("../linear_params.wgsl"));
         agree(
             source,

@@ -34,6 +34,8 @@ pub struct SplitKey {
     pub access: Access,
     /// Whether keys lie in the pages of a cache.
     pub paged: bool,
+    /// Whether the device made the work: see [`LengthsKey`].
+    pub device: bool,
     /// Upper bound of the head dim; 0 where the kernel loops over it.
     pub head_class: u32,
     /// Whether the head dim is below its class, so that what lies past it must be zeroed (of `broadcast`).
@@ -57,6 +59,8 @@ pub struct MergeKey {
     pub sinks: bool,
     /// Whether the log-sum-exp is written.
     pub lse: bool,
+    /// Whether the device made the work.
+    pub device: bool,
 }
 
 /// What a compiled `cache_append` pipeline depends on; its [`Display`](fmt::Display) is the pipeline's label.
@@ -68,16 +72,62 @@ pub struct AppendKey {
     pub access: Access,
     /// Storage of the cache.
     pub to: Storage,
+    /// Whether the device knows how long the sequences are.
+    pub device: bool,
+}
+
+/// The pipeline of `flash_lengths`, of which there is one: it makes the work of the others from lengths on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LengthsKey;
+
+impl LengthsKey {
+    /// Invocations of its workgroup.
+    pub const INVOCATIONS: u32 = 64;
+
+    pub(crate) fn bindings() -> Vec<Binding> {
+        [(0, "lengths", false), (3, "work", true), (7, "aux", false)]
+            .map(|(slot, name, writes)| Binding { slot, name, writes })
+            .into()
+    }
+
+    pub(crate) fn constants() -> Vec<(&'static str, u32)> {
+        vec![("THREADS", Self::INVOCATIONS)]
+    }
+}
+
+impl fmt::Display for LengthsKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("flash_lengths")
+    }
+}
+
+/// Parameters, and where the work lies: in `aux`, or in what the device made, bound at `slot`.
+fn params(device: Option<u32>) -> Vec<String> {
+    let mut parts = vec![file("view").to_owned(), fill(file("params"), device.is_some())];
+    parts.extend(device.map(|slot| file("work_device").replace("$b", &slot.to_string())));
+    parts
+}
+
+fn fill(text: &str, device: bool) -> String {
+    let (work, last) = if device { ("work", "work[0]") } else { ("aux.words", "aux.params.last") };
+    text.replace("$work", work).replace("$last", last)
 }
 
 impl AppendKey {
     /// Invocations a workgroup: one a vec4, or one a row of [`Storage::Int8`].
     pub const INVOCATIONS: u32 = 64;
 
-    pub(crate) fn bindings() -> Vec<Binding> {
-        [(1, "k", false), (3, "out", true), (7, "aux", false)]
-            .map(|(slot, name, writes)| Binding { slot, name, writes })
-            .into()
+    /// Where work that the device made is bound.
+    const WORK: u32 = 2;
+
+    pub(crate) fn bindings(&self) -> Vec<Binding> {
+        let all = [
+            (true, 1, "k", false),
+            (self.device, Self::WORK, "work", false),
+            (true, 3, "out", true),
+            (true, 7, "aux", false),
+        ];
+        all.into_iter().filter(|b| b.0).map(|(_, slot, name, writes)| Binding { slot, name, writes }).collect()
     }
 
     pub(crate) fn constants() -> Vec<(&'static str, u32)> {
@@ -90,7 +140,7 @@ impl AppendKey {
         let int8 = self.to == Storage::Int8;
         let out = Output { name: "out", slot: 3, storage: self.to, access: Access::Vec4, dim: "head" };
         let outputs = [out];
-        let mut parts = vec![file("view").to_owned(), file("params").to_owned()];
+        let mut parts = params(self.device.then_some(Self::WORK));
         parts.extend(elements(&[source], if int8 { &[] } else { &outputs }));
         let files = ["cache_place", if int8 { "cache_append_int8" } else { "cache_append" }];
         parts.extend(files.map(|name| file(name).to_owned()));
@@ -100,11 +150,19 @@ impl AppendKey {
 
 impl fmt::Display for AppendKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cache_append/{}-{}{}", self.from, self.to, self.access.suffix())
+        write!(f, "cache_append/{}-{}{}", self.from, self.to, self.access.suffix())?;
+        f.write_str(device_suffix(self.device))
     }
 }
 
+fn device_suffix(device: bool) -> &'static str {
+    if device { "/device" } else { "" }
+}
+
 impl SplitKey {
+    /// Where work that the device made is bound.
+    const WORK: u32 = 4;
+
     /// Invocations a workgroup.
     #[must_use]
     pub fn invocations(&self) -> u32 {
@@ -146,6 +204,7 @@ impl SplitKey {
             (true, 1, "k", false),
             (true, 2, "v", false),
             (true, 3, "partials", true),
+            (self.device, Self::WORK, "work", false),
             (self.options.bias, 5, "bias", false),
             (self.options.mask, 6, "mask", false),
             (true, 7, "aux", false),
@@ -174,7 +233,8 @@ impl SplitKey {
 
     pub(crate) fn parts(&self) -> Vec<String> {
         let lanes = self.kernel == Kernel::Broadcast;
-        let mut parts = vec![file("view").to_owned(), file("params").to_owned(), file("item_split").to_owned()];
+        let mut parts = params(self.device.then_some(Self::WORK));
+        parts.push(fill(file("item_split"), self.device));
         let element =
             |name, slot, dim, storage| Element { name, slot, dim, storage, access: self.access, pairs: lanes };
         let tensors = [
@@ -210,9 +270,17 @@ impl MergeKey {
     /// Invocations a workgroup, each with a value column.
     pub const INVOCATIONS: u32 = 32;
 
+    /// Where work that the device made is bound.
+    const WORK: u32 = 1;
+
     pub(crate) fn bindings(&self) -> Vec<Binding> {
-        let all =
-            [(true, 0, "partials", false), (true, 3, "out", true), (self.lse, 4, "lse", true), (true, 7, "aux", false)];
+        let all = [
+            (true, 0, "partials", false),
+            (self.device, Self::WORK, "work", false),
+            (true, 3, "out", true),
+            (self.lse, 4, "lse", true),
+            (true, 7, "aux", false),
+        ];
         all.into_iter().filter(|b| b.0).map(|(_, slot, name, writes)| Binding { slot, name, writes }).collect()
     }
 
@@ -221,12 +289,12 @@ impl MergeKey {
     }
 
     pub(crate) fn parts(&self) -> Vec<String> {
-        let mut parts = vec![file("view").to_owned(), file("params").to_owned()];
+        let mut parts = params(self.device.then_some(Self::WORK));
         parts.extend(elements(&[], &[Output::of_values(self.out, self.access)]));
         parts.push(file(if self.natural { "weight_natural" } else { "weight_log2" }).to_owned());
         parts.push(file(if self.sinks { "finish_sinks" } else { "finish" }).to_owned());
         parts.push(if self.lse { file("lse").to_owned() } else { crate::compose::NO_LSE.to_owned() });
-        parts.push(file("flash_merge").to_owned());
+        parts.push(fill(file("flash_merge"), self.device));
         parts
     }
 }
@@ -251,6 +319,7 @@ impl fmt::Display for SplitKey {
         write!(f, "/v{}", self.value_class)?;
         f.write_str(self.access.suffix())?;
         f.write_str(if self.paged { "/paged" } else { "" })?;
+        f.write_str(device_suffix(self.device))?;
         for name in self.options.names() {
             write!(f, "+{name}")?;
         }
@@ -260,7 +329,7 @@ impl fmt::Display for SplitKey {
 
 impl fmt::Display for MergeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "flash_merge/{}{}", self.out, self.access.suffix())?;
+        write!(f, "flash_merge/{}{}{}", self.out, self.access.suffix(), device_suffix(self.device))?;
         for (on, name) in [(self.natural, "natural"), (self.sinks, "sinks"), (self.lse, "lse")] {
             if on {
                 write!(f, "+{name}")?;

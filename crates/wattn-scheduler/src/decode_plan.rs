@@ -10,10 +10,11 @@ use crate::capabilities::{Capabilities, DeviceKind};
 use crate::choose;
 use crate::decode::{Decode, Split};
 use crate::decode_work::{Prefix, Splitting, Work, partial_bytes};
+use crate::device_work::DeviceWork;
 use crate::error::PlanError;
-use crate::pages::CacheStep;
-use crate::plan::{check, check_span, check_workgroups, most_keys as most_tile_keys};
-use crate::work::{self, Lengths};
+use crate::pages::{CacheStep, StepSequence};
+use crate::plan::{Part, check, check_span, check_workgroups, most_keys as most_tile_keys, parts};
+use crate::work::{self, Lengths, Placed};
 
 /// Row tiles of a sequence that still counts as having few queries.
 const MOST_TILES: u32 = 4;
@@ -36,6 +37,8 @@ pub struct DecodePlan {
     pub tiles: Option<FlashKey>,
     /// Why these kernels.
     pub reason: String,
+    /// As many calls of the kernels as bindings of the device's size ask for: batch entries and key/value heads of each.
+    pub parts: Vec<Part>,
     /// Workgroups that share rows, each with a part of the value dim.
     pub splits: u32,
     /// Sequences of more rows (queries times heads of the group) are attended in tiles.
@@ -45,6 +48,7 @@ pub struct DecodePlan {
     /// Workgroup memory, bytes a workgroup.
     pub workgroup_bytes: u32,
     splitting: Splitting,
+    loop_turns: Option<u32>,
     /// Keys that a query tile may walk.
     most_tile_keys: u32,
     workgroups_per_axis: u32,
@@ -71,6 +75,11 @@ impl DecodePlan {
         }
         check(attention, extent, device)?;
         let heads = attention.heads;
+        // Pages hold all heads of their tokens.
+        let parts = match decode.cache {
+            Some(_) => vec![Part { batch: 0..1, kv_heads: 0..heads.key_value() }],
+            None => parts(attention, extent, device)?,
+        };
         let (split, reason) = split_key(decode, extent, device)?;
         let most_rows = MOST_TILES * split.rows;
         let longest = if extent.packed { extent.queries } else { extent.queries.min(u32::MAX / heads.group()) };
@@ -117,6 +126,7 @@ impl DecodePlan {
             natural: attention.options.bias,
             sinks: attention.options.sinks,
             lse: attention.options.lse,
+            device: false,
         };
         Ok(Self {
             decode: *decode,
@@ -125,11 +135,13 @@ impl DecodePlan {
             merge,
             tiles,
             reason,
+            parts,
             splits: attention.head_dim.value().div_ceil(table::VALUE_SPLIT),
             most_rows,
             workspace_bytes,
             workgroup_bytes: split.workgroup_bytes(),
             splitting,
+            loop_turns: device.loop_turns,
             most_tile_keys: tiles.map_or(u32::MAX, |key| most_tile_keys(attention, &key, device)),
             workgroups_per_axis: device.workgroups_per_axis,
         })
@@ -140,9 +152,7 @@ impl DecodePlan {
     /// # Errors
     /// Lengths or offsets that do not fit the extent, or keys that lie in a cache: its steps bring their own.
     pub fn work(&self, lengths: Lengths<'_>, causal_offsets: &[i32]) -> Result<Work, PlanError> {
-        if self.decode.cache.is_some() {
-            return Err(PlanError::invalid("lengths", "lengths", "a step of the cache, whose keys the plan reads"));
-        }
+        self.check_uncached()?;
         let sequences = work::sequences(&self.decode.attention, self.extent, lengths, causal_offsets)?;
         self.checked(self.splitting.work(sequences, &[], Vec::new(), self.extent.queries))
     }
@@ -152,6 +162,13 @@ impl DecodePlan {
     /// # Errors
     /// More sequences, tokens or keys than the extent has, keys that the queries see but that were evicted, or a plan without a cache.
     pub fn work_of(&self, step: &CacheStep) -> Result<Work, PlanError> {
+        let sequences = self.check_step(step)?;
+        let prefixes = if self.decode.cascade { self.prefixes(step, &sequences) } else { Vec::new() };
+        self.checked(self.splitting.work(sequences, &prefixes, step.tables.clone(), step.new_tokens()))
+    }
+
+    /// The sequences of a step that fits the plan.
+    fn check_step(&self, step: &CacheStep) -> Result<Vec<Sequence>, PlanError> {
         let attention = &self.decode.attention;
         if self.decode.cache.is_none() {
             return Err(PlanError::invalid("step", "a step of a cache", "lengths, since the plan reads no cache"));
@@ -181,8 +198,64 @@ impl DecodePlan {
             q_start += s.new;
             sequences.push(sequence);
         }
-        let prefixes = if self.decode.cascade { self.prefixes(step, &sequences) } else { Vec::new() };
-        self.checked(self.splitting.work(sequences, &prefixes, step.tables.clone(), q_start))
+        Ok(sequences)
+    }
+
+    /// The work of calls of which only the device knows how many keys there are: at most those of `most`, and few queries each.
+    ///
+    /// # Errors
+    /// Lengths or offsets that do not fit the extent, a sequence of many queries, or keys that lie in a cache.
+    pub fn device_work(&self, most: Lengths<'_>, causal_offsets: &[i32]) -> Result<DeviceWork, PlanError> {
+        self.check_uncached()?;
+        if self.parts.len() > 1 {
+            let advice = " with lengths on the device; ask for a higher max_storage_buffer_binding_size";
+            return Err(PlanError::Limit {
+                argument: "extent",
+                needed: self.parts.len() as u64,
+                available: 1,
+                unit: "bindings of keys and values",
+                advice,
+            });
+        }
+        let attention = &self.decode.attention;
+        let placed = work::placed(attention, self.extent, most, causal_offsets)?;
+        let templates = placed.iter().map(|p| work::template(attention, p)).collect();
+        DeviceWork::new(&self.splitting, templates, Vec::new(), self.extent.queries, self.loop_turns)
+    }
+
+    /// The work of a step of the cache that the plan reads, of which only the device knows how many tokens each sequence has: the new
+    /// ones, which are its last, included, and no more than the step says.
+    ///
+    /// # Errors
+    /// As [`work_of`](Self::work_of), or a sequence of many new tokens or with evicted ones, or a plan for a cascade.
+    pub fn device_work_of(&self, step: &CacheStep) -> Result<DeviceWork, PlanError> {
+        if self.decode.cascade {
+            return Err(PlanError::invalid("cascade", "lengths on the device", "a step of which the host knows them"));
+        }
+        let sequences = self.check_step(step)?;
+        if let Some(s) = step.sequences.iter().find(|s| s.evicted > 0) {
+            // Of fewer tokens than the host knows of, queries see earlier keys.
+            let given = format!("{}, of which {} tokens were evicted", s.id, s.evicted);
+            return Err(PlanError::invalid("step", given, "sequences of which all tokens are there"));
+        }
+        let attention = &self.decode.attention;
+        let placed = |(s, known): (&Sequence, &StepSequence)| Placed {
+            batch: 0,
+            queries: (s.q_start, s.queries),
+            keys: (s.k_start, known.tokens),
+            stored: known.tokens,
+            offset: 0,
+        };
+        let placed = sequences.iter().zip(&step.sequences).map(placed);
+        let templates = placed.map(|p| work::template(attention, &p)).collect();
+        DeviceWork::new(&self.splitting, templates, step.tables.clone(), step.new_tokens(), self.loop_turns)
+    }
+
+    fn check_uncached(&self) -> Result<(), PlanError> {
+        match self.decode.cache {
+            Some(_) => Err(PlanError::invalid("lengths", "lengths", "a step of the cache, whose keys the plan reads")),
+            None => Ok(()),
+        }
     }
 
     /// Work that the device's loops and numbers can hold.
@@ -204,6 +277,19 @@ impl DecodePlan {
     #[must_use]
     pub fn made(&self, work: &Work) -> bool {
         work.splitting == self.splitting
+    }
+
+    /// The same of work whose lengths lie on the device.
+    #[must_use]
+    pub fn made_on_device(&self, work: &DeviceWork) -> bool {
+        work.splitting == self.splitting
+    }
+
+    /// Bytes of workspace that a call takes whose work has so many partial rows.
+    #[must_use]
+    pub fn bytes_of(&self, partial_rows: u32) -> u64 {
+        let attention = &self.decode.attention;
+        partial_bytes(partial_rows.into(), attention.heads.key_value(), attention.head_dim.value())
     }
 
     /// The pages that neighbours of a step have in common at their start, as far as all their new tokens see all of them.
@@ -345,6 +431,7 @@ fn split_key(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<(
         v,
         access: if wide { Access::Vec8 } else { attention.access },
         paged: decode.cache.is_some(),
+        device: false,
         head_class,
         padded: head_class > qk,
         value_class: table::dim_class(value.min(table::VALUE_SPLIT)).unwrap_or(table::VALUE_SPLIT),

@@ -232,14 +232,6 @@ impl Splitting {
     }
 }
 
-impl Work {
-    /// Bytes of workspace that a call of this work takes.
-    #[must_use]
-    pub fn workspace_bytes(&self, kv_heads: u32, value_dim: u32) -> u64 {
-        partial_bytes(u64::from(self.partial_rows), kv_heads, value_dim)
-    }
-}
-
 /// Bytes of `rows` partial rows for each key/value head: value columns in vec4, and one more for maximum and sum.
 pub(crate) fn partial_bytes(rows: u64, kv_heads: u32, value_dim: u32) -> u64 {
     rows.saturating_mul(u64::from(kv_heads)).saturating_mul(u64::from(value_dim.div_ceil(4) + 1) * 16)
@@ -263,6 +255,6 @@ impl fmt::Display for Work {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "bounded by the rows of a plan")]
-fn count(len: usize) -> u32 {
+pub(crate) fn count(len: usize) -> u32 {
     len as u32
 }

@@ -281,7 +281,7 @@ pub(crate) struct Rows {
     pub(crate) bytes: u64,
 }
 
-fn parts(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<Vec<Part>, PlanError> {
+pub(crate) fn parts(attention: &Attention, extent: Extent, device: &Capabilities) -> Result<Vec<Part>, PlanError> {
     let options = attention.options;
     let group = u64::from(attention.heads.group());
     let [q, k, v, out, lse, bias, mask] = head_bytes(attention, extent);

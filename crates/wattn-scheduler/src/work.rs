@@ -23,7 +23,20 @@ pub enum Lengths<'a> {
 }
 
 /// A shift beyond any length, for sides that are unbounded.
-const UNBOUNDED: i64 = 1 << 30;
+pub(crate) const UNBOUNDED: i64 = 1 << 30;
+
+/// Where a sequence of a call lies.
+pub(crate) struct Placed {
+    pub(crate) batch: u32,
+    /// The first query, and how many.
+    pub(crate) queries: (u32, u32),
+    /// The first key, and how many.
+    pub(crate) keys: (u32, u32),
+    /// Keys that lie in memory.
+    pub(crate) stored: u32,
+    /// Of a top-left diagonal.
+    pub(crate) offset: i32,
+}
 
 /// The sequences of a call, with the key range of their queries.
 ///
@@ -35,15 +48,33 @@ pub fn sequences(
     lengths: Lengths<'_>,
     causal_offsets: &[i32],
 ) -> Result<Vec<Sequence>, PlanError> {
+    let placed = placed(attention, extent, lengths, causal_offsets)?;
+    let sequence =
+        |p: Placed| Sequence { stored: p.stored, ..sequence(attention, p.batch, p.queries, p.keys, p.offset) };
+    Ok(placed.into_iter().map(sequence).collect())
+}
+
+/// Where the sequences of a call lie.
+pub(crate) fn placed(
+    attention: &Attention,
+    extent: Extent,
+    lengths: Lengths<'_>,
+    causal_offsets: &[i32],
+) -> Result<Vec<Placed>, PlanError> {
     let count = extent.batch as usize;
     check_offsets(attention, count, causal_offsets)?;
     let offset = |b: usize| {
         if causal_offsets.len() == 1 { causal_offsets[0] } else { causal_offsets.get(b).copied().unwrap_or(0) }
     };
+    let entry = |batch: u32, keys: u32| Placed {
+        batch,
+        queries: (0, extent.queries),
+        keys: (0, keys.min(extent.keys)),
+        stored: extent.keys,
+        offset: offset(batch as usize),
+    };
     match (extent.packed, lengths) {
-        (false, Lengths::Full) => Ok((0..extent.batch)
-            .map(|b| sequence(attention, b, (0, extent.queries), (0, extent.keys), offset(b as usize)))
-            .collect()),
+        (false, Lengths::Full) => Ok((0..extent.batch).map(|b| entry(b, extent.keys)).collect()),
         (false, Lengths::Keys(keys)) => {
             if keys.len() != count {
                 return Err(PlanError::invalid(
@@ -52,20 +83,20 @@ pub fn sequences(
                     format!("{count}, one a batch entry"),
                 ));
             }
-            Ok((0..extent.batch)
-                .zip(keys)
-                .map(|(b, &n)| sequence(attention, b, (0, extent.queries), (0, n.min(extent.keys)), offset(b as usize)))
-                .map(|s| Sequence { stored: extent.keys, ..s })
-                .collect())
+            Ok((0..extent.batch).zip(keys).map(|(b, &n)| entry(b, n)).collect())
         }
         (true, Lengths::Packed { queries, keys }) => {
             check_bounds("lengths.queries", queries, count, extent.queries)?;
             check_bounds("lengths.keys", keys, count, extent.keys)?;
-            Ok(queries
-                .windows(2)
-                .zip(keys.windows(2))
-                .enumerate()
-                .map(|(b, (q, k))| sequence(attention, 0, (q[0], q[1] - q[0]), (k[0], k[1] - k[0]), offset(b)))
+            let bounds = queries.windows(2).zip(keys.windows(2)).enumerate();
+            Ok(bounds
+                .map(|(b, (q, k))| Placed {
+                    batch: 0,
+                    queries: (q[0], q[1] - q[0]),
+                    keys: (k[0], k[1] - k[0]),
+                    stored: k[1] - k[0],
+                    offset: offset(b),
+                })
                 .collect())
         }
         (false, Lengths::Packed { .. }) => Err(PlanError::invalid(
@@ -140,6 +171,31 @@ pub(crate) fn sequence(
         hi_shift: shift(hi),
         diagonal: shift(diagonal),
         stored,
+    }
+}
+
+/// A sequence of which only the device knows how many keys it has, and so where its diagonal lies: `keys` at most, and in place of
+/// shifts how far its window reaches to either side of the diagonal, and where a top-left diagonal lies.
+pub(crate) fn template(attention: &Attention, p: &Placed) -> Sequence {
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by UNBOUNDED")]
+    let side = |side: Option<u32>| side.map_or(UNBOUNDED, i64::from).min(UNBOUNDED) as i32;
+    let right = side(attention.window.1);
+    let (right, diagonal) = match attention.causal {
+        Causal::No => (right, side(None)),
+        Causal::BottomRight => (0, side(None)),
+        #[expect(clippy::cast_possible_truncation, reason = "bounded by UNBOUNDED")]
+        Causal::TopLeft => (right, i64::from(p.offset).clamp(-UNBOUNDED, UNBOUNDED) as i32),
+    };
+    Sequence {
+        batch: p.batch,
+        q_start: p.queries.0,
+        queries: p.queries.1,
+        k_start: p.keys.0,
+        keys: p.keys.1,
+        lo_shift: side(attention.window.0),
+        hi_shift: right,
+        diagonal,
+        stored: p.stored,
     }
 }
 

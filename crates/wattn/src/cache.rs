@@ -4,6 +4,7 @@ use wattn_scheduler::shaders::{Access, AppendKey, Key, Params, Sequence, Storage
 use wattn_scheduler::{CacheError, CacheLayout, CacheStep, Pages, PlanError, SequenceId};
 use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoder};
 
+use crate::device_work::DeviceWork;
 use crate::dispatch::{self, Dispatch};
 use crate::engine::{Engine, ready};
 use crate::error::{EncodeError, RunError};
@@ -151,6 +152,41 @@ impl KvCache {
         v: View<'_>,
         storage: Storage,
     ) -> Result<(), EncodeError> {
+        self.append_rows(encoder, step, None, layer, [k, v], storage)
+    }
+
+    /// The same where only the device knows how many tokens the sequences have, as `work` was told when it was last updated: the new
+    /// ones are the last of those. As long as that is fewer than the host knows of, a sequence must not be forked, so that what is
+    /// written is in no page of another one.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), or work of another step.
+    #[expect(clippy::too_many_arguments, reason = "those of `append`, and the work")]
+    pub fn append_at(
+        &self,
+        encoder: &mut CommandEncoder,
+        step: &CacheStep,
+        work: &DeviceWork,
+        layer: u32,
+        k: View<'_>,
+        v: View<'_>,
+        storage: Storage,
+    ) -> Result<(), EncodeError> {
+        if !work.details().is_of(step) {
+            return Err(EncodeError::OtherWork);
+        }
+        self.append_rows(encoder, step, Some(work), layer, [k, v], storage)
+    }
+
+    fn append_rows(
+        &self,
+        encoder: &mut CommandEncoder,
+        step: &CacheStep,
+        work: Option<&DeviceWork>,
+        layer: u32,
+        [k, v]: [View<'_>; 2],
+        storage: Storage,
+    ) -> Result<(), EncodeError> {
         let [cache_k, cache_v] = self.layer(layer)?;
         let layout = self.layout();
         let both = [
@@ -160,7 +196,7 @@ impl KvCache {
         let dispatches = both
             .into_iter()
             .filter(|_| step.new_tokens() > 0)
-            .map(|(name, rows, dim, pool, to)| self.append_dispatch(step, (name, rows, storage), dim, (pool, to)))
+            .map(|(name, rows, dim, pool, to)| self.append_dispatch(step, work, (name, rows, storage), dim, (pool, to)))
             .collect::<Result<_, _>>()?;
         dispatch::encode(encoder, dispatches);
         Ok(())
@@ -169,6 +205,7 @@ impl KvCache {
     fn append_dispatch(
         &self,
         step: &CacheStep,
+        work: Option<&DeviceWork>,
         (name, rows, from): (&'static str, View<'_>, Storage),
         dim: u32,
         (pool, to): (&Buffer, Storage),
@@ -187,13 +224,15 @@ impl KvCache {
         let mut sequences = Vec::with_capacity(step.sequences.len());
         let mut records = Vec::with_capacity(tokens as usize);
         let mut q_start = 0;
-        for (record, s) in (0..).zip(&step.sequences) {
-            let k_start = s.first_entry;
-            sequences.push(Sequence { q_start, queries: s.new, k_start, keys: s.tokens, ..Sequence::default() });
+        for (record, s) in (0_u32..).zip(&step.sequences) {
+            if work.is_none() {
+                let (k_start, stored) = (s.first_entry, s.tokens);
+                sequences.push(Sequence { q_start, queries: s.new, k_start, stored, ..Sequence::default() });
+            }
             records.extend(std::iter::repeat_n(record, s.new as usize));
             q_start += s.new;
         }
-        let key = AppendKey { from, access: Access::Vec4, to };
+        let key = AppendKey { from, access: Access::Vec4, to, device: work.is_some() };
         let tables = RECORD * count(sequences.len());
         let params = Params {
             entries: tokens,
@@ -202,6 +241,7 @@ impl KvCache {
             head_chunks: dim / 4,
             k: source_span.view,
             out: pool_span.view,
+            records: work.map_or(0, |work| work.details().records_at()),
             tables,
             list: tables + count(step.tables.len()),
             page_log2: self.layout().page().ilog2(),
@@ -214,7 +254,8 @@ impl KvCache {
         let units = if to == Storage::Int8 { 1 } else { dim / 4 };
         let invocations = u64::from(tokens) * u64::from(kv_heads) * u64::from(units);
         let workgroups = u32::try_from(invocations.div_ceil(AppendKey::INVOCATIONS.into())).unwrap_or(u32::MAX);
-        let bound = [None, Some((source.buffer, source_span)), None, Some((pool, pool_span)), None, None, None];
+        let made = work.map(|work| (work.buffer(), work.span()));
+        let bound = [None, Some((source.buffer, source_span)), made, Some((pool, pool_span)), None, None, None];
         let grid = wattn_scheduler::grid(workgroups, capabilities.workgroups_per_axis);
         Dispatch::new(&self.engine, &Key::Append(key), &bound, &words, grid)
     }

@@ -2,15 +2,16 @@
 
 use std::fmt;
 
-use wattn_scheduler::shaders::{Access, Key, Params};
+use wattn_scheduler::shaders::Sequence;
 use wattn_scheduler::{CacheStep, Lengths, PlanError, Work};
-use wgpu::{Buffer, BufferUsages, CommandEncoder, ComputePass};
+use wgpu::{Buffer, CommandEncoder, ComputePass};
 
+use crate::decode_call::Call;
+use crate::device_work::DeviceWork;
 use crate::dispatch::{self, Dispatch};
 use crate::engine::Engine;
 use crate::error::EncodeError;
-use crate::operands::{Checked, Operands, Resolved, Span};
-use crate::plan::{RECORD, Units, count, words};
+use crate::operands::Operands;
 
 /// How attention of few queries over many keys runs on an engine's device. Prints itself; may be encoded any number of times.
 #[derive(Debug, Clone)]
@@ -28,6 +29,10 @@ impl DecodePlan {
     #[must_use]
     pub fn details(&self) -> &wattn_scheduler::DecodePlan {
         &self.plan
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Bytes of scratch memory that are enough for any call of this plan.
@@ -52,19 +57,36 @@ impl DecodePlan {
         self.plan.work_of(step)
     }
 
+    /// The work of calls of which only the device knows how many keys there are: at most those of `most`, and few queries a sequence.
+    ///
+    /// # Errors
+    /// Lengths or offsets that do not fit the extent, a sequence of many queries, or keys that lie in a cache.
+    pub fn device_work(&self, most: Lengths<'_>, causal_offsets: &[i32]) -> Result<DeviceWork, PlanError> {
+        DeviceWork::new(self, self.plan.device_work(most, causal_offsets)?)
+    }
+
+    /// The same for a step of the [`KvCache`](crate::KvCache) that the plan reads: a sequence has as many tokens as the device says,
+    /// the new ones included, which are its last, and no more than the step says.
+    ///
+    /// # Errors
+    /// As [`work_of`](Self::work_of), or a sequence of many new tokens or with evicted ones, or a plan for a cascade.
+    pub fn device_work_of(&self, step: &CacheStep) -> Result<DeviceWork, PlanError> {
+        DeviceWork::new(self, self.plan.device_work_of(step)?)
+    }
+
     /// Records a call into `encoder`, in a compute pass of its own. Nothing is submitted. Lengths and offsets are those of `work`;
     /// `workspace` is not looked at where the work needs none.
     ///
     /// # Errors
     /// Operands that do not fit the plan or the work or overlap; a kernel that the device refuses. Nothing has been recorded then.
-    pub fn encode(
+    pub fn encode<'a>(
         &self,
         encoder: &mut CommandEncoder,
-        work: &Work,
+        work: impl Into<AnyWork<'a>>,
         operands: &Operands<'_>,
         workspace: &Buffer,
     ) -> Result<(), EncodeError> {
-        dispatch::encode(encoder, self.dispatches(work, operands, workspace)?);
+        dispatch::encode(encoder, self.dispatches(work.into(), operands, workspace)?);
         Ok(())
     }
 
@@ -72,25 +94,29 @@ impl DecodePlan {
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    pub fn encode_in_pass(
+    pub fn encode_in_pass<'a>(
         &self,
         pass: &mut ComputePass<'_>,
-        work: &Work,
+        work: impl Into<AnyWork<'a>>,
         operands: &Operands<'_>,
         workspace: &Buffer,
     ) -> Result<(), EncodeError> {
-        dispatch::encode_in_pass(pass, self.dispatches(work, operands, workspace)?);
+        dispatch::encode_in_pass(pass, self.dispatches(work.into(), operands, workspace)?);
         Ok(())
     }
 
     fn dispatches(
         &self,
-        work: &Work,
+        work: AnyWork<'_>,
         operands: &Operands<'_>,
         workspace: &Buffer,
     ) -> Result<Vec<Dispatch>, EncodeError> {
-        let call = Call::new(self, work, operands, workspace)?;
-        [call.tiles()?, call.stretches()?, call.merges()?].into_iter().flatten().map(Ok).collect()
+        let call = Call::new(&self.engine, &self.plan, work, operands, workspace)?;
+        let mut dispatches = Vec::new();
+        for part in &self.plan.parts {
+            dispatches.extend([call.tiles(part)?, call.stretches(part)?, call.merges(part)?].into_iter().flatten());
+        }
+        Ok(dispatches)
     }
 }
 
@@ -100,183 +126,63 @@ impl fmt::Display for DecodePlan {
     }
 }
 
-/// One call: its operands checked, ready to be bound.
-struct Call<'a> {
-    engine: &'a Engine,
-    plan: &'a wattn_scheduler::DecodePlan,
-    work: &'a Work,
-    operands: &'a Operands<'a>,
-    checked: Checked<'a>,
-    workspace: &'a Buffer,
-    workspace_bytes: u64,
-    units: Units,
+/// The work of a call, made by the host or by the device.
+#[derive(Debug, Clone, Copy)]
+pub enum AnyWork<'a> {
+    /// Made by the host, from lengths that it knows.
+    Host(&'a Work),
+    /// Made by the device, from lengths that lie there.
+    Device(&'a DeviceWork),
 }
 
-impl<'a> Call<'a> {
-    fn new(
-        plan: &'a DecodePlan,
-        work: &'a Work,
-        operands: &'a Operands<'a>,
-        workspace: &'a Buffer,
-    ) -> Result<Self, EncodeError> {
-        let DecodePlan { engine, plan } = plan;
-        if operands.lengths != Lengths::Full {
-            return Err(EncodeError::Unused { argument: "lengths" });
-        }
-        if !operands.causal_offsets.is_empty() {
-            return Err(EncodeError::Unused { argument: "causal_offsets" });
-        }
-        if !plan.made(work) {
-            return Err(EncodeError::OtherWork);
-        }
-        let attention = plan.decode.attention();
-        let workspace_bytes = work.workspace_bytes(attention.heads().key_value(), attention.head_dim().value());
-        if workspace_bytes > 0 {
-            if !workspace.usage().contains(BufferUsages::STORAGE) {
-                return Err(EncodeError::Usage { argument: "workspace", given: workspace.usage() });
-            }
-            if workspace_bytes > workspace.size() {
-                let (needed, available) = (workspace_bytes, workspace.size());
-                return Err(EncodeError::TooSmall { argument: "workspace", needed, available });
-            }
-        }
-        let wide = plan.split.access == Access::Vec8 || plan.tiles.is_some_and(|key| key.access == Access::Vec8);
-        let access = if wide { Access::Vec8 } else { plan.split.access };
-        let mut extent = plan.extent;
-        extent.queries = work.queries;
-        let checked = Checked::new(attention, extent, access, plan.decode.cache(), operands)?;
-        checked.check_apart("workspace", workspace)?;
-        let units = Units::new(attention);
-        Ok(Self { engine, plan, work, operands, checked, workspace, workspace_bytes, units })
-    }
-
-    /// The sequences of many queries, in tiles.
-    fn tiles(&self) -> Result<Option<Dispatch>, EncodeError> {
-        let Some(key) = self.plan.tiles.filter(|_| !self.work.tiles.is_empty()) else { return Ok(None) };
-        let attention = self.plan.decode.attention();
-        let list = bytemuck::cast_slice(&self.work.tiles);
-        let workgroups = count(self.work.tiles.len()) * attention.heads().query() * self.plan.splits;
-        let entries = count(self.work.tiles.len());
-        let inputs = self.inputs(key.access)?;
-        let out = Some(self.bind(self.checked.out)?);
-        let lse = self.checked.lse.map(|lse| self.bind(lse)).transpose()?;
-        let params = Params {
-            entries,
-            head_block: attention.heads().group(),
-            out: view(&out),
-            lse: view(&lse),
-            ..self.params(&inputs, workgroups)
-        };
-        let [q, k, v, bias, mask] = inputs;
-        self.dispatch(&Key::Flash(key), &[q, k, v, out, lse, bias, mask], params, list, workgroups).map(Some)
-    }
-
-    /// The stretches of keys of the others.
-    fn stretches(&self) -> Result<Option<Dispatch>, EncodeError> {
-        if self.work.stretches.is_empty() {
-            return Ok(None);
-        }
-        let list = bytemuck::cast_slice(&self.work.stretches);
-        let kv_heads = self.plan.decode.attention().heads().key_value();
-        let workgroups = count(self.work.stretches.len()) * kv_heads * self.plan.splits;
-        let inputs = self.inputs(self.plan.split.access)?;
-        let params = self.params(&inputs, workgroups);
-        let [q, k, v, bias, mask] = inputs;
-        let partials = Some((self.workspace, Span::whole(self.workspace_bytes)));
-        self.dispatch(&Key::Split(self.plan.split), &[q, k, v, partials, None, bias, mask], params, list, workgroups)
-            .map(Some)
-    }
-
-    /// Their partial results, made one.
-    fn merges(&self) -> Result<Option<Dispatch>, EncodeError> {
-        if self.work.rows.is_empty() {
-            return Ok(None);
-        }
-        // What the rows point to follows them.
-        let rows = 4 * count(self.work.rows.len());
-        let mut list: Vec<u32> = Vec::with_capacity(rows as usize + self.work.parts.len());
-        list.extend(self.work.rows.iter().flat_map(|&[record, row, first, count]| [record, row, rows + first, count]));
-        list.extend_from_slice(&self.work.parts);
-        let workgroups = count(self.work.rows.len()) * self.plan.decode.attention().heads().key_value();
-        let out = Some(self.bind(self.checked.out)?);
-        let lse = self.checked.lse.map(|lse| self.bind(lse)).transpose()?;
-        let partials = (self.workspace_bytes > 0).then(|| (self.workspace, Span::whole(self.workspace_bytes)));
-        let params = Params { out: view(&out), lse: view(&lse), ..self.params(&[None; 5], workgroups) };
-        let bound = [partials, None, None, out, lse, None, None];
-        self.dispatch(&Key::Merge(self.plan.merge), &bound, params, &list, workgroups).map(Some)
-    }
-
-    /// q, k, v, bias and mask for a kernel that loads rows so. With no keys at all there is nothing to bind but queries.
-    fn inputs(&self, access: Access) -> Result<[Option<(&'a Buffer, Span)>; 5], EncodeError> {
-        let optional = |resolved: Option<Resolved<'a>>| {
-            resolved.filter(|r| !r.is_empty()).map(|resolved| self.bind(resolved)).transpose()
-        };
-        let rows = |resolved: Resolved<'a>| optional(Some(resolved.counted_by(access)));
-        let checked = &self.checked;
-        Ok([rows(checked.q)?, rows(checked.k)?, rows(checked.v)?, optional(checked.bias)?, optional(checked.mask)?])
-    }
-
-    fn bind(&self, resolved: Resolved<'a>) -> Result<(&'a Buffer, Span), EncodeError> {
-        let capabilities = self.engine.capabilities();
-        let span = resolved.whole_span(u64::from(capabilities.binding_alignment), capabilities.binding_bytes)?;
-        Ok((resolved.buffer, span))
-    }
-
-    fn params(&self, inputs: &[Option<(&'a Buffer, Span)>; 5], workgroups: u32) -> Params {
-        let attention = self.plan.decode.attention();
-        let (heads, dims) = (attention.heads(), attention.head_dim());
-        let [q, k, v, bias, mask] = inputs;
-        let scores =
-            |bound: &Option<(&Buffer, Span)>| bound.as_ref().map_or_else(Default::default, |(_, s)| s.scores());
-        let slopes = RECORD * count(self.work.sequences.len());
-        let sinks = slopes + count(self.operands.alibi_slopes.len());
-        let tables = sinks + count(self.operands.sinks.len());
-        Params {
-            last: workgroups,
-            heads: heads.query(),
-            group: heads.group(),
-            splits: self.plan.splits,
-            head_dim: dims.qk(),
-            value_dim: dims.value(),
-            head_chunks: dims.qk().div_ceil(4),
-            value_chunks: dims.value().div_ceil(4),
-            q: view(q),
-            k: view(k),
-            v: view(v),
-            bias: scores(bias),
-            mask: scores(mask),
-            score_scale: self.units.scale,
-            softcap: self.units.softcap,
-            slopes,
-            sinks,
-            list: tables + count(self.work.tables.len()),
-            partials: self.work.partial_rows,
-            tables,
-            page_log2: self.plan.decode.cache().map_or(0, |cache| cache.page().ilog2()),
-            ..Params::default()
-        }
-    }
-
-    fn dispatch(
-        &self,
-        key: &Key,
-        bound: &[Option<(&Buffer, Span)>; 7],
-        params: Params,
-        list: &[u32],
-        workgroups: u32,
-    ) -> Result<Dispatch, EncodeError> {
-        let words = words(
-            &params,
-            &self.work.sequences,
-            [self.operands.alibi_slopes, self.operands.sinks],
-            self.units.log,
-            &self.work.tables,
-            list,
-        );
-        Dispatch::new(self.engine, key, bound, &words, self.plan.grid(workgroups))
+impl<'a> From<&'a Work> for AnyWork<'a> {
+    fn from(work: &'a Work) -> Self {
+        Self::Host(work)
     }
 }
 
-fn view(bound: &Option<(&Buffer, Span)>) -> wattn_scheduler::shaders::View {
-    bound.as_ref().map_or_else(Default::default, |(_, span)| span.view)
+impl<'a> From<&'a DeviceWork> for AnyWork<'a> {
+    fn from(work: &'a DeviceWork) -> Self {
+        Self::Device(work)
+    }
+}
+
+impl AnyWork<'_> {
+    /// Queries of all packed sequences together, or of each batch entry.
+    pub(crate) fn queries(&self) -> u32 {
+        match self {
+            Self::Host(work) => work.queries,
+            Self::Device(work) => work.details().queries,
+        }
+    }
+
+    pub(crate) fn tables(&self) -> &[u32] {
+        match self {
+            Self::Host(work) => &work.tables,
+            Self::Device(work) => &work.details().tables,
+        }
+    }
+
+    /// The sequences that the host sends.
+    pub(crate) fn sequences(&self) -> &[Sequence] {
+        match self {
+            Self::Host(work) => &work.sequences,
+            Self::Device(_) => &[],
+        }
+    }
+
+    /// Partial rows of a key/value head, at most.
+    pub(crate) fn partial_rows(&self) -> u32 {
+        match self {
+            Self::Host(work) => work.partial_rows,
+            Self::Device(work) => work.details().partial_rows,
+        }
+    }
+
+    pub(crate) fn device(&self) -> Option<&DeviceWork> {
+        match self {
+            Self::Host(_) => None,
+            Self::Device(work) => Some(work),
+        }
+    }
 }

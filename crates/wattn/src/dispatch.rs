@@ -13,11 +13,19 @@ use crate::error::EncodeError;
 use crate::operands::Span;
 use crate::ring::Slot;
 
+/// How many workgroups.
+pub(crate) enum Grid {
+    /// So many.
+    Known([u32; 2]),
+    /// As many as three words of a buffer say, which begin at this byte.
+    Told(Buffer, u64),
+}
+
 /// One dispatch, ready to record.
 pub(crate) struct Dispatch {
     pipeline: Arc<Pipeline>,
     bind_group: BindGroup,
-    grid: [u32; 2],
+    grid: Grid,
     slot: Slot,
 }
 
@@ -28,7 +36,7 @@ impl Dispatch {
         key: &Key,
         bound: &[Option<(&Buffer, Span)>; 7],
         words: &[u32],
-        grid: [u32; 2],
+        grid: impl Into<Grid>,
     ) -> Result<Self, EncodeError> {
         let pipeline = engine.pipeline(key)?;
         let bytes: &[u8] = bytemuck::cast_slice(words);
@@ -50,13 +58,22 @@ impl Dispatch {
             layout: &pipeline.layout,
             entries: &entries,
         });
-        Ok(Self { pipeline, bind_group, grid, slot })
+        Ok(Self { pipeline, bind_group, grid: grid.into(), slot })
     }
 
     fn record(&self, pass: &mut ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline.pipeline);
         pass.set_bind_group(0, &self.bind_group, &[]);
-        pass.dispatch_workgroups(self.grid[0], self.grid[1], 1);
+        match &self.grid {
+            Grid::Known([x, y]) => pass.dispatch_workgroups(*x, *y, 1),
+            Grid::Told(buffer, offset) => pass.dispatch_workgroups_indirect(buffer, *offset),
+        }
+    }
+}
+
+impl From<[u32; 2]> for Grid {
+    fn from(grid: [u32; 2]) -> Self {
+        Self::Known(grid)
     }
 }
 

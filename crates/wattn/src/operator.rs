@@ -6,6 +6,7 @@ use wattn_scheduler::{Attention, AttentionBackward, Based, Decode, Extent, Light
 use crate::backward_plan::BackwardPlan;
 use crate::based_plan::BasedPlan;
 use crate::decode_plan::DecodePlan;
+use crate::device_work::DeviceWork;
 use crate::engine::Engine;
 use crate::linear_plan::LinearPlan;
 use crate::plan::Plan;
@@ -86,6 +87,12 @@ impl Prepared for DecodePlan {
         let plan = self.details();
         let tiles = plan.tiles.map(Key::Flash);
         [Key::Split(plan.split), Key::Merge(plan.merge)].into_iter().chain(tiles).collect()
+    }
+}
+
+impl Prepared for DeviceWork {
+    fn keys(&self) -> Vec<Key> {
+        self.keys().to_vec()
     }
 }
 

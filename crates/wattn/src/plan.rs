@@ -211,6 +211,9 @@ pub(crate) fn words(
     words.extend(slopes.iter().chain(sinks).map(|x| (x * log).clamp(f32::MIN, f32::MAX).to_bits()));
     words.extend_from_slice(tables);
     words.extend_from_slice(list);
+    if numbers == 0 && sequences.is_empty() {
+        words.push(0); // a binding holds one of the words that follow the parameters at least
+    }
     words
 }
 

@@ -14,11 +14,11 @@ use wattn_tests::{DECODE_KERNELS, workspace};
 
 use crate::gpu::{Gpu, download, poisoned, upload};
 
-const HEADS: usize = 4;
-const KV_HEADS: usize = 2;
-const DIM: usize = 32;
+pub(crate) const HEADS: usize = 4;
+pub(crate) const KV_HEADS: usize = 2;
+pub(crate) const DIM: usize = 32;
 /// What a plan of these tests may hold.
-const MOST: Extent = Extent { batch: 40, queries: 700, keys: 40_000, packed: true };
+pub(crate) const MOST: Extent = Extent { batch: 40, queries: 700, keys: 40_000, packed: true };
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -39,7 +39,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
 }
 
 /// Numbers that look random and are the same each time.
-struct Source(u64);
+pub(crate) struct Source(pub(crate) u64);
 
 impl Source {
     fn bits(&mut self) -> u64 {
@@ -50,54 +50,54 @@ impl Source {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, n: u32) -> u32 {
+    pub(crate) fn below(&mut self, n: u32) -> u32 {
         u32::try_from(self.bits() >> 33).unwrap_or(0) % n
     }
 
     #[expect(clippy::cast_precision_loss, reason = "24 bits")]
-    fn numbers(&mut self, count: usize) -> Vec<f32> {
+    pub(crate) fn numbers(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| (self.bits() >> 40) as f32 / f32::from(1_u16 << 12) / 1024.0 - 2.0).collect()
     }
 }
 
 /// Keys and values of a sequence on the host, rows `[tokens, kv heads, dim]`.
 #[derive(Debug, Clone, Default)]
-struct Host {
-    k: Vec<f32>,
-    v: Vec<f32>,
+pub(crate) struct Host {
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
 }
 
 /// A cache with the same tokens on the host, which the oracle attends to.
-struct Model<'a> {
+pub(crate) struct Model<'a> {
     engine: &'a Engine,
     attention: Attention,
     window: [Option<u32>; 2],
-    plan: DecodePlan,
-    cache: KvCache,
-    hosts: BTreeMap<SequenceId, Host>,
+    pub(crate) plan: DecodePlan,
+    pub(crate) cache: KvCache,
+    pub(crate) hosts: BTreeMap<SequenceId, Host>,
 }
 
 /// What came out of a step: rows `[tokens, heads, dim]`.
-struct Stepped {
-    case: SoftmaxCase,
-    out: Vec<f32>,
+pub(crate) struct Stepped {
+    pub(crate) case: SoftmaxCase,
+    pub(crate) out: Vec<f32>,
 }
 
 impl<'a> Model<'a> {
-    fn new(engine: &'a Engine, attention: Attention, layout: CacheLayout, split: u32) -> Result<Self> {
+    pub(crate) fn new(engine: &'a Engine, attention: Attention, layout: CacheLayout, split: u32) -> Result<Self> {
         let plan = engine.plan(&attention.decode().split_keys(split).cached(layout), MOST)?;
         let cache = KvCache::new(engine, layout)?;
         Ok(Self { engine, attention, window: [None; 2], plan, cache, hosts: BTreeMap::new() })
     }
 
-    fn create(&mut self) -> SequenceId {
+    pub(crate) fn create(&mut self) -> SequenceId {
         let id = self.cache.create();
         self.hosts.insert(id, Host::default());
         id
     }
 
     /// New tokens for each sequence, from `source` in the order given.
-    fn step(&mut self, source: &mut Source, new: &[(SequenceId, u32)]) -> Result<Stepped> {
+    pub(crate) fn step(&mut self, source: &mut Source, new: &[(SequenceId, u32)]) -> Result<Stepped> {
         let rows: Vec<_> = new
             .iter()
             .map(|&(_, n)| {
@@ -140,7 +140,7 @@ impl<'a> Model<'a> {
     }
 
     /// The step as a packed problem.
-    fn case(&self, q: Vec<f32>, kv: Host, bounds: (Vec<u32>, Vec<u32>)) -> Result<SoftmaxCase> {
+    pub(crate) fn case(&self, q: Vec<f32>, kv: Host, bounds: (Vec<u32>, Vec<u32>)) -> Result<SoftmaxCase> {
         let storage = wattn_cases::Storage::F32;
         let (queries, keys) = (q.len() / (HEADS * DIM), kv.k.len() / (KV_HEADS * DIM));
         let case = SoftmaxCase {
@@ -172,18 +172,18 @@ impl<'a> Model<'a> {
 }
 
 impl Stepped {
-    fn check(&self, gpu: &Gpu) -> Result<()> {
+    pub(crate) fn check(&self, gpu: &Gpu) -> Result<()> {
         let reference = self.case.reference(Rows::All);
         gpu.check(&compare("out", &self.out, &reference.out, &self.case.rules("out", &reference)))
     }
 }
 
-fn attention(kernel: Kernel) -> Result<Attention> {
+pub(crate) fn attention(kernel: Kernel) -> Result<Attention> {
     let heads = Heads::grouped(u32::try_from(HEADS)?, u32::try_from(KV_HEADS)?)?;
     Ok(Attention::new(heads, HeadDim::new(u32::try_from(DIM)?)?).causal().kernel(kernel))
 }
 
-fn layout(page: u32, pages: u32) -> Result<CacheLayout> {
+pub(crate) fn layout(page: u32, pages: u32) -> Result<CacheLayout> {
     Ok(CacheLayout::new(u32::try_from(KV_HEADS)?, HeadDim::new(u32::try_from(DIM)?)?, page, pages)?)
 }
 

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use wattn::{Kernel, PlanError, Split};
-use wattn_cases::{Reference, Rows, SoftmaxCase, decode_catalogue};
-use wattn_tests::{DECODE_KERNELS, judge_decode, plan_decode};
+use wattn::{Kernel, Lengths, PlanError, Split};
+use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase, decode_catalogue};
+use wattn_tests::{DECODE_KERNELS, judge_decode, plan_decode, run_decode};
 
 use crate::gpu::Gpu;
 
@@ -45,7 +45,22 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
             }
         }
     }
+    trials.push(gpu.trial("decode/keys_beyond_a_binding", keys_beyond_a_binding));
     trials
+}
+
+/// Keys and values of which a binding holds one head: eight calls of the kernels, each of one head of one batch entry.
+fn keys_beyond_a_binding(gpu: &Gpu) -> Result<()> {
+    let engine = gpu.limited(|limits| limits.max_storage_buffer_binding_size = 64 << 10)?;
+    let named = |name| decode_catalogue().into_iter().find(move |recipe| recipe.name == name);
+    let recipe = named("decode/kv_lens").context("a case of the catalogue")?;
+    let case = Recipe { batch: 2, heads: 8, kv_heads: 4, kv_lens: &[200, 37], ..recipe }.build();
+    let plan = plan_decode(&engine, &case, None, Split::Keys(80))??;
+    ensure!(plan.details().parts.len() == 8, "{} parts", plan.details().parts.len());
+    let error = plan.device_work(Lengths::Full, &[]).map(drop).unwrap_err().to_string();
+    ensure!(error.contains("bindings of keys and values"), "{error}");
+    let outputs = run_decode(&engine, &case, &plan, None)?;
+    outputs.compare(&case, &case.reference(Rows::All)).iter().try_for_each(|comparison| gpu.check(comparison))
 }
 
 fn check(gpu: &Gpu, case: &Case, kernel: Kernel, split: Split) -> Result<()> {

@@ -8,6 +8,7 @@ mod cache;
 mod catalogue;
 mod decode;
 mod device;
+mod device_lengths;
 mod encode;
 mod errors;
 mod golden;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
                 catalogue::trials(gpu, &cases),
                 decode::trials(gpu),
                 cache::trials(gpu),
+                device_lengths::trials(gpu),
                 backward_calls::trials(gpu),
                 linear::trials(gpu, &linear),
                 linear_calls::trials(gpu),
