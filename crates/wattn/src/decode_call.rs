@@ -177,7 +177,10 @@ impl<'a> Call<'a> {
 
     fn bind(&self, part: &Part, resolved: Resolved<'a>) -> Result<(&'a Buffer, Span), EncodeError> {
         let capabilities = self.engine.capabilities();
-        let span = resolved.span(part, u64::from(capabilities.binding_alignment), capabilities.binding_bytes)?;
+        let (alignment, limit) = (u64::from(capabilities.binding_alignment), capabilities.binding_bytes);
+        // Pages of a cache are no batch entries: one part is all there is.
+        let one = self.plan.parts.len() == 1;
+        let span = if one { resolved.whole_span(alignment, limit) } else { resolved.span(part, alignment, limit) }?;
         Ok((resolved.buffer, span))
     }
 
