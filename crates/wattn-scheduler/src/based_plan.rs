@@ -10,8 +10,9 @@ use crate::based_steps::{BasedStates, BasedStep, steps};
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
 use crate::error::{PlanError, refuse_int8};
 use crate::lightning::{Pass, Schedule, Tokens};
-use crate::linear_plan::{batches, schedule, segments, slices};
+use crate::linear_plan::{batches, slices};
 use crate::plan::{MAX_LENGTH, Part, Rows, fit_parts, grid};
+use crate::segments::{schedule, segments};
 
 /// How a problem of BASED linear attention runs on a device. All that is decided, is decided here; it prints itself.
 #[derive(Debug, Clone, PartialEq)]

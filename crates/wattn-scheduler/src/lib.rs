@@ -24,6 +24,7 @@ mod lightning;
 mod linear_plan;
 mod pages;
 mod plan;
+mod segments;
 mod sweep;
 mod work;
 
