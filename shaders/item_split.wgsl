@@ -11,7 +11,7 @@ struct Item {
     split: u32,
 }
 
-// The list runs from the longest stretch to the shortest.
+// The list is in the order that suits the device.
 fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
     let p = aux.params.first + workgroup.x + workgroup.y * grid.x;
     if (p >= $last) {

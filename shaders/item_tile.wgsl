@@ -7,7 +7,7 @@ struct Item {
     split: u32,
 }
 
-// The list runs from the heaviest tile to the lightest; `head_block` heads walk it side by side.
+// The list is in the order that suits the device; `head_block` heads walk it side by side.
 fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
     let p = aux.params.first + workgroup.x + workgroup.y * grid.x;
     if (p >= aux.params.last) {

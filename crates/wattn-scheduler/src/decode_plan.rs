@@ -12,6 +12,7 @@ use crate::decode::{Decode, Split};
 use crate::decode_work::{Prefix, Splitting, Work, partial_bytes};
 use crate::device_work::DeviceWork;
 use crate::error::PlanError;
+use crate::order::Order;
 use crate::pages::{CacheStep, StepSequence};
 use crate::plan::{Part, check, check_span, check_workgroups, most_keys as most_tile_keys, parts};
 use crate::work::{self, Lengths, Placed};
@@ -108,6 +109,7 @@ impl DecodePlan {
             most_keys,
             kv_heads,
             paged: split.paged,
+            order: Order::of(device),
             workers: if device.kind == DeviceKind::Cpu { 4 } else { device.width() },
         };
         let workspace_bytes = splitting.most_bytes(extent, attention.head_dim.value(), decode.cascade);

@@ -1,12 +1,11 @@
 //! The work of one call over unequal sequences: stretches of keys of like cost, and what merges them.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fmt;
 use std::ops::Range;
 
 use wattn_shaders::Sequence;
 
+use crate::order::Order;
 use crate::work::{key_range, work_list};
 
 /// What the kernels of one call are told to do, from its lengths. The same for all layers of a model: made once a step.
@@ -22,9 +21,10 @@ pub struct Work {
     pub tables: Vec<u32>,
     /// Queries of all packed sequences together, or of each batch entry.
     pub queries: u32,
-    /// (sequence, query tile) pairs of the sequences that have many queries, heaviest first.
+    /// (sequence, query tile) pairs of the sequences that have many queries, in the order in which the device should start them.
     pub tiles: Vec<[u32; 2]>,
-    /// Stretches of keys of the others: sequence, row tile, first key, end, first partial row. Longest first.
+    /// Stretches of keys of the others: sequence, row tile, first key, end, first partial row. In the order in which the device
+    /// should start them.
     pub stretches: Vec<[u32; 5]>,
     /// Their rows: sequence, row, and which of `parts` belong to it: first and count.
     pub rows: Vec<[u32; 4]>,
@@ -84,6 +84,8 @@ pub(crate) struct Splitting {
     pub(crate) paged: bool,
     /// Key/value heads.
     pub(crate) kv_heads: u32,
+    /// How the device shares out workgroups.
+    pub(crate) order: Order,
     /// Workgroups that run at the same time, for the balance.
     pub(crate) workers: u32,
 }
@@ -103,7 +105,7 @@ impl Splitting {
         queries: u32,
     ) -> Work {
         let many = |s: &Sequence| if self.few(s) { Sequence { queries: 0, ..*s } } else { *s };
-        let tiles = work_list(&sequences.iter().map(many).collect::<Vec<_>>(), self.tile.max(1));
+        let tiles = work_list(&sequences.iter().map(many).collect::<Vec<_>>(), self.tile.max(1), self.order);
 
         // Each sequence's own keys begin where its prefix ends.
         let own = count(sequences.len());
@@ -152,8 +154,7 @@ impl Splitting {
             }
             t.partials = first_partial..partial_rows;
         }
-        // Stable, so that equal stretches stay in order.
-        stretches.sort_by_key(|[_, _, first, end, _]| Reverse(end - first));
+        self.order.arrange(&mut stretches, |[_, _, first, end, _]| end - first);
 
         let mut rows = Vec::new();
         let mut parts = Vec::new();
@@ -170,8 +171,10 @@ impl Splitting {
                 rows.push([count(record), row, first, count(parts.len()) - first]);
             }
         }
-        let longest = stretches.first().map_or(0, |[_, _, first, end, _]| end - first);
-        let balance = self.balance(&stretches);
+        let lengths = stretches.iter().map(|[_, _, first, end, _]| end - first);
+        let longest = lengths.clone().max().unwrap_or(0);
+        let workgroups: Vec<u32> = lengths.flat_map(|keys| std::iter::repeat_n(keys, self.kv_heads as usize)).collect();
+        let balance = self.order.balance(&workgroups, self.workers);
         Work {
             sequences,
             prefixes: prefixes.len(),
@@ -212,23 +215,6 @@ impl Splitting {
     fn even(&self, total: u64) -> u32 {
         let keys = u32::try_from(total.div_ceil(u64::from(self.busy))).unwrap_or(u32::MAX);
         keys.min(u32::MAX - self.step).next_multiple_of(self.step).max(self.step)
-    }
-
-    /// Stretches go to whoever is free, longest first.
-    fn balance(&self, stretches: &[[u32; 5]]) -> f64 {
-        let mut workers: BinaryHeap<Reverse<u64>> = (0..self.workers).map(|_| Reverse(0)).collect();
-        let mut total = 0;
-        for [_, _, first, end, _] in stretches {
-            for _ in 0..self.kv_heads {
-                let Some(Reverse(load)) = workers.pop() else { return 1.0 };
-                workers.push(Reverse(load + u64::from(end - first)));
-                total += u64::from(end - first);
-            }
-        }
-        let most = workers.into_iter().map(|Reverse(load)| load).max().unwrap_or(0);
-        #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-        let ratio = most as f64 * f64::from(self.workers) / total as f64;
-        if total == 0 { 1.0 } else { ratio }
     }
 }
 

@@ -346,8 +346,8 @@ pub(crate) fn fit_parts(
     Ok(parts)
 }
 
-/// Key/value heads whose tiles run side by side: where tiles differ in weight all start with their heaviest, as far as their keys
-/// and values stay in the device's cache together; else each head's tiles follow each other and share its keys there.
+/// Key/value heads whose tiles run side by side: where tiles differ in weight they share one list, as far as their keys and
+/// values stay in the device's cache together; else each head's tiles follow each other and share its keys there.
 pub(crate) fn head_block(attention: &Attention, extent: Extent, device: &Capabilities) -> u32 {
     let uneven = attention.causal != Causal::No || extent.packed;
     let [_, k, v, ..] = head_bytes(attention, extent);

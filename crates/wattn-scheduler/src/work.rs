@@ -1,9 +1,10 @@
-//! From lengths to work: the key range of every query as two shifts a sequence, and the list of query tiles, heaviest first.
+//! From lengths to work: the key range of every query as two shifts a sequence, and the list of query tiles.
 
 use wattn_shaders::Sequence;
 
 use crate::attention::{Attention, Causal, Extent};
 use crate::error::PlanError;
+use crate::order::Order;
 
 /// How long the sequences of a call are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -250,21 +251,22 @@ pub fn tile_queries(s: &Sequence, first: u32, tile: u32) -> u32 {
     if first < last { query_range(s, last - 1).1.saturating_sub(query_range(s, first).0) } else { 0 }
 }
 
-/// The (sequence, query tile) pairs of a call, heaviest first, so that the last workgroups to start are the lightest.
+/// The (sequence, query tile) pairs of a call, arranged by the keys that they walk.
 #[must_use]
-pub fn work_list(sequences: &[Sequence], tile: u32) -> Vec<[u32; 2]> {
-    heaviest_first(sequences, tile, |s| s.queries, tile_keys)
+pub fn work_list(sequences: &[Sequence], tile: u32, order: Order) -> Vec<[u32; 2]> {
+    arranged(sequences, tile, order, |s| s.queries, tile_keys)
 }
 
 /// The same with tiles of keys, those that no query sees included.
 #[must_use]
-pub fn key_work_list(sequences: &[Sequence], tile: u32) -> Vec<[u32; 2]> {
-    heaviest_first(sequences, tile, |s| s.stored, tile_queries)
+pub fn key_work_list(sequences: &[Sequence], tile: u32, order: Order) -> Vec<[u32; 2]> {
+    arranged(sequences, tile, order, |s| s.stored, tile_queries)
 }
 
-fn heaviest_first(
+fn arranged(
     sequences: &[Sequence],
     tile: u32,
+    order: Order,
     rows: fn(&Sequence) -> u32,
     weight: fn(&Sequence, u32, u32) -> u32,
 ) -> Vec<[u32; 2]> {
@@ -273,9 +275,6 @@ fn heaviest_first(
     for (record, s) in (0..).zip(sequences) {
         list.extend((0..tiles(s)).map(|t| (weight(s, t * tile, tile), [record, t])));
     }
-    // A stable sort: equal tiles stay in order, neighbours share what they walk.
-    if !list.is_sorted_by(|a, b| a.0 >= b.0) {
-        list.sort_by_key(|(rows, _)| std::cmp::Reverse(*rows));
-    }
+    order.arrange(&mut list, |&(weight, _)| weight);
     list.into_iter().map(|(_, entry)| entry).collect()
 }

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use wattn_scheduler::{
-    Attention, Causal, Extent, HeadDim, Heads, Lengths, key_range, key_work_list, query_range, sequences, tile_keys,
-    tile_queries, visited_scores, work_list,
+    Attention, Causal, Extent, HeadDim, Heads, Lengths, Order, key_range, key_work_list, query_range, sequences,
+    tile_keys, tile_queries, visited_scores, work_list,
 };
 
 #[derive(Debug, Clone)]
@@ -78,7 +78,7 @@ proptest! {
         let count = u32::try_from(lengths.len()).unwrap();
         let offsets = if problem.attention.causality() == Causal::TopLeft { vec![problem.offset; lengths.len()] } else { vec![] };
         let all = sequences(&problem.attention, Extent::new(count, problem.queries, 60), Lengths::Keys(&lengths), &offsets).unwrap();
-        let list = work_list(&all, tile);
+        let list = work_list(&all, tile, Order::HeaviestFirst);
         let mut seen = list.clone();
         seen.sort_unstable();
         let want: Vec<[u32; 2]> = (0..count).flat_map(|b| (0..problem.queries.div_ceil(tile)).map(move |t| [b, t])).collect();
@@ -87,7 +87,7 @@ proptest! {
         prop_assert!(weights.is_sorted_by(|a, b| a >= b), "{:?}", weights);
 
         // Tiles of keys also where no key exists: their gradients are zeros that someone writes.
-        let list = key_work_list(&all, tile);
+        let list = key_work_list(&all, tile, Order::HeaviestFirst);
         let mut seen = list.clone();
         seen.sort_unstable();
         let want: Vec<[u32; 2]> = (0..count).flat_map(|b| (0..60_u32.div_ceil(tile)).map(move |t| [b, t])).collect();

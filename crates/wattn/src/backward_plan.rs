@@ -5,7 +5,7 @@ use std::fmt;
 use wattn_scheduler::shaders::{
     Access, BackwardOp, Binding, DBIAS_TILE, Key, Params, ScoreView, Sequence, View, bindings,
 };
-use wattn_scheduler::{BackwardStep, Part, key_work_list, sequences, work_list};
+use wattn_scheduler::{BackwardStep, Order, Part, key_work_list, sequences, work_list};
 use wgpu::{CommandEncoder, ComputePass};
 
 use crate::backward_operands::{BackwardOperands, CheckedBackward};
@@ -145,9 +145,10 @@ impl BackwardPlan {
         let heads = kv_heads * per_kv;
         let batches = part.batch.end - part.batch.start;
         let shared = Shared::new(checked.dbias.as_ref(), part, batches, heads);
+        let order = Order::of(self.engine.capabilities());
         let list = match key.op {
-            BackwardOp::Dq { .. } => work_list(&sequences, key.tile()),
-            _ if owns_keys => key_work_list(&sequences, key.tile()),
+            BackwardOp::Dq { .. } => work_list(&sequences, key.tile(), order),
+            _ if owns_keys => key_work_list(&sequences, key.tile(), order),
             _ => Vec::new(),
         };
         let entries = count(list.len());

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use wattn_scheduler::shaders::{Key, Params, Sequence};
-use wattn_scheduler::{Attention, Part, sequences, work_list};
+use wattn_scheduler::{Attention, Order, Part, sequences, work_list};
 use wgpu::{CommandEncoder, ComputePass};
 
 use crate::dispatch::{self, Dispatch};
@@ -118,7 +118,8 @@ impl Plan {
         share: (u32, u32),
     ) -> Result<Option<Dispatch>, EncodeError> {
         let plan = &self.plan;
-        let list = work_list(sequences, plan.key.shape.tile_queries());
+        let order = Order::of(self.engine.capabilities());
+        let list = work_list(sequences, plan.key.shape.tile_queries(), order);
         let group = plan.attention.heads().group();
         let heads = (part.kv_heads.end - part.kv_heads.start) * group;
         let entries = count(list.len());
