@@ -239,6 +239,8 @@ fn refusals(gpu: &Gpu) -> Result<()> {
     says(encoded.unwrap_err().to_string(), "work: made by another plan")?;
     cache.evict(id, 16)?;
     let evicted = cache.extend(&mut encoder, &[(id, 1)])?;
-    says(cached.device_work_of(&evicted).map(drop).unwrap_err().to_string(), "16 tokens were evicted")?;
+    let ring = attention(Kernel::TileUniversal)?.sliding(4).decode().cached(layout);
+    let ring = engine.plan(&ring, crate::cache::MOST)?;
+    says(ring.device_work_of(&evicted).map(drop).unwrap_err().to_string(), "16 tokens were evicted")?;
     Ok(())
 }
