@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::CacheLayout;
 
@@ -70,6 +71,8 @@ pub struct CacheStep {
     pub tables: Vec<u32>,
     /// What must be copied before anything is appended.
     pub copies: Vec<PageCopy>,
+    /// Of the pages as they were then.
+    version: u64,
 }
 
 /// A sequence of a step.
@@ -115,6 +118,15 @@ pub struct Pages {
     holders: Vec<u32>,
     sequences: BTreeMap<SequenceId, Held>,
     next: u64,
+    /// Another number after each change of who holds what, and in each cache.
+    version: u64,
+}
+
+/// Versions of all pages of the program.
+static VERSIONS: AtomicU64 = AtomicU64::new(0);
+
+fn new_version() -> u64 {
+    VERSIONS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// What a sequence holds.
@@ -140,7 +152,7 @@ impl Pages {
     pub fn new(layout: CacheLayout) -> Self {
         let free = (0..layout.pages()).rev().collect();
         let holders = vec![0; layout.pages() as usize];
-        Self { layout, free, holders, sequences: BTreeMap::new(), next: 0 }
+        Self { layout, free, holders, sequences: BTreeMap::new(), next: 0, version: new_version() }
     }
 
     /// The layout.
@@ -201,6 +213,12 @@ impl Pages {
         Ok(&self.held(id)?.pages)
     }
 
+    /// Whether a step is of these pages, and nothing has been extended, truncated, evicted or released since.
+    #[must_use]
+    pub fn is_current(&self, step: &CacheStep) -> bool {
+        step.version == self.version
+    }
+
     /// Makes room for new tokens of each sequence: a step. A page that others hold too is copied before it is written.
     ///
     /// # Errors
@@ -217,7 +235,9 @@ impl Pages {
         if needed > available {
             return Err(CacheError::Full { needed, available });
         }
-        let mut step = CacheStep { sequences: Vec::with_capacity(new.len()), tables: Vec::new(), copies: Vec::new() };
+        self.version = new_version();
+        let sequences = Vec::with_capacity(new.len());
+        let mut step = CacheStep { sequences, tables: Vec::new(), copies: Vec::new(), version: self.version };
         for &(id, tokens) in new {
             let need = self.need(id, tokens)?;
             let mut pages: Vec<u32> = (0..need.pages).filter_map(|_| self.take()).collect();
@@ -286,6 +306,7 @@ impl Pages {
         let keep = (self.layout.pages_for(tokens) - held.evicted) as usize;
         let held = self.sequences.get_mut(&id).ok_or(CacheError::Unknown { id })?;
         held.tokens = tokens;
+        self.version = new_version();
         let dropped = held.pages.split_off(keep);
         self.drop_pages(&dropped);
         Ok(())
@@ -304,6 +325,7 @@ impl Pages {
         let gone = (first / self.layout.page()).saturating_sub(held.evicted);
         let held = self.sequences.get_mut(&id).ok_or(CacheError::Unknown { id })?;
         held.evicted += gone;
+        self.version = new_version();
         let dropped: Vec<u32> = held.pages.drain(..gone as usize).collect();
         self.drop_pages(&dropped);
         Ok(())
@@ -315,6 +337,7 @@ impl Pages {
     /// An unknown sequence.
     pub fn release(&mut self, id: SequenceId) -> Result<(), CacheError> {
         let held = self.sequences.remove(&id).ok_or(CacheError::Unknown { id })?;
+        self.version = new_version();
         self.drop_pages(&held.pages);
         Ok(())
     }

@@ -142,7 +142,7 @@ impl KvCache {
     /// in the order of the step, stored as `storage`.
     ///
     /// # Errors
-    /// A layer that is not there, or views that do not fit the step.
+    /// A step of another cache or from before this one has changed, a layer that is not there, or views that do not fit the step.
     pub fn append(
         &self,
         encoder: &mut CommandEncoder,
@@ -187,6 +187,9 @@ impl KvCache {
         [k, v]: [View<'_>; 2],
         storage: Storage,
     ) -> Result<(), EncodeError> {
+        if !self.pages.is_current(step) {
+            return Err(EncodeError::OtherStep);
+        }
         let [cache_k, cache_v] = self.layer(layer)?;
         let layout = self.layout();
         let both = [

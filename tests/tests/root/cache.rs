@@ -475,6 +475,13 @@ fn refusals(gpu: &Gpu) -> Result<()> {
     let views = gpu.engine.plan(&attention.decode(), Extent::new(1, 1, 64))?;
     let step = cache.extend(&mut encoder, &[(id, 3)])?;
     let work = gpu.engine.plan(&attention.decode().cached(layout), MOST)?.work_of(&step)?;
+    let other = KvCache::new(&gpu.engine, layout)?;
+    let row = poisoned(&gpu.engine, 3 * KV_HEADS * DIM);
+    let [k, v] = [View::bshd(&row), View::bshd(&row)];
+    cache.append(&mut encoder, &step, 0, k, v, Storage::F32)?;
+    says(other.append(&mut encoder, &step, 0, k, v, Storage::F32).unwrap_err().to_string(), "of another cache")?;
+    cache.truncate(id, 2)?;
+    says(cache.append(&mut encoder, &step, 0, k, v, Storage::F32).unwrap_err().to_string(), "from before this one")?;
     let rows = poisoned(&gpu.engine, 64 * HEADS * DIM);
     let rows = View::bshd(&rows);
     let scratch = workspace(&gpu.engine, views.workspace_bytes());
