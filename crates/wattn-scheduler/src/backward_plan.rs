@@ -10,6 +10,7 @@ use crate::attention::Extent;
 use crate::backward::AttentionBackward;
 use crate::capabilities::Capabilities;
 use crate::choose::{self, BackwardShapes};
+use crate::cost::{Cost, Estimate, Task, share, walked_scores};
 use crate::error::PlanError;
 use crate::plan::{Part, Rows, SLICE_SECONDS, check, fit_parts, full_scores, grid, head_block, head_bytes};
 
@@ -58,8 +59,8 @@ pub struct BackwardPlan {
     pub flops: u64,
     /// Bytes that must move at least: every operand once.
     pub bytes: u64,
-    /// A rough estimate of the time from the device's kind alone, seconds.
-    pub estimated_seconds: f64,
+    /// A rough estimate of the time.
+    pub estimate: Estimate,
 }
 
 impl BackwardPlan {
@@ -88,11 +89,18 @@ impl BackwardPlan {
         let (qk, value) = (u64::from(attention.head_dim.qk()), u64::from(attention.head_dim.value()));
         let flops = scores.saturating_mul(2 * (3 * qk + 2 * value));
         let bytes = compulsory_bytes(backward, extent);
-        let (rate, bandwidth) = device.rates();
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let estimated_seconds = (flops as f64 / rate).max(bytes as f64 / bandwidth);
+        // Most of the time goes by in the two walks over scores, for queries and for keys.
+        let walk = steps.iter().find(|step| matches!(step.key.op, BackwardOp::Dq { .. }));
+        let walked = walked_scores(attention, extent, walk.map_or(1, |step| step.key.tile()), scores / heads);
+        let cost = Cost {
+            flops: walked.saturating_mul(heads).saturating_mul(2 * (3 * qk + 2 * value)),
+            bytes,
+            dispatches: (parts.len() * steps.len()) as u64,
+            share: share(Task::Backward, kernel, walk.map(|step| step.key.shape), device.kind),
+        };
+        let estimate = cost.estimate(device);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded on both sides")]
-        let slices = (estimated_seconds / SLICE_SECONDS).ceil().clamp(1.0, 65_536.0) as u32;
+        let slices = (estimate.seconds / SLICE_SECONDS).ceil().clamp(1.0, 65_536.0) as u32;
         let entries = if extent.packed { 1 } else { u64::from(extent.batch) };
         let records = entries.saturating_mul(heads).saturating_mul(extent.queries.into());
         Ok(Self {
@@ -112,7 +120,7 @@ impl BackwardPlan {
             scores,
             flops,
             bytes,
-            estimated_seconds,
+            estimate,
         })
     }
 
@@ -381,7 +389,7 @@ impl fmt::Display for BackwardPlan {
         #[expect(clippy::cast_precision_loss, reason = "printed with four digits")]
         let (gflop, mbyte) = (self.flops as f64 / 1e9, self.bytes as f64 / 1e6);
         writeln!(f, "  work        {} visible scores, {gflop:.3} GFLOP, {mbyte:.3} MB", self.scores)?;
-        write!(f, "  estimate    {:.3} ms (from the kind of device alone)", self.estimated_seconds * 1e3)?;
+        write!(f, "  estimate    {}", self.estimate)?;
         self.steps.iter().try_for_each(|step| write!(f, "\n  pipeline    {}", step.key))
     }
 }

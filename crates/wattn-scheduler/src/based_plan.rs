@@ -8,6 +8,7 @@ use wattn_shaders::{Access, BROADCAST_FEATURES, BasedKey, Kernel, Key, Storage, 
 use crate::based::Based;
 use crate::based_steps::{BasedStates, BasedStep, steps};
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::cost::{Cost, Estimate, Task, share};
 use crate::error::{PlanError, refuse_int8};
 use crate::lightning::{Pass, Schedule, Tokens};
 use crate::linear_plan::{batches, slices};
@@ -51,8 +52,8 @@ pub struct BasedPlan {
     pub flops: u64,
     /// Bytes that must move at least: every operand once.
     pub bytes: u64,
-    /// A rough estimate of the time from the device's kind alone, seconds.
-    pub estimated_seconds: f64,
+    /// A rough estimate of the time.
+    pub estimate: Estimate,
 }
 
 /// What lies where in the scratch memory of a part, in bytes; parts take turns.
@@ -140,7 +141,7 @@ impl BasedPlan {
             workspace_bytes: 0,
             flops: 0,
             bytes: compulsory_bytes(based, extent),
-            estimated_seconds: 0.0,
+            estimate: Estimate { seconds: 0.0, measured: false },
         };
         plan.parts = fit_parts(&plan.rows(), based.heads, batches(extent), device)?;
         plan.workspace_bytes = plan.parts.iter().map(|part| plan.workspace(part).none.end).max().unwrap_or(0);
@@ -148,10 +149,15 @@ impl BasedPlan {
         let tokens = (u64::from(extent.tokens) * u64::from(batches(extent))).saturating_mul(heads);
         let outputs = if based.pass == Pass::Backward { 3 } else { 1 };
         plan.flops = (4 * outputs * plan.state_size()).saturating_mul(tokens);
-        let (rate, bandwidth) = device.rates();
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let seconds = (plan.flops as f64 / rate).max(plan.bytes as f64 / bandwidth);
-        (plan.estimated_seconds, plan.slices) = (seconds, slices(seconds));
+        let task = if based.pass == Pass::Backward { Task::BasedBackward } else { Task::Based };
+        let cost = Cost {
+            flops: plan.flops,
+            bytes: plan.bytes,
+            dispatches: (plan.steps.len() * plan.parts.len()) as u64,
+            share: share(task, kernel, None, device.kind),
+        };
+        plan.estimate = cost.estimate(device);
+        plan.slices = slices(plan.estimate.seconds);
         Ok(plan)
     }
 
@@ -376,7 +382,7 @@ impl fmt::Display for BasedPlan {
         #[expect(clippy::cast_precision_loss, reason = "printed with four digits")]
         let (gflop, mbyte) = (self.flops as f64 / 1e9, self.bytes as f64 / 1e6);
         writeln!(f, "  work        {gflop:.3} GFLOP, {mbyte:.3} MB")?;
-        write!(f, "  estimate    {:.3} ms (from the kind of device alone)", self.estimated_seconds * 1e3)?;
+        write!(f, "  estimate    {}", self.estimate)?;
         for key in self.keys() {
             write!(f, "\n  pipeline    {key}")?;
         }

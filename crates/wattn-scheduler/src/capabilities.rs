@@ -1,5 +1,7 @@
 //! What a device can do, as far as it decides a plan.
 
+use crate::cost::Rates;
+
 /// What kind of processor runs the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceKind {
@@ -54,6 +56,8 @@ pub struct Capabilities {
     /// Turns of all its loops together after which the driver ends an invocation's loops without a word, where it does so; at least
     /// [`MIN_LOOP_TURNS`].
     pub loop_turns: Option<u32>,
+    /// What it reaches, where that was measured: for estimates only.
+    pub rates: Option<Rates>,
 }
 
 impl Capabilities {
@@ -72,6 +76,7 @@ impl Capabilities {
             binding_bytes: 128 << 20,
             binding_alignment: 256,
             loop_turns: None,
+            rates: None,
         }
     }
 
@@ -92,16 +97,6 @@ impl Capabilities {
             DeviceKind::Discrete => 512,
             DeviceKind::Integrated | DeviceKind::Other => 64,
             DeviceKind::Cpu => 16,
-        }
-    }
-
-    /// A guess of the f32 rate (FLOP/s) and the bandwidth (bytes/s) that a good kernel reaches, for estimates only.
-    #[must_use]
-    pub fn rates(&self) -> (f64, f64) {
-        match self.kind {
-            DeviceKind::Discrete => (4e12, 300e9),
-            DeviceKind::Integrated | DeviceKind::Other => (4e11, 40e9),
-            DeviceKind::Cpu => (4e10, 5e9),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::attention::{Attention, Causal, Extent};
 use crate::cache::CacheLayout;
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::choose;
+use crate::cost::{Cost, Estimate, Task, share};
 use crate::decode::{Decode, Split};
 use crate::decode_work::{Prefix, Splitting, Work, partial_bytes};
 use crate::device_work::DeviceWork;
@@ -49,10 +50,9 @@ pub struct DecodePlan {
     /// Workgroup memory, bytes a workgroup.
     pub workgroup_bytes: u32,
     splitting: Splitting,
-    loop_turns: Option<u32>,
+    device: Capabilities,
     /// Keys that a query tile may walk.
     most_tile_keys: u32,
-    workgroups_per_axis: u32,
 }
 
 impl DecodePlan {
@@ -143,9 +143,8 @@ impl DecodePlan {
             workspace_bytes,
             workgroup_bytes: split.workgroup_bytes(),
             splitting,
-            loop_turns: device.loop_turns,
+            device: *device,
             most_tile_keys: tiles.map_or(u32::MAX, |key| most_tile_keys(attention, &key, device)),
-            workgroups_per_axis: device.workgroups_per_axis,
         })
     }
 
@@ -222,7 +221,7 @@ impl DecodePlan {
         let attention = &self.decode.attention;
         let placed = work::placed(attention, self.extent, most, causal_offsets)?;
         let templates = placed.iter().map(|p| work::template(attention, p)).collect();
-        DeviceWork::new(&self.splitting, templates, Vec::new(), self.extent.queries, self.loop_turns)
+        DeviceWork::new(&self.splitting, templates, Vec::new(), self.extent.queries, self.device.loop_turns)
     }
 
     /// The work of a step of the cache that the plan reads, of which only the device knows how many tokens each sequence has: the new
@@ -250,7 +249,7 @@ impl DecodePlan {
         };
         let placed = sequences.iter().zip(&step.sequences).map(placed);
         let templates = placed.map(|p| work::template(attention, &p)).collect();
-        DeviceWork::new(&self.splitting, templates, step.tables.clone(), step.new_tokens(), self.loop_turns)
+        DeviceWork::new(&self.splitting, templates, step.tables.clone(), step.new_tokens(), self.device.loop_turns)
     }
 
     fn check_uncached(&self) -> Result<(), PlanError> {
@@ -356,10 +355,23 @@ impl DecodePlan {
         work.keys.saturating_mul(key).saturating_add(queries.saturating_mul(query))
     }
 
+    /// A rough estimate of the time of a call.
+    #[must_use]
+    pub fn estimate(&self, work: &Work) -> Estimate {
+        let dispatches = u64::from(!work.tiles.is_empty()) + 2 * u64::from(!work.rows.is_empty());
+        let cost = Cost {
+            flops: self.flops(work),
+            bytes: self.moved_bytes(work),
+            dispatches: dispatches * self.parts.len() as u64,
+            share: share(Task::Forward, self.split.kernel, None, self.device.kind),
+        };
+        cost.estimate(&self.device)
+    }
+
     /// The grid of a dispatch of `workgroups`, which the kernels number row by row.
     #[must_use]
     pub fn grid(&self, workgroups: u32) -> [u32; 2] {
-        crate::plan::grid(workgroups, self.workgroups_per_axis)
+        crate::plan::grid(workgroups, self.device.workgroups_per_axis)
     }
 }
 

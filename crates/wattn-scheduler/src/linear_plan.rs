@@ -5,6 +5,7 @@ use std::fmt;
 use wattn_shaders::{Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, LinearKey, LinearOp, Storage, table};
 
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::cost::{Cost, Estimate, Task, share};
 use crate::decay_plan::PlannedDecay;
 use crate::error::{PlanError, refuse_int8};
 use crate::lightning::{Lightning, Pass, Schedule, Tokens};
@@ -103,8 +104,8 @@ pub struct LinearPlan {
     pub flops: u64,
     /// Bytes that must move at least: every operand once.
     pub bytes: u64,
-    /// A rough estimate of the time from the device's kind alone, seconds.
-    pub estimated_seconds: f64,
+    /// A rough estimate of the time.
+    pub estimate: Estimate,
 }
 
 impl LinearPlan {
@@ -161,9 +162,14 @@ impl LinearPlan {
             .saturating_mul(tokens.saturating_mul(heads))
             .saturating_mul(sweeps.len() as u64 + if decay.is_some() { 2 } else { 0 });
         let bytes = compulsory_bytes(lightning, extent);
-        let (rate, bandwidth) = device.rates();
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let estimated_seconds = (flops as f64 / rate).max(bytes as f64 / bandwidth);
+        let walks = if schedule == Schedule::Segments { 3 } else { u64::from(extent.tokens.div_ceil(segment_tokens)) };
+        let cost = Cost {
+            flops,
+            bytes,
+            dispatches: walks.saturating_mul(sweeps.len() as u64).saturating_mul(parts.len() as u64),
+            share: share(if decay.is_some() { Task::Decay } else { Task::Linear }, kernel, None, device.kind),
+        };
+        let estimate = cost.estimate(device);
         let tiles = || sweeps.iter().map(|s| s.walk).chain(decay.as_ref().map(|decay| decay.chunk));
         let (workgroup_bytes, needed) = (
             tiles().map(|key| key.workgroup_bytes()).max().unwrap_or(0),
@@ -195,14 +201,14 @@ impl LinearPlan {
             segments,
             reason,
             parts,
-            slices: slices(estimated_seconds),
+            slices: slices(estimate.seconds),
             workgroup_bytes,
             workgroup_bytes_limit: device.workgroup_bytes,
             workgroups_per_axis: device.workgroups_per_axis,
             workspace_bytes,
             flops,
             bytes,
-            estimated_seconds,
+            estimate,
         })
     }
 
@@ -471,7 +477,7 @@ impl fmt::Display for LinearPlan {
         #[expect(clippy::cast_precision_loss, reason = "printed with four digits")]
         let (gflop, mbyte) = (self.flops as f64 / 1e9, self.bytes as f64 / 1e6);
         writeln!(f, "  work        {gflop:.3} GFLOP, {mbyte:.3} MB")?;
-        write!(f, "  estimate    {:.3} ms (from the kind of device alone)", self.estimated_seconds * 1e3)?;
+        write!(f, "  estimate    {}", self.estimate)?;
         for key in self.keys() {
             write!(f, "\n  pipeline    {key}")?;
         }

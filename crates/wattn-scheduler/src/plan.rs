@@ -8,6 +8,7 @@ use wattn_shaders::{FlashKey, table};
 use crate::attention::{Attention, Causal, Extent};
 use crate::capabilities::Capabilities;
 use crate::choose;
+use crate::cost::{Cost, Estimate, Task, share, walked_scores};
 use crate::error::{PlanError, refuse_int8};
 use crate::work::{self, Lengths};
 
@@ -55,8 +56,8 @@ pub struct Plan {
     pub flops: u64,
     /// Bytes that must move at least: every operand once.
     pub bytes: u64,
-    /// A rough estimate of the time from the device's kind alone, seconds.
-    pub estimated_seconds: f64,
+    /// A rough estimate of the time.
+    pub estimate: Estimate,
 }
 
 /// What one submission should take at most, seconds: operating systems reset a GPU after about two.
@@ -97,15 +98,20 @@ impl Plan {
         let (qk, value) = (u64::from(attention.head_dim.qk()), u64::from(attention.head_dim.value()));
         let flops = scores.saturating_mul(2 * (qk + value));
         let bytes = compulsory_bytes(attention, extent);
-        let (rate, bandwidth) = device.rates();
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let estimated_seconds = (flops as f64 / rate).max(bytes as f64 / bandwidth);
+        let walked = walked_scores(attention, extent, tile, scores / u64::from(heads.query()));
+        let cost = Cost {
+            flops: walked.saturating_mul(2 * (qk + value)).saturating_mul(heads.query().into()),
+            bytes,
+            dispatches: parts.len() as u64,
+            share: share(Task::Forward, key.kernel, Some(key.shape), device.kind),
+        };
+        let estimate = cost.estimate(device);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "bounded by the workgroups, below 2^32"
         )]
-        let slices = (estimated_seconds / SLICE_SECONDS).ceil().clamp(1.0, (workgroups.max(1)) as f64) as u32;
+        let slices = (estimate.seconds / SLICE_SECONDS).ceil().clamp(1.0, (workgroups.max(1)) as f64) as u32;
 
         Ok(Self {
             attention: *attention,
@@ -124,7 +130,7 @@ impl Plan {
             scores,
             flops,
             bytes,
-            estimated_seconds,
+            estimate,
         })
     }
 
@@ -391,7 +397,7 @@ impl fmt::Display for Plan {
         #[expect(clippy::cast_precision_loss, reason = "printed with four digits")]
         let (gflop, mbyte) = (self.flops as f64 / 1e9, self.bytes as f64 / 1e6);
         writeln!(f, "  work        {} visible scores, {gflop:.3} GFLOP, {mbyte:.3} MB", self.scores)?;
-        writeln!(f, "  estimate    {:.3} ms (from the kind of device alone)", self.estimated_seconds * 1e3)?;
+        writeln!(f, "  estimate    {}", self.estimate)?;
         write!(f, "  pipeline    {}", self.key)
     }
 }

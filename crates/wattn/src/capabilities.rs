@@ -55,6 +55,7 @@ pub(crate) fn capabilities(info: &AdapterInfo, features: Features, limits: &Limi
         binding_alignment: limits.min_storage_buffer_offset_alignment.max(16),
         // LP_MAX_TGSI_LOOP_ITERATIONS of Mesa's gallivm.
         loop_turns: matches!(driver(info), Driver::Llvmpipe { .. }).then_some(65_535),
+        rates: None,
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use wattn_scheduler::shaders::{Key, bindings, compose};
-use wattn_scheduler::{Capabilities, MIN_LOOP_TURNS, PlanError};
+use wattn_scheduler::{Capabilities, MIN_LOOP_TURNS, PlanError, Rates};
 use wgpu::{
     BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry, BindingType, BufferBindingType, ComputePipeline,
     Device, Queue, ShaderStages,
@@ -62,6 +62,7 @@ pub struct EngineBuilder {
     queue: Queue,
     cache: Option<wgpu::PipelineCache>,
     loop_turns: Option<u32>,
+    rates: Option<Rates>,
 }
 
 impl EngineBuilder {
@@ -80,12 +81,20 @@ impl EngineBuilder {
         self
     }
 
+    /// What the device was measured to reach: plans estimate their time from it, instead of from the kind of device alone.
+    #[must_use]
+    pub fn rates(mut self, rates: Rates) -> Self {
+        self.rates = Some(rates);
+        self
+    }
+
     /// The engine. Nothing is compiled yet.
     #[must_use]
     pub fn build(self) -> Engine {
-        let Self { device, queue, cache, loop_turns } = self;
+        let Self { device, queue, cache, loop_turns, rates } = self;
         let mut capabilities = capabilities(&device.adapter_info(), device.features(), &device.limits());
         capabilities.loop_turns = loop_turns.or(capabilities.loop_turns);
+        capabilities.rates = rates;
         let ring = Ring::new(capabilities.binding_alignment);
         Engine { inner: Arc::new(Inner { device, queue, capabilities, ring, cache, pipelines: Mutex::default() }) }
     }
@@ -96,7 +105,7 @@ impl Engine {
     /// [`wanted_limits`](crate::wanted_limits) for what to ask for when creating them.
     #[must_use]
     pub fn builder(device: &Device, queue: &Queue) -> EngineBuilder {
-        EngineBuilder { device: device.clone(), queue: queue.clone(), cache: None, loop_turns: None }
+        EngineBuilder { device: device.clone(), queue: queue.clone(), cache: None, loop_turns: None, rates: None }
     }
 
     /// Plans an operator over `extent`: which kernel, which tile, what it costs. Compiles nothing.

@@ -47,7 +47,7 @@ pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
     Attention, AttentionBackward, Based, BasedLayer, CacheLayout, CacheStep, Capabilities, Causal, Decay, DecayModel,
-    Decode, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Schedule, SequenceId, Split,
-    Tokens, Work,
+    Decode, DeviceKind, Driver, Estimate, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Rates, Schedule,
+    SequenceId, Split, Tokens, Work,
 };
 pub use wgpu;

@@ -60,6 +60,7 @@ impl<'a> Contestant<'a> {
             flops: plan.flops(&self.work) as f64,
             bytes: plan.moved_bytes(&self.work) as f64,
             workspace_bytes: plan.workspace_bytes,
+            predicted: plan.estimate(&self.work).seconds,
             first: self.first,
         }
     }

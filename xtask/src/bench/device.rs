@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, DeviceType, Features};
-use wattn::{Engine, wanted_features, wanted_limits};
+use wattn::{Engine, Rates, wanted_features, wanted_limits};
 
 use super::ceilings::Ceilings;
 use super::host::HostCosts;
@@ -54,6 +54,16 @@ impl Device {
             copy_kernel_gbps: ceilings.kernel_bandwidth / 1e9,
             host,
             commit: commit(),
+        }
+    }
+
+    /// What plans estimate their time from.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rates and a time, for estimates")]
+    pub(crate) fn rates(&self) -> Rates {
+        Rates {
+            flops: (self.fma_gflops * 1e9) as u64,
+            bandwidth: (self.copy_gbps * 1e9) as u64,
+            dispatch_ns: (self.host.next_dispatch_us * 1e3) as u32,
         }
     }
 

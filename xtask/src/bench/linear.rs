@@ -96,6 +96,7 @@ impl<'a> Contestant<'a> {
             flops: plan.flops as f64,
             bytes: plan.bytes as f64,
             workspace_bytes: plan.workspace_bytes,
+            predicted: plan.estimate.seconds,
             first: self.first,
         }
     }

@@ -114,6 +114,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let device = Device::describe(&engine, &ceilings, host);
     bar.suspend(|| println!("{}", table::headline(&device)));
 
+    // Plans tell how long they should take on a device of these rates.
+    let engine = Engine::builder(engine.device(), engine.queue()).rates(device.rates()).build();
     let bench = Bench { engine, clock, ceilings, effort: if args.quick { Effort::QUICK } else { Effort::FULL } };
     let mut rows = Vec::new();
     for recipe in &recipes {

@@ -44,6 +44,8 @@ pub(crate) struct Row {
     pub(crate) causal: bool,
     pub(crate) median_us: Option<f64>,
     pub(crate) mad_us: Option<f64>,
+    /// What the plan estimates from the ceilings measured at the start.
+    pub(crate) predicted_us: Option<f64>,
     /// The naive three passes, in f32 whatever the case's storage.
     pub(crate) baseline_us: Option<f64>,
     /// Three passes whose products keep blocks in registers, in f32 too.
@@ -85,6 +87,8 @@ pub(crate) struct Figures {
     pub(crate) flops: f64,
     pub(crate) bytes: f64,
     pub(crate) workspace_bytes: u64,
+    /// By the plan, seconds.
+    pub(crate) predicted: f64,
     /// Seconds.
     pub(crate) first: f64,
 }
@@ -161,7 +165,7 @@ impl Row {
 
     /// The row with a kernel's figures.
     pub(crate) fn measured(self, figures: Figures, Outcome { time, beside }: Outcome, shared: &Shared) -> Self {
-        let Figures { kernel, tile, flops, bytes, workspace_bytes, first } = figures;
+        let Figures { kernel, tile, flops, bytes, workspace_bytes, predicted, first } = figures;
         let (by_fma, by_bandwidth) = (flops / beside.fma_rate, bytes / beside.bandwidth);
         let floor = by_fma.max(by_bandwidth);
         let us = |seconds: f64| Some(seconds * 1e6);
@@ -170,6 +174,7 @@ impl Row {
             tile: Some(tile),
             median_us: us(time.median),
             mad_us: us(time.mad),
+            predicted_us: us(predicted),
             baseline_us: shared.baseline.and_then(us),
             tiled_unfused_us: shared.tiled.and_then(us),
             floor_us: us(floor),
@@ -189,6 +194,11 @@ impl Row {
             baseline_error: shared.baseline_error.clone(),
             ..self
         }
+    }
+
+    /// The measured time over the predicted one.
+    pub(crate) fn over_predicted(&self) -> Option<f64> {
+        Some(self.median_us? / self.predicted_us?)
     }
 
     /// The row of a kernel that was refused or wrong.

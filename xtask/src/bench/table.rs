@@ -9,8 +9,21 @@ use super::generation::Generation;
 use super::lengths::Line;
 use super::row::{Row, memory};
 
-pub(crate) const HEADER: [&str; 12] =
-    ["case", "kernel", "tile", "time", "±", "GFLOP/s", "GB/s", "of ceiling", "naive", "tiled", "memory", "clock"];
+pub(crate) const HEADER: [&str; 13] = [
+    "case",
+    "kernel",
+    "tile",
+    "time",
+    "±",
+    "predicted",
+    "GFLOP/s",
+    "GB/s",
+    "of ceiling",
+    "naive",
+    "tiled",
+    "memory",
+    "clock",
+];
 
 pub(crate) const LEGEND: &str = "of ceiling: the time that the named ceiling around the case allows, over the median. \
     naive, tiled: three unfused passes in f32, as multiples of the time; of linear attention, a token-by-token scan with its state in \
@@ -57,7 +70,17 @@ pub(crate) fn table(rows: &[Row]) -> String {
     }
     let errors: String =
         rows.iter().filter_map(|row| Some(format!("\n{}: {}", row.case, row.baseline_error.as_ref()?))).collect();
-    format!("{table}\n\n{LEGEND}{errors}")
+    format!("{table}\n\n{LEGEND}\n{}{errors}", predictions(rows))
+}
+
+/// How good the predictions were.
+fn predictions(rows: &[Row]) -> String {
+    let ratios: Vec<f64> = rows.iter().filter_map(Row::over_predicted).collect();
+    let near = ratios.iter().filter(|&&ratio| (1.0 / 1.5..=1.5).contains(&ratio)).count();
+    format!(
+        "predicted: by the plan, from the ceilings measured at the start; within a factor of 1.5 for {near} of {} rows.",
+        ratios.len()
+    )
 }
 
 /// Time against length, a column an operator.
@@ -119,6 +142,7 @@ pub(crate) fn cells(row: &Row) -> Vec<String> {
         format!("{rows}x{columns}"),
         microseconds(median),
         format!("{:.0}%", row.mad_us.unwrap_or_default() / median * 100.0),
+        row.predicted_us.map_or_else(String::new, microseconds),
         number(row.gflops),
         row.gbps.map_or(String::new(), |x| format!("{x:.2}")),
         format!("{fraction:.0}% {}", row.ceiling.as_deref().unwrap_or_default()),

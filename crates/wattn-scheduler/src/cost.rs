@@ -1,0 +1,119 @@
+//! How long a plan should take: its FLOPs and bytes against what the device reaches, and what of that a kernel does.
+
+use std::fmt;
+
+use wattn_shaders::{Kernel, Shape};
+
+use crate::attention::{Attention, Causal, Extent};
+use crate::capabilities::{Capabilities, DeviceKind};
+
+/// What a device reaches: measured (see [`Capabilities::rates`]), else guessed from its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Rates {
+    /// Floating point operations a second, of multiply-adds in f32.
+    pub flops: u64,
+    /// Bytes a second, read plus written by a copy.
+    pub bandwidth: u64,
+    /// Nanoseconds that a dispatch takes without any work.
+    pub dispatch_ns: u32,
+}
+
+/// An estimate of a plan's time. Prints itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// Seconds.
+    pub seconds: f64,
+    /// Whether the device's rates were measured.
+    pub measured: bool,
+}
+
+/// What a kernel does, as far as its share of the device's rates depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Task {
+    Forward,
+    Backward,
+    Linear,
+    Decay,
+    Based,
+    BasedBackward,
+}
+
+/// What a plan takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    pub(crate) flops: u64,
+    pub(crate) bytes: u64,
+    pub(crate) dispatches: u64,
+    /// Of the device's FLOPs, what the kernels reach.
+    pub(crate) share: f64,
+}
+
+/// Of a copy's bandwidth, what kernels that only read reach: on CPU drivers each load is an instruction a lane.
+fn bandwidth_share(kind: DeviceKind) -> f64 {
+    if kind == DeviceKind::Cpu { 0.45 } else { 0.8 }
+}
+
+/// Of the FMA rate, what a kernel reaches on long problems. On CPU drivers these are medians of `cargo xtask bench` on Mesa 22.3's
+/// lavapipe (two kinds of CPU); of GPUs, which have not been measured yet, what tiles of this kind usually reach.
+pub(crate) fn share(task: Task, kernel: Kernel, shape: Option<Shape>, kind: DeviceKind) -> f64 {
+    if kind != DeviceKind::Cpu {
+        return if task == Task::Backward || task == Task::BasedBackward { 0.3 } else { 0.4 };
+    }
+    let rows = kernel == Kernel::Broadcast || matches!(shape, Some(Shape::Lanes(_)));
+    match (task, kernel) {
+        (Task::Forward, Kernel::Broadcast) => 0.52,
+        (Task::Forward, _) if rows => 0.27,
+        (Task::Forward, _) => 0.065,
+        (Task::Backward, Kernel::Broadcast) => 0.36,
+        (Task::Backward, _) if rows => 0.18,
+        (Task::Backward, _) => 0.05,
+        (Task::Linear, Kernel::Broadcast) => 0.26,
+        (Task::Linear, _) => 0.06,
+        (Task::Decay, Kernel::Broadcast) => 0.16,
+        (Task::Decay, _) => 0.05,
+        (Task::Based, Kernel::Broadcast) => 0.45,
+        (Task::Based, _) => 0.07,
+        (Task::BasedBackward, Kernel::Broadcast) => 0.12,
+        (Task::BasedBackward, _) => 0.04,
+    }
+}
+
+impl Cost {
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    pub(crate) fn estimate(self, device: &Capabilities) -> Estimate {
+        let rates = device.rates.unwrap_or_else(|| guess(device.kind));
+        let computing = self.flops as f64 / (rates.flops as f64 * self.share);
+        let moving = self.bytes as f64 / (rates.bandwidth as f64 * bandwidth_share(device.kind));
+        let starting = self.dispatches as f64 * f64::from(rates.dispatch_ns) * 1e-9;
+        Estimate { seconds: computing.max(moving) + starting, measured: device.rates.is_some() }
+    }
+}
+
+fn guess(kind: DeviceKind) -> Rates {
+    match kind {
+        DeviceKind::Discrete => Rates { flops: 10_000_000_000_000, bandwidth: 400_000_000_000, dispatch_ns: 5_000 },
+        DeviceKind::Integrated | DeviceKind::Other => {
+            Rates { flops: 1_000_000_000_000, bandwidth: 50_000_000_000, dispatch_ns: 10_000 }
+        }
+        DeviceKind::Cpu => Rates { flops: 80_000_000_000, bandwidth: 10_000_000_000, dispatch_ns: 30_000 },
+    }
+}
+
+/// Scores that tiles of `tile` queries walk, of which `visible` are seen: where a side of the visible range moves from query to query,
+/// a tile walks the union of its queries' ranges.
+pub(crate) fn walked_scores(attention: &Attention, extent: Extent, tile: u32, visible: u64) -> u64 {
+    let right = attention.causal != Causal::No || attention.window.1.is_some();
+    let sides = u64::from(right) + u64::from(attention.window.0.is_some());
+    let sequences = if extent.packed { 1 } else { u64::from(extent.batch) };
+    let queries = sequences.saturating_mul(extent.queries.into());
+    let beside = queries.saturating_mul(u64::from(tile.saturating_sub(1)) / 2).saturating_mul(sides);
+    let most = queries.saturating_mul(extent.keys.into()).max(visible);
+    visible.saturating_add(beside).min(most)
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = if self.measured { "from measured rates" } else { "from the kind of device alone" };
+        write!(f, "{:.3} ms ({source})", self.seconds * 1e3)
+    }
+}
