@@ -8,17 +8,19 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, Limits};
-use wattn::{Engine, wanted_features, wanted_limits};
+use wattn::{DeviceKind, Engine, Kernel, wanted_features, wanted_limits};
 use wattn_cases::Comparison;
 use wattn_tests::{Variant, adapters, device_label};
 
-/// An adapter with the one engine that all its trials use.
+/// An adapter with the engine that its trials use.
 pub(crate) struct Gpu {
     /// `backend/name`, unique.
     pub(crate) label: String,
     pub(crate) engine: Engine,
     adapter: Adapter,
     compared: AtomicUsize,
+    /// On drivers that run on a CPU, another device: each compiles kernels on a thread of its own, which is most of what tests wait for.
+    beside: Option<Arc<Self>>,
 }
 
 impl Gpu {
@@ -31,10 +33,24 @@ impl Gpu {
                 let name = device_label(&adapter.get_info());
                 let count = seen.entry(name.clone()).and_modify(|n| *n += 1).or_insert(1);
                 let label = if *count > 1 { format!("{name}-{count}") } else { name };
-                let engine = Engine::on_adapter(&adapter).with_context(|| label.clone())?;
-                Ok(Arc::new(Self { label, engine, adapter, compared: AtomicUsize::new(0) }))
+                let gpu = Self::new(&label, &adapter)?;
+                let on_cpu = gpu.engine.capabilities().kind == DeviceKind::Cpu;
+                let beside = if on_cpu { Some(Arc::new(Self::new(&label, &adapter)?)) } else { None };
+                Ok(Arc::new(Self { beside, ..gpu }))
             })
             .collect()
+    }
+
+    fn new(label: &str, adapter: &Adapter) -> Result<Self> {
+        let engine = Engine::on_adapter(adapter).with_context(|| label.to_owned())?;
+        let (label, adapter) = (label.to_owned(), adapter.clone());
+        Ok(Self { label, engine, adapter, compared: AtomicUsize::new(0), beside: None })
+    }
+
+    /// The device that runs trials of this kernel in this shape: always the same one, so that nothing is compiled twice.
+    fn of(self: &Arc<Self>, kernel: Kernel, gpu_shape: bool) -> &Arc<Self> {
+        let own = kernel == Kernel::Broadcast || gpu_shape;
+        self.beside.as_ref().filter(|_| !own).unwrap_or(self)
     }
 
     pub(crate) fn variants(&self) -> Vec<Variant> {
@@ -43,7 +59,12 @@ impl Gpu {
 
     /// Elements that comparisons looked at so far.
     pub(crate) fn compared(&self) -> usize {
-        self.compared.load(Ordering::Relaxed)
+        self.compared.load(Ordering::Relaxed) + self.beside.as_ref().map_or(0, |other| other.compared())
+    }
+
+    /// Pipelines that were compiled so far.
+    pub(crate) fn pipelines(&self) -> usize {
+        self.engine.pipelines() + self.beside.as_ref().map_or(0, |other| other.pipelines())
     }
 
     /// Counts a comparison, and fails if it does.
@@ -67,7 +88,17 @@ impl Gpu {
         name: &str,
         run: impl FnOnce(&Self, Variant) -> Result<()> + Send + 'static,
     ) -> Trial {
-        self.trial(&format!("{variant}/{name}"), move |gpu| run(gpu, variant))
+        self.of(variant.kernel, variant.gpu_shape).trial(&format!("{variant}/{name}"), move |gpu| run(gpu, variant))
+    }
+
+    /// As [`trial_by`](Self::trial_by), where a kernel is all that varies; `name` begins with it.
+    pub(crate) fn trial_of(
+        self: &Arc<Self>,
+        kernel: Kernel,
+        name: &str,
+        run: impl FnOnce(&Self) -> Result<()> + Send + 'static,
+    ) -> Trial {
+        self.of(kernel, false).trial(name, run)
     }
 
     /// An engine on another device of this adapter, with what wattn wants but for these limits.

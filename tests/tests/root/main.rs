@@ -29,8 +29,9 @@ const OPERATORS: usize = 5;
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
-    // Software drivers compile on one thread and run on all: more than two tests at a time gain nothing.
-    args.test_threads = args.test_threads.or(Some(2));
+    // Software drivers compile on one thread a device and run on all: of four tests at a time, some on each of two devices, both have
+    // something to compile.
+    args.test_threads = args.test_threads.or(Some(4));
     let gpus = match Gpu::all() {
         Ok(gpus) => gpus,
         Err(error) => {
@@ -79,7 +80,7 @@ fn main() -> ExitCode {
 
 /// Prints what ran on a device. Whether it is enough can be said of a complete run only.
 fn totals(gpu: &Arc<Gpu>, complete: bool) -> bool {
-    let (elements, pipelines) = (gpu.compared(), gpu.engine.pipelines());
+    let (elements, pipelines) = (gpu.compared(), gpu.pipelines());
     println!("{}: {elements} elements compared, {pipelines} pipelines compiled", gpu.label);
     let mut pass = true;
     if complete && elements == 0 {
