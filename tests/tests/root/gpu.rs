@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, Limits};
 use wattn::{DeviceKind, Engine, Kernel, wanted_features, wanted_limits};
-use wattn_cases::Comparison;
+use wattn_cases::{Comparison, SoftmaxCase, Storage};
 use wattn_tests::{Variant, adapters, device_label};
 
 /// An adapter with the engine that its trials use.
@@ -55,6 +55,17 @@ impl Gpu {
 
     pub(crate) fn variants(&self) -> Vec<Variant> {
         Variant::all(self.engine.capabilities())
+    }
+
+    /// The variants that run a case. Of the two shapes that `tile-universal` has on CPU drivers, that for GPUs runs them all. The other
+    /// is the code of `broadcast` but for how keys are loaded: it runs what needs no pipelines of its own, and few others.
+    pub(crate) fn variants_of(&self, case: &SoftmaxCase) -> Vec<Variant> {
+        let mut variants = self.variants();
+        let both = variants.iter().any(|variant| variant.gpu_shape);
+        if both && !is_plain(case) && !IN_BOTH_SHAPES.contains(&case.name.as_str()) {
+            variants.retain(|variant| variant.kernel != Kernel::TileUniversal || variant.gpu_shape);
+        }
+        variants
     }
 
     /// Elements that comparisons looked at so far.
@@ -120,6 +131,26 @@ impl Gpu {
         let (device, queue) = pollster::block_on(self.adapter.request_device(&descriptor))?;
         Ok(Engine::builder(&device, &queue).build())
     }
+}
+
+/// Cases with pipelines of their own that run in both shapes of `tile-universal`: all options, dims of any size, 16 bits.
+const IN_BOTH_SHAPES: [&str; 7] = [
+    "softmax/every_option",
+    "softmax/d13_v7_causal",
+    "softmax/f16_every_option",
+    "softmax/bf16_d72_v48",
+    "softmax/backward_every_option",
+    "softmax/backward_d13_v7_causal",
+    "softmax/backward_f16_causal",
+];
+
+/// Whether a case shares its pipelines with the plain one.
+fn is_plain(case: &SoftmaxCase) -> bool {
+    let dims = case.dims();
+    let scores = case.softcap.is_some() || case.alibi_slopes.is_some() || case.sinks.is_some();
+    let entries = case.bias.is_some() || case.mask.is_some();
+    let stored = [&case.q, &case.k, &case.v].map(|tensor| tensor.storage);
+    !scores && !entries && [dims.head_dim, dims.value_dim] == [64; 2] && stored == [Storage::F32; 3]
 }
 
 /// Numbers in a buffer that shaders may use.

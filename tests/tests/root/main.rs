@@ -13,6 +13,7 @@ mod errors;
 mod golden;
 mod gpu;
 mod harness;
+mod host;
 mod linear;
 mod linear_calls;
 
@@ -29,9 +30,9 @@ const OPERATORS: usize = 5;
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
-    // Software drivers compile on one thread a device and run on all: of four tests at a time, some on each of two devices, both have
-    // something to compile.
-    args.test_threads = args.test_threads.or(Some(4));
+    // Software drivers compile on one thread a device: of eight tests at a time, each on one of two devices, either has some to compile.
+    // Most of the others wait.
+    args.test_threads = args.test_threads.or(Some(8));
     let gpus = match Gpu::all() {
         Ok(gpus) => gpus,
         Err(error) => {
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
             let all = [
                 harness::trials(gpu),
                 errors::trials(gpu),
+                host::trials(gpu),
                 encode::trials(gpu),
                 device::trials(gpu),
                 golden::trials(gpu, &files),
