@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use criterion::Criterion;
 use wattn::Engine;
-use wattn_benches::{Ready, TYPICAL, recipe};
+use wattn_benches::{Ready, TYPICAL, encoder, recipe, submit};
 use wattn_tests::{attention, extent};
 
 /// Encoding queues a write of parameters, which pile up until something is submitted: done after this many calls.
@@ -26,9 +26,9 @@ fn main() -> Result<()> {
             let mut total = Duration::ZERO;
             for call in 0..calls {
                 if call % FLUSH == 0 {
-                    ready.submit(ready.encoder()).expect("the device is there");
+                    submit(&engine, encoder(&engine)).expect("the device is there");
                 }
-                let mut encoder = ready.encoder();
+                let mut encoder = encoder(&engine);
                 let started = Instant::now();
                 ready.plan.encode(&mut encoder, &ready.loaded.operands()).expect("encoded before");
                 total += started.elapsed();
@@ -37,7 +37,9 @@ fn main() -> Result<()> {
         });
     });
     criterion.bench_function("empty submission", |b| {
-        b.iter_custom(|calls| (0..calls).map(|_| ready.submit(ready.encoder()).expect("the device is there")).sum());
+        b.iter_custom(|calls| {
+            (0..calls).map(|_| submit(&engine, encoder(&engine)).expect("the device is there")).sum()
+        });
     });
     criterion.final_summary();
     Ok(())

@@ -114,7 +114,7 @@ pub(crate) struct CheckedBased<'a> {
 impl<'a> CheckedBased<'a> {
     pub(crate) fn new(plan: &BasedPlan, operands: &BasedOperands<'a>) -> Result<Self, EncodeError> {
         let (based, extent) = (&plan.based, plan.extent);
-        let used: Vec<Tensor> = plan.steps.iter().flat_map(uses).collect();
+        let used = used(plan);
         let written: Vec<Tensor> = plan.steps.iter().flat_map(|step| [step.out, operand(step.to)]).flatten().collect();
         // What is bound as if it were written has a buffer of its own too.
         let bound_written =
@@ -176,9 +176,13 @@ fn operand(states: Option<BasedStates>) -> Option<Tensor> {
     }
 }
 
-fn uses(step: &BasedStep) -> Vec<Tensor> {
-    let rows = [step.q, step.g, step.out, operand(step.from), operand(step.to)].into_iter().flatten();
-    rows.chain(step.kv.into_iter().flatten()).collect()
+/// What a call needs.
+pub(crate) fn used(plan: &BasedPlan) -> Vec<Tensor> {
+    let uses = |step: &BasedStep| {
+        let rows = [step.q, step.g, step.out, operand(step.from), operand(step.to)].into_iter().flatten();
+        rows.chain(step.kv.into_iter().flatten()).collect::<Vec<_>>()
+    };
+    plan.steps.iter().flat_map(uses).collect()
 }
 
 /// The widest loads that a tensor's roles take: all steps read it through one view.

@@ -36,7 +36,10 @@ pub use decode_plan::{AnyWork, DecodePlan};
 pub use device_work::DeviceWork;
 pub use engine::{Engine, EngineBuilder};
 pub use error::{CacheError, EncodeError, PlanError, RunError};
-pub use host::{Blocking, HostLayout, HostOperands, HostOutput, HostScores, mask_words};
+pub use host::{
+    Blocking, HostGradients, HostIncoming, HostLayout, HostLinear, HostLinearOutput, HostOperands, HostOutput,
+    HostScores, mask_words,
+};
 pub use linear_operands::LinearOperands;
 pub use linear_plan::LinearPlan;
 pub use operands::Operands;

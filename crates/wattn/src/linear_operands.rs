@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use wattn_scheduler::shaders::{Access, Storage};
-use wattn_scheduler::{LinearPlan, Pass, Tensor, Tokens};
+use wattn_scheduler::{LinearPlan, PlannedSweep, Tensor, Tokens};
 use wgpu::{Buffer, BufferUsages};
 
 use crate::error::{EncodeError, PlanError};
@@ -125,12 +125,11 @@ pub(crate) struct CheckedLinear<'a> {
 impl<'a> CheckedLinear<'a> {
     pub(crate) fn new(plan: &LinearPlan, operands: &LinearOperands<'a>) -> Result<Self, EncodeError> {
         let lightning = &plan.lightning;
-        let used: Vec<Tensor> = plan.sweeps.iter().flat_map(|s| uses(&s.sweep)).collect();
+        let used = used(plan);
         let written: Vec<Tensor> =
             plan.sweeps.iter().flat_map(|s| [Some(s.sweep.out), s.sweep.state]).flatten().collect();
         for tensor in ALL {
-            let in_place = tensor == Tensor::State && lightning.pass() == (Pass::Step { in_place: true });
-            present(tensor.name(), used.contains(&tensor) || in_place, operands.view(tensor).is_some())?;
+            present(tensor.name(), used.contains(&tensor), operands.view(tensor).is_some())?;
         }
         let (gated, gradient) = (lightning.is_gated(), lightning.has_decay_gradient());
         present("gate", gated, operands.gate.is_some())?;
@@ -195,9 +194,14 @@ impl<'a> CheckedLinear<'a> {
     }
 }
 
-fn uses(sweep: &wattn_scheduler::Sweep) -> Vec<Tensor> {
-    let states = [sweep.state0, sweep.state].into_iter().flatten();
-    [sweep.q, sweep.k, sweep.v, sweep.out].into_iter().chain(states).collect()
+/// What a call needs.
+pub(crate) fn used(plan: &LinearPlan) -> Vec<Tensor> {
+    let uses = |planned: &PlannedSweep| {
+        let sweep = planned.sweep;
+        let states = [sweep.state0, sweep.state].into_iter().flatten();
+        [sweep.q, sweep.k, sweep.v, sweep.out].into_iter().chain(states).collect::<Vec<_>>()
+    };
+    plan.sweeps.iter().flat_map(uses).collect()
 }
 
 pub(crate) fn is_state(tensor: Tensor) -> bool {

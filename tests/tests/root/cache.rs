@@ -24,7 +24,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for kernel in DECODE_KERNELS {
         let mut add = |name: &str, run: fn(&Gpu, Kernel) -> Result<()>| {
-            trials.push(gpu.trial(&format!("{kernel}/cache/{name}"), move |gpu| run(gpu, kernel)));
+            trials.push(gpu.trial_of(kernel, &format!("{kernel}/cache/{name}"), move |gpu| run(gpu, kernel)));
         };
         add("paged_is_contiguous", paged_is_contiguous);
         add("batch_invariant", batch_invariant);

@@ -23,7 +23,7 @@ pub(crate) fn cases() -> Vec<Arc<Case>> {
 pub(crate) fn trials(gpu: &Arc<Gpu>, cases: &[Arc<Case>]) -> Vec<Trial> {
     let mut trials = Vec::new();
     for case in cases {
-        for variant in gpu.variants() {
+        for variant in gpu.variants_of(&case.case) {
             let (shared, name) = (Arc::clone(case), &case.case.name);
             trials.push(match variant.refusal(&gpu.engine, &case.case) {
                 Ok(Some(_)) => refused(gpu, variant, name, move |gpu| refusal_stands(gpu, &shared.case, variant)),

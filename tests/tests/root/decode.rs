@@ -38,9 +38,9 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
                         ensure!(matches!(plan, Err(PlanError::Kernel { .. })), "{kernel} serves after all");
                         Ok(())
                     };
-                    gpu.trial(&name, stands).with_kind("cannot serve").with_ignored_flag(true)
+                    gpu.trial_of(kernel, &name, stands).with_kind("cannot serve").with_ignored_flag(true)
                 } else {
-                    gpu.trial(&name, move |gpu| check(gpu, &case, kernel, split))
+                    gpu.trial_of(kernel, &name, move |gpu| check(gpu, &case, kernel, split))
                 });
             }
         }

@@ -33,7 +33,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
                 continue;
             }
         };
-        for variant in gpu.variants() {
+        for variant in gpu.variants_of(case) {
             let file = Arc::clone(file);
             trials.push(match variant.refusal(&gpu.engine, case) {
                 Ok(Some(_)) => {

@@ -8,17 +8,19 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, Limits};
-use wattn::{Engine, wanted_features, wanted_limits};
-use wattn_cases::Comparison;
+use wattn::{DeviceKind, Engine, Kernel, wanted_features, wanted_limits};
+use wattn_cases::{Comparison, SoftmaxCase, Storage};
 use wattn_tests::{Variant, adapters, device_label};
 
-/// An adapter with the one engine that all its trials use.
+/// An adapter with the engine that its trials use.
 pub(crate) struct Gpu {
     /// `backend/name`, unique.
     pub(crate) label: String,
     pub(crate) engine: Engine,
     adapter: Adapter,
     compared: AtomicUsize,
+    /// On drivers that run on a CPU, another device: each compiles kernels on a thread of its own, which is most of what tests wait for.
+    beside: Option<Arc<Self>>,
 }
 
 impl Gpu {
@@ -31,19 +33,49 @@ impl Gpu {
                 let name = device_label(&adapter.get_info());
                 let count = seen.entry(name.clone()).and_modify(|n| *n += 1).or_insert(1);
                 let label = if *count > 1 { format!("{name}-{count}") } else { name };
-                let engine = Engine::on_adapter(&adapter).with_context(|| label.clone())?;
-                Ok(Arc::new(Self { label, engine, adapter, compared: AtomicUsize::new(0) }))
+                let gpu = Self::new(&label, &adapter)?;
+                let on_cpu = gpu.engine.capabilities().kind == DeviceKind::Cpu;
+                let beside = if on_cpu { Some(Arc::new(Self::new(&label, &adapter)?)) } else { None };
+                Ok(Arc::new(Self { beside, ..gpu }))
             })
             .collect()
+    }
+
+    fn new(label: &str, adapter: &Adapter) -> Result<Self> {
+        let engine = Engine::on_adapter(adapter).with_context(|| label.to_owned())?;
+        let (label, adapter) = (label.to_owned(), adapter.clone());
+        Ok(Self { label, engine, adapter, compared: AtomicUsize::new(0), beside: None })
+    }
+
+    /// The device that runs trials of this kernel in this shape: always the same one, so that nothing is compiled twice.
+    fn of(self: &Arc<Self>, kernel: Kernel, gpu_shape: bool) -> &Arc<Self> {
+        let own = kernel == Kernel::Broadcast || gpu_shape;
+        self.beside.as_ref().filter(|_| !own).unwrap_or(self)
     }
 
     pub(crate) fn variants(&self) -> Vec<Variant> {
         Variant::all(self.engine.capabilities())
     }
 
+    /// The variants that run a case. Of the two shapes that `tile-universal` has on CPU drivers, that for GPUs runs them all. The other
+    /// is the code of `broadcast` but for how keys are loaded: it runs what needs no pipelines of its own, and few others.
+    pub(crate) fn variants_of(&self, case: &SoftmaxCase) -> Vec<Variant> {
+        let mut variants = self.variants();
+        let both = variants.iter().any(|variant| variant.gpu_shape);
+        if both && !is_plain(case) && !IN_BOTH_SHAPES.contains(&case.name.as_str()) {
+            variants.retain(|variant| variant.kernel != Kernel::TileUniversal || variant.gpu_shape);
+        }
+        variants
+    }
+
     /// Elements that comparisons looked at so far.
     pub(crate) fn compared(&self) -> usize {
-        self.compared.load(Ordering::Relaxed)
+        self.compared.load(Ordering::Relaxed) + self.beside.as_ref().map_or(0, |other| other.compared())
+    }
+
+    /// Pipelines that were compiled so far.
+    pub(crate) fn pipelines(&self) -> usize {
+        self.engine.pipelines() + self.beside.as_ref().map_or(0, |other| other.pipelines())
     }
 
     /// Counts a comparison, and fails if it does.
@@ -67,7 +99,17 @@ impl Gpu {
         name: &str,
         run: impl FnOnce(&Self, Variant) -> Result<()> + Send + 'static,
     ) -> Trial {
-        self.trial(&format!("{variant}/{name}"), move |gpu| run(gpu, variant))
+        self.of(variant.kernel, variant.gpu_shape).trial(&format!("{variant}/{name}"), move |gpu| run(gpu, variant))
+    }
+
+    /// As [`trial_by`](Self::trial_by), where a kernel is all that varies; `name` begins with it.
+    pub(crate) fn trial_of(
+        self: &Arc<Self>,
+        kernel: Kernel,
+        name: &str,
+        run: impl FnOnce(&Self) -> Result<()> + Send + 'static,
+    ) -> Trial {
+        self.of(kernel, false).trial(name, run)
     }
 
     /// An engine on another device of this adapter, with what wattn wants but for these limits.
@@ -89,6 +131,26 @@ impl Gpu {
         let (device, queue) = pollster::block_on(self.adapter.request_device(&descriptor))?;
         Ok(Engine::builder(&device, &queue).build())
     }
+}
+
+/// Cases with pipelines of their own that run in both shapes of `tile-universal`: all options, dims of any size, 16 bits.
+const IN_BOTH_SHAPES: [&str; 7] = [
+    "softmax/every_option",
+    "softmax/d13_v7_causal",
+    "softmax/f16_every_option",
+    "softmax/bf16_d72_v48",
+    "softmax/backward_every_option",
+    "softmax/backward_d13_v7_causal",
+    "softmax/backward_f16_causal",
+];
+
+/// Whether a case shares its pipelines with the plain one.
+fn is_plain(case: &SoftmaxCase) -> bool {
+    let dims = case.dims();
+    let scores = case.softcap.is_some() || case.alibi_slopes.is_some() || case.sinks.is_some();
+    let entries = case.bias.is_some() || case.mask.is_some();
+    let stored = [&case.q, &case.k, &case.v].map(|tensor| tensor.storage);
+    !scores && !entries && [dims.head_dim, dims.value_dim] == [64; 2] && stored == [Storage::F32; 3]
 }
 
 /// Numbers in a buffer that shaders may use.

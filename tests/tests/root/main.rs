@@ -14,6 +14,7 @@ mod errors;
 mod golden;
 mod gpu;
 mod harness;
+mod host;
 mod linear;
 mod linear_calls;
 
@@ -30,8 +31,9 @@ const OPERATORS: usize = 5;
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
-    // Software drivers compile on one thread and run on all: more than two tests at a time gain nothing.
-    args.test_threads = args.test_threads.or(Some(2));
+    // Software drivers compile on one thread a device: of eight tests at a time, each on one of two devices, either has some to compile.
+    // Most of the others wait.
+    args.test_threads = args.test_threads.or(Some(8));
     let gpus = match Gpu::all() {
         Ok(gpus) => gpus,
         Err(error) => {
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
             let all = [
                 harness::trials(gpu),
                 errors::trials(gpu),
+                host::trials(gpu),
                 encode::trials(gpu),
                 device::trials(gpu),
                 golden::trials(gpu, &files),
@@ -81,7 +84,7 @@ fn main() -> ExitCode {
 
 /// Prints what ran on a device. Whether it is enough can be said of a complete run only.
 fn totals(gpu: &Arc<Gpu>, complete: bool) -> bool {
-    let (elements, pipelines) = (gpu.compared(), gpu.engine.pipelines());
+    let (elements, pipelines) = (gpu.compared(), gpu.pipelines());
     println!("{}: {elements} elements compared, {pipelines} pipelines compiled", gpu.label);
     let mut pass = true;
     if complete && elements == 0 {

@@ -89,7 +89,7 @@ fn dims() -> Vec<Recipe> {
         causal(dims("softmax/backward_d256_causal", 256, 256)),
         stored(F16, F16, causal(dims("softmax/backward_f16_causal", 64, 64))),
         stored(Bf16, Bf16, Recipe { bshd: true, heads: 4, ..dims("softmax/backward_bf16_gqa_bshd", 64, 64) }),
-        stored(F32, Bf16, causal(dims("softmax/backward_q_f32_kv_bf16_causal", 64, 64))),
+        stored(F32, Bf16, causal(dims("softmax/backward_q_f32_kv_bf16_causal", 16, 16))),
         stored(Bf16, Bf16, causal(dims("softmax/backward_bf16_d50_v34_causal", 50, 34))),
     ]
 }

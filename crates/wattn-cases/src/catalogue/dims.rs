@@ -62,8 +62,8 @@ fn storage() -> Vec<Recipe> {
             ..causal(stored(Bf16, Bf16, dims("softmax/bf16_packed_causal", 64, 64)))
         },
         stored(Bf16, Bf16, dims("softmax/bf16_d72_v48", 72, 48)),
-        causal(stored(F16, F32, dims("softmax/q_f16_kv_f32_causal", 64, 64))),
-        stored(F32, F16, dims("softmax/q_f32_kv_f16", 64, 64)),
-        stored(F32, Bf16, dims("softmax/q_f32_kv_bf16", 64, 64)),
+        causal(stored(F16, F32, dims("softmax/q_f16_kv_f32_causal", 16, 16))),
+        stored(F32, F16, dims("softmax/q_f32_kv_f16", 16, 16)),
+        stored(F32, Bf16, dims("softmax/q_f32_kv_bf16", 16, 16)),
     ]
 }

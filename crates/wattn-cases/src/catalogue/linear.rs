@@ -116,11 +116,15 @@ fn storage() -> Vec<LinearRecipe> {
     vec![
         with_state(stored(F16, F16, lightning("lightning/f16_state", 70))),
         LinearRecipe { bshd: true, ..stored(F16, F16, lightning("lightning/f16_bshd", 33)) },
-        stored(Bf16, Bf16, lightning("lightning/bf16", 70)),
-        LinearRecipe { sequences: &[33, 0, 20], ..stored(Bf16, Bf16, lightning("lightning/bf16_packed", 0)) },
-        stored(F16, F32, lightning("lightning/q_f16_kv_f32", 40)),
-        with_state(stored(F32, F16, lightning("lightning/q_f32_kv_f16_state", 40))),
-        stored(F16, F16, gated("gated_linear/f16", 70)),
+        // Small dims from here on, of which kernels are compiled in less time.
+        stored(Bf16, Bf16, dims(32, 32, lightning("lightning/bf16", 70))),
+        LinearRecipe {
+            sequences: &[33, 0, 20],
+            ..stored(Bf16, Bf16, dims(32, 32, lightning("lightning/bf16_packed", 0)))
+        },
+        stored(F16, F32, dims(16, 16, lightning("lightning/q_f16_kv_f32", 40))),
+        with_state(stored(F32, F16, dims(16, 16, lightning("lightning/q_f32_kv_f16_state", 40)))),
+        stored(F16, F16, dims(32, 32, gated("gated_linear/f16", 70))),
     ]
 }
 

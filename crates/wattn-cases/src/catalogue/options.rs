@@ -86,7 +86,8 @@ fn combined() -> Vec<Recipe> {
     ]
 }
 
-/// Everything at once that can be at once.
+/// Everything at once that can be at once, of small dims: drivers compile as many kernels as there are options and storage types, and
+/// take longer for longer rows.
 pub(super) fn every_option(name: &'static str) -> Recipe {
     Recipe {
         batch: 2,
@@ -100,6 +101,8 @@ pub(super) fn every_option(name: &'static str) -> Recipe {
         sinks: true,
         kv_lens: &[70, 45],
         bshd: true,
+        head_dim: 16,
+        value_dim: 16,
         ..sized(name, 50, 70)
     }
 }

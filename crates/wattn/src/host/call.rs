@@ -1,0 +1,156 @@
+//! A call of which all is submitted, and its results on the way back.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use wattn_scheduler::shaders::Storage;
+use wgpu::{Buffer, BufferUsages, CommandEncoder, CommandEncoderDescriptor, MapMode, SubmissionIndex};
+
+use super::memory::{buffer, unpacked};
+use crate::engine::{Engine, ready};
+use crate::error::{EncodeError, RunError};
+use crate::view::View;
+
+/// A call in flight.
+pub(super) struct Call {
+    engine: Engine,
+    /// Not waited for yet.
+    pub(super) submissions: Vec<SubmissionIndex>,
+    /// Copied to where the host can read them.
+    results: Vec<Written>,
+    mapping: Arc<Mutex<Mapping>>,
+}
+
+/// A result in a buffer.
+pub(super) struct Written {
+    argument: &'static str,
+    pub(super) buffer: Buffer,
+    elements: usize,
+    storage: Storage,
+}
+
+impl Written {
+    /// Memory for a result of this many numbers.
+    pub(super) fn new(
+        engine: &Engine,
+        argument: &'static str,
+        elements: usize,
+        storage: Storage,
+    ) -> Result<Self, RunError> {
+        let bytes = elements as u64 * u64::from(storage.bytes());
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+        let buffer = buffer(engine, argument, bytes, usage)?;
+        Ok(Self { argument, buffer, elements, storage })
+    }
+
+    /// Its view, where there is one order of axes only.
+    pub(super) fn view(&self) -> View<'_> {
+        View::bhsd(&self.buffer)
+    }
+}
+
+#[derive(Default)]
+struct Mapping {
+    pending: usize,
+    failure: Option<String>,
+    waker: Option<Waker>,
+}
+
+impl Call {
+    /// What `make` submits and asks back.
+    pub(super) fn new(engine: &Engine, make: impl FnOnce(&mut Self) -> Result<(), RunError>) -> Result<Self, RunError> {
+        let mut call =
+            Self { engine: engine.clone(), submissions: Vec::new(), results: Vec::new(), mapping: Arc::default() };
+        // A lost device shows as an error of whatever is done with it next.
+        let validation = engine.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let made = make(&mut call);
+        match ready(validation.pop()).flatten() {
+            Some(error) => made.and(Err(RunError::Device(error.to_string()))),
+            None => made.map(|()| call),
+        }
+    }
+
+    /// Submits what `encode` records, for each slice on its own.
+    pub(super) fn submit(
+        &mut self,
+        slices: u32,
+        encode: impl Fn(&mut CommandEncoder, u32) -> Result<(), EncodeError>,
+    ) -> Result<(), RunError> {
+        for slice in 0..slices {
+            let mut encoder = self.encoder();
+            encode(&mut encoder, slice)?;
+            self.submissions.push(self.engine.queue().submit([encoder.finish()]));
+        }
+        Ok(())
+    }
+
+    /// Asks for a result back.
+    pub(super) fn read(&mut self, written: &Written) -> Result<(), RunError> {
+        let (source, usage) = (&written.buffer, BufferUsages::MAP_READ | BufferUsages::COPY_DST);
+        let target = buffer(&self.engine, written.argument, source.size(), usage)?;
+        let mut encoder = self.encoder();
+        encoder.copy_buffer_to_buffer(source, 0, &target, 0, source.size());
+        self.engine.queue().submit([encoder.finish()]);
+        self.results.push(Written { buffer: target, ..*written });
+        Ok(())
+    }
+
+    fn encoder(&self) -> CommandEncoder {
+        self.engine.device().create_command_encoder(&CommandEncoderDescriptor::default())
+    }
+
+    pub(super) fn map(&self) {
+        lock(&self.mapping).pending = self.results.len();
+        for result in &self.results {
+            let mapping = Arc::clone(&self.mapping);
+            result.buffer.slice(..).map_async(MapMode::Read, move |result| {
+                let mut mapping = lock(&mapping);
+                mapping.pending -= 1;
+                if let Err(error) = result {
+                    mapping.failure = Some(error.to_string());
+                }
+                if let Some(waker) = mapping.waker.take() {
+                    waker.wake();
+                }
+            });
+        }
+    }
+
+    /// Whether all results are mapped, or failed; else the waker is kept.
+    pub(super) fn mapped(&self, waker: Option<&Waker>) -> Option<Result<(), RunError>> {
+        let mut mapping = lock(&self.mapping);
+        if mapping.pending > 0 {
+            mapping.waker = waker.cloned();
+            return None;
+        }
+        Some(mapping.failure.take().map_or(Ok(()), |failure| Err(RunError::Device(failure))))
+    }
+
+    /// The numbers of all results that were asked for, once they are mapped.
+    pub(super) fn results(&self) -> Result<Results, RunError> {
+        let values = |result: &Written| {
+            let bytes = result.buffer.slice(..).get_mapped_range();
+            let bytes = bytes.map_err(|error| RunError::Device(error.to_string()))?;
+            let mut values = unpacked(&bytes, result.storage);
+            // Buffers are never empty, and end at whole words.
+            values.truncate(result.elements);
+            Ok((result.argument, values))
+        };
+        self.results.iter().map(values).collect::<Result<_, _>>().map(Results)
+    }
+}
+
+/// What came back, by name.
+pub(super) struct Results(BTreeMap<&'static str, Vec<f32>>);
+
+impl Results {
+    /// A result; nothing where it was not asked for.
+    pub(super) fn take(&mut self, argument: &str) -> Vec<f32> {
+        self.0.remove(argument).unwrap_or_default()
+    }
+}
+
+fn lock(mapping: &Mutex<Mapping>) -> MutexGuard<'_, Mapping> {
+    mapping.lock().unwrap_or_else(PoisonError::into_inner)
+}

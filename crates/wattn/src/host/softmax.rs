@@ -1,0 +1,308 @@
+//! Softmax attention on host slices, forward: many queries, and few over many keys.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use wattn_scheduler::shaders::Storage;
+use wattn_scheduler::{Attention, Decode, Extent, Lengths};
+use wgpu::{Buffer, BufferUsages, PollType};
+
+use super::call::{Call, Results, Written};
+use super::memory::{buffer, check, mask_words, packed, upload};
+use super::{Blocking, HostLayout};
+use crate::engine::Engine;
+use crate::error::RunError;
+use crate::operands::Operands;
+use crate::view::View;
+
+/// A bias or a mask on the host: [batch or 1, heads or 1, queries, keys].
+#[derive(Debug, Clone, Copy)]
+pub struct HostScores<'a, T> {
+    /// The entries, contiguous.
+    pub values: &'a [T],
+    /// Whether each batch entry has its own.
+    pub per_batch: bool,
+    /// Whether each query head has its own.
+    pub per_head: bool,
+}
+
+/// Operands on the host. Numbers are rounded to the storage that the operator asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HostOperands<'a> {
+    /// The order of axes.
+    pub layout: HostLayout,
+    /// Queries.
+    pub q: &'a [f32],
+    /// Keys.
+    pub k: &'a [f32],
+    /// Values.
+    pub v: &'a [f32],
+    /// Additive bias; -inf masks.
+    pub bias: Option<HostScores<'a, f32>>,
+    /// Mask; true may attend.
+    pub mask: Option<HostScores<'a, bool>>,
+    /// How long the sequences are.
+    pub lengths: Lengths<'a>,
+    /// Offsets of a top-left causal mask.
+    pub causal_offsets: &'a [i32],
+    /// ALiBi slopes, one a query head.
+    pub alibi_slopes: &'a [f32],
+    /// Sinks, one a query head.
+    pub sinks: &'a [f32],
+}
+
+/// The result of a call on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostOutput {
+    /// The output, in the operands' layout.
+    pub out: Vec<f32>,
+    /// Log-sum-exp [batch, heads, queries] (packed: [heads, total]), where asked for; else empty.
+    pub lse: Vec<f32>,
+}
+
+impl HostOutput {
+    fn of(mut results: Results) -> Self {
+        Self { out: results.take("out"), lse: results.take("lse") }
+    }
+}
+
+impl Engine {
+    /// Runs on host slices and returns when the result is there. On native targets each poll of the future polls the device.
+    ///
+    /// # Errors
+    /// Slices of the wrong length, a refused problem, or a device that fails.
+    pub async fn run_on_host(
+        &self,
+        attention: &Attention,
+        extent: Extent,
+        operands: &HostOperands<'_>,
+    ) -> Result<HostOutput, RunError> {
+        let call = forward(self, attention, extent, operands)?;
+        call.map();
+        poll_fn(|context| {
+            // In browsers the device polls itself.
+            let lost = self.device().poll(PollType::Poll).err();
+            match (lost, call.mapped(Some(context.waker()))) {
+                (Some(error), _) => Poll::Ready(Err(RunError::Device(error.to_string()))),
+                (None, Some(result)) => Poll::Ready(result),
+                (None, None) => {
+                    if !cfg!(target_arch = "wasm32") {
+                        context.waker().wake_by_ref();
+                    }
+                    Poll::Pending
+                }
+            }
+        })
+        .await?;
+        call.results().map(HostOutput::of)
+    }
+}
+
+impl Blocking {
+    /// Attention without per-call options on contiguous [batch, heads, sequence, dim] slices.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn attention(
+        &self,
+        attention: &Attention,
+        extent: Extent,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+    ) -> Result<Vec<f32>, RunError> {
+        Ok(self.run(attention, extent, &HostOperands { q, k, v, ..HostOperands::default() })?.out)
+    }
+
+    /// Attention on host slices.
+    ///
+    /// # Errors
+    /// Slices of the wrong length, a refused problem, a device that fails or takes too long.
+    pub fn run(
+        &self,
+        attention: &Attention,
+        extent: Extent,
+        operands: &HostOperands<'_>,
+    ) -> Result<HostOutput, RunError> {
+        self.results(forward(&self.engine, attention, extent, operands)?).map(HostOutput::of)
+    }
+
+    /// Attention of few queries over many keys, split over the device and merged, on host slices. (Keys that lie in a
+    /// [`KvCache`](crate::KvCache) are on the device already: they are read by calls in an encoder.)
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use wattn::{Attention, Engine, Extent, HeadDim, Heads, HostOperands};
+    /// # if Engine::headless().is_err() { return Ok(()) }
+    /// let engine = Engine::headless()?;
+    /// // One query of two heads that share 500 keys: all alike, so that what comes out is the mean of the values.
+    /// let decode = Attention::new(Heads::grouped(2, 1)?, HeadDim::new(4)?).causal().lse().decode();
+    /// let (q, k) = (vec![1.0; 2 * 4], vec![0.5; 500 * 4]);
+    /// let v: Vec<f32> = (0..500 * 4).map(|at| (at / 4) as f32).collect();
+    /// let operands = HostOperands { q: &q, k: &k, v: &v, ..HostOperands::default() };
+    /// let got = engine.blocking().decode(&decode, Extent::new(1, 1, 500), &operands)?;
+    /// assert!((got.out[0] - 249.5).abs() < 1e-2);
+    /// assert!((got.lse[1] - (1.0 + 500_f32.ln())).abs() < 1e-4); // scores are 4 * 0.5 / sqrt(4)
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and keys in a cache.
+    pub fn decode(&self, decode: &Decode, extent: Extent, operands: &HostOperands<'_>) -> Result<HostOutput, RunError> {
+        let engine = &self.engine;
+        let attention = decode.attention();
+        let call = Call::new(engine, |call| {
+            let plan = engine.plan(decode, extent)?;
+            let work = plan.work(operands.lengths, operands.causal_offsets)?;
+            let inputs = Inputs::upload(engine, attention, extent, operands)?;
+            let outputs = Outputs::new(engine, attention, extent)?;
+            let workspace = buffer(engine, "workspace", plan.workspace_bytes(), BufferUsages::STORAGE)?;
+            let views = outputs.operands(&inputs);
+            let views = Operands { lengths: Lengths::Full, causal_offsets: &[], ..views };
+            call.submit(1, |encoder, _| plan.encode(encoder, &work, &views, &workspace))?;
+            outputs.read(call)
+        })?;
+        self.results(call).map(HostOutput::of)
+    }
+}
+
+fn forward(
+    engine: &Engine,
+    attention: &Attention,
+    extent: Extent,
+    operands: &HostOperands<'_>,
+) -> Result<Call, RunError> {
+    Call::new(engine, |call| {
+        let plan = engine.plan(attention, extent)?;
+        let inputs = Inputs::upload(engine, attention, extent, operands)?;
+        let outputs = Outputs::new(engine, attention, extent)?;
+        let views = outputs.operands(&inputs);
+        call.submit(plan.slices(), |encoder, slice| plan.encode_slice(encoder, &views, slice))?;
+        outputs.read(call)
+    })
+}
+
+/// What a call reads, on the device.
+pub(super) struct Inputs<'a> {
+    host: &'a HostOperands<'a>,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    bias: Option<Buffer>,
+    mask: Option<Buffer>,
+}
+
+impl<'a> Inputs<'a> {
+    pub(super) fn upload(
+        engine: &Engine,
+        attention: &Attention,
+        extent: Extent,
+        host: &'a HostOperands<'a>,
+    ) -> Result<Self, RunError> {
+        let sizes = Sizes::new(attention, extent);
+        let (q, kv) = (attention.q_storage(), attention.kv_storage());
+        for (argument, given, needed) in
+            [("q", host.q.len(), sizes.q), ("k", host.k.len(), sizes.k), ("v", host.v.len(), sizes.v)]
+        {
+            check(argument, given, needed)?;
+        }
+        let bias = match &host.bias {
+            Some(bias) => {
+                check("bias", bias.values.len(), sizes.scores(bias.per_batch, bias.per_head))?;
+                Some(upload(engine, "bias", bytemuck::cast_slice(bias.values))?)
+            }
+            None => None,
+        };
+        let mask = match &host.mask {
+            Some(mask) => {
+                check("mask", mask.values.len(), sizes.scores(mask.per_batch, mask.per_head))?;
+                let words = mask_words(mask.values, extent.keys as usize);
+                Some(upload(engine, "mask", bytemuck::cast_slice(&words))?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            host,
+            q: upload(engine, "q", &packed(host.q, q))?,
+            k: upload(engine, "k", &packed(host.k, kv))?,
+            v: upload(engine, "v", &packed(host.v, kv))?,
+            bias,
+            mask,
+        })
+    }
+
+    /// The operands of a forward call.
+    pub(super) fn operands<'b>(&'b self, out: &'b Buffer, lse: Option<&'b Buffer>) -> Operands<'b> {
+        let view = |buffer| self.host.layout.view(buffer);
+        let (bias, mask) = (self.host.bias.zip(self.bias.as_ref()), self.host.mask.zip(self.mask.as_ref()));
+        Operands {
+            lse: lse.map(View::bhsd),
+            bias: bias.map(|(host, buffer)| View::scores(buffer, host.per_batch, host.per_head)),
+            mask: mask.map(|(host, buffer)| View::scores(buffer, host.per_batch, host.per_head)),
+            lengths: self.host.lengths,
+            causal_offsets: self.host.causal_offsets,
+            alibi_slopes: self.host.alibi_slopes,
+            sinks: self.host.sinks,
+            ..Operands::new(view(&self.q), view(&self.k), view(&self.v), view(out))
+        }
+    }
+}
+
+/// What a forward call writes, on the device.
+struct Outputs {
+    out: Written,
+    lse: Option<Written>,
+}
+
+impl Outputs {
+    fn new(engine: &Engine, attention: &Attention, extent: Extent) -> Result<Self, RunError> {
+        let sizes = Sizes::new(attention, extent);
+        let lse = attention.options().lse.then(|| Written::new(engine, "lse", sizes.lse, Storage::F32));
+        Ok(Self { out: Written::new(engine, "out", sizes.out, attention.q_storage())?, lse: lse.transpose()? })
+    }
+
+    fn operands<'b>(&'b self, inputs: &'b Inputs<'_>) -> Operands<'b> {
+        inputs.operands(&self.out.buffer, self.lse.as_ref().map(|lse| &lse.buffer))
+    }
+
+    fn read(&self, call: &mut Call) -> Result<(), RunError> {
+        self.lse.iter().chain([&self.out]).try_for_each(|written| call.read(written))
+    }
+}
+
+/// Numbers in each operand.
+pub(super) struct Sizes {
+    pub(super) q: usize,
+    pub(super) k: usize,
+    pub(super) v: usize,
+    pub(super) out: usize,
+    pub(super) lse: usize,
+    batch: usize,
+    pub(super) heads: usize,
+    square: usize,
+}
+
+impl Sizes {
+    pub(super) fn new(attention: &Attention, extent: Extent) -> Self {
+        let batch = if extent.packed { 1 } else { extent.batch as usize };
+        let (heads, kv_heads) = (attention.heads().query() as usize, attention.heads().key_value() as usize);
+        let (qk, value) = (attention.head_dim().qk() as usize, attention.head_dim().value() as usize);
+        let (queries, keys) = (extent.queries as usize, extent.keys as usize);
+        let rows = batch * heads * queries;
+        let columns = batch * kv_heads * keys;
+        Self {
+            q: rows * qk,
+            k: columns * qk,
+            v: columns * value,
+            out: rows * value,
+            lse: rows,
+            batch,
+            heads,
+            square: queries * keys,
+        }
+    }
+
+    pub(super) fn scores(&self, per_batch: bool, per_head: bool) -> usize {
+        self.square * if per_batch { self.batch } else { 1 } * if per_head { self.heads } else { 1 }
+    }
+}

@@ -1,0 +1,253 @@
+//! Calls on host slices: cases of the catalogue, against the oracle, and refusals.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use wattn::{
+    Attention, Extent, HeadDim, Heads, HostIncoming, HostLayout, HostLinear, HostLinearOutput, HostOperands,
+    HostScores, Lengths, Tokens,
+};
+use wattn_cases::{
+    Decay, Layout, LinearCase, Recipe, Rows, SoftmaxCase, based_catalogue, catalogue, compare, decode_catalogue,
+    linear_catalogue,
+};
+use wattn_tests::{
+    attention, attention_backward, based, based_backward, based_tokens, extent, lightning, lightning_backward, tokens,
+    unpack_states,
+};
+
+use crate::gpu::Gpu;
+use crate::linear_calls::refused;
+
+pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
+    type Body = fn(&Gpu) -> Result<()>;
+    let bodies: [(&str, Body); 6] = [
+        ("gradients", gradients),
+        ("decode", decode),
+        ("lightning", lightning_calls),
+        ("a_step", a_step),
+        ("based", based_calls),
+        ("slices_are_refused", slices_are_refused),
+    ];
+    bodies.into_iter().map(|(name, body)| gpu.trial(&format!("host/{name}"), body)).collect()
+}
+
+fn named(all: Vec<Recipe>, name: &str) -> Result<SoftmaxCase> {
+    Ok(all.into_iter().find(|recipe| recipe.name == name).with_context(|| format!("no case {name}"))?.build())
+}
+
+fn linear(name: &str) -> Result<LinearCase> {
+    let recipe = linear_catalogue().into_iter().find(|recipe| recipe.name == name);
+    Ok(recipe.with_context(|| format!("no case {name}"))?.build())
+}
+
+fn layout(layout: Layout) -> HostLayout {
+    match layout {
+        Layout::Bhsd => HostLayout::Bhsd,
+        Layout::Bshd | Layout::Packed => HostLayout::Bshd,
+    }
+}
+
+fn operands(case: &SoftmaxCase) -> HostOperands<'_> {
+    let spread = |shape: &[usize]| (shape[0] == case.dims().batch, shape[1] == case.dims().heads);
+    HostOperands {
+        layout: layout(case.layout),
+        q: &case.q.values,
+        k: &case.k.values,
+        v: &case.v.values,
+        bias: case.bias.as_ref().map(|bias| {
+            let (per_batch, per_head) = spread(&bias.shape);
+            HostScores { values: &bias.values, per_batch, per_head }
+        }),
+        mask: case.mask.as_ref().map(|mask| {
+            let (per_batch, per_head) = spread(&mask.shape);
+            HostScores { values: &mask.values, per_batch, per_head }
+        }),
+        lengths: match (&case.kv_lens, &case.cu_seqlens) {
+            (Some(keys), _) => Lengths::Keys(keys),
+            (None, Some((queries, keys))) => Lengths::Packed { queries, keys },
+            (None, None) => Lengths::Full,
+        },
+        causal_offsets: case.causal_offsets.as_deref().unwrap_or_default(),
+        alibi_slopes: case.alibi_slopes.as_deref().unwrap_or_default(),
+        sinks: case.sinks.as_deref().unwrap_or_default(),
+    }
+}
+
+/// The forward pass is calculated again where it is not given, to the same bits.
+fn gradients(gpu: &Gpu) -> Result<()> {
+    let blocking = gpu.engine.blocking();
+    for name in ["softmax/backward_every_option", "softmax/backward_sinks_packed", "softmax/backward_bf16_gqa_bshd"] {
+        let case = named(catalogue(), name)?;
+        let reference = case.reference(Rows::All);
+        let names: Vec<&str> = reference.gradients.keys().copied().collect();
+        let (backward, extent, operands) = (attention_backward(&case, None, &names)?, extent(&case)?, operands(&case));
+        let incoming = HostIncoming {
+            grad_out: &case.grad_out.as_ref().context("a gradient comes in")?.values,
+            grad_lse: case.grad_lse.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
+            forward: None,
+        };
+        let got = blocking.attention_backward(&backward, extent, &operands, &incoming)?;
+        for (&name, want) in &reference.gradients {
+            let values = match name {
+                "dq" => &got.dq,
+                "dk" => &got.dk,
+                "dv" => &got.dv,
+                "dbias" => &got.dbias,
+                "dsinks" => &got.dsinks,
+                _ => &got.dslopes,
+            };
+            gpu.check(&compare(name, values, want, &case.rules(name, &reference)))?;
+        }
+        let given = [&got.dbias, &got.dsinks, &got.dslopes].map(|values| !values.is_empty());
+        ensure!(given == ["dbias", "dsinks", "dalibi_slopes"].map(|name| names.contains(&name)), "{given:?} given");
+
+        let forward = blocking.run(&attention(&case)?, extent, &operands)?;
+        let incoming = HostIncoming { forward: Some(&forward), ..incoming };
+        ensure!(blocking.attention_backward(&backward, extent, &operands, &incoming)? == got, "{name}: other bits");
+    }
+    Ok(())
+}
+
+fn decode(gpu: &Gpu) -> Result<()> {
+    for name in ["decode/every_option", "decode/mixed_packed", "decode/kv_lens"] {
+        let case = named(decode_catalogue(), name)?;
+        let reference = case.reference(Rows::All);
+        let got = gpu.engine.blocking().decode(&attention(&case)?.decode(), extent(&case)?, &operands(&case))?;
+        gpu.check(&compare("out", &got.out, &reference.out, &case.rules("out", &reference)))?;
+        gpu.check(&compare("lse", &got.lse, &reference.lse, &case.rules("lse", &reference)))?;
+    }
+    Ok(())
+}
+
+fn rows(case: &LinearCase) -> HostLinear<'_> {
+    HostLinear {
+        layout: layout(case.layout),
+        q: &case.q.values,
+        k: &case.k.values,
+        v: &case.v.values,
+        state: case.state.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
+        gate: match &case.decay {
+            Decay::Gates(gates) => &gates.values,
+            Decay::Slopes(_) => &[],
+        },
+        bounds: case.cu_seqlens.as_deref().unwrap_or_default(),
+        ..HostLinear::default()
+    }
+}
+
+fn result<'a>(got: &'a HostLinearOutput, name: &str) -> &'a [f32] {
+    match name {
+        "out" => &got.out,
+        "state" => &got.state,
+        "dq" => &got.dq,
+        "dk" => &got.dk,
+        "dv" => &got.dv,
+        "dg" => &got.dgate,
+        "dslopes" => &got.dslopes,
+        _ => &got.dstate,
+    }
+}
+
+fn lightning_calls(gpu: &Gpu) -> Result<()> {
+    let blocking = gpu.engine.blocking();
+    for name in ["lightning/state_b2_h3", "gated_linear/packed_state", "lightning/f16_state"] {
+        let case = linear(name)?;
+        let (reference, tokens) = (case.reference(), tokens(&case)?);
+        let forward = blocking.lightning(&lightning(&case)?, tokens, &rows(&case))?;
+        let gradients = HostLinear {
+            grad_out: &case.grad_out.as_ref().context("a gradient comes in")?.values,
+            grad_state: &case.grad_state.as_ref().context("that of the state too")?.values,
+            ..rows(&case)
+        };
+        let backward = blocking.lightning(&lightning_backward(&case)?, tokens, &gradients)?;
+        for (&name, want) in &reference {
+            let got = if name.starts_with('d') { &backward } else { &forward };
+            gpu.check(&compare(name, result(got, name), want, &case.rules(name)))?;
+        }
+    }
+    Ok(())
+}
+
+/// In place and out of place, the state goes in and comes out.
+fn a_step(gpu: &Gpu) -> Result<()> {
+    let case = linear("gated_linear/one_token_state")?;
+    let reference = case.reference();
+    let lightning = lightning(&case)?;
+    for step in [lightning.clone().step(), lightning.step_out_of_place()] {
+        let got = gpu.engine.blocking().lightning(&step, tokens(&case)?, &rows(&case))?;
+        for name in ["out", "state"] {
+            gpu.check(&compare(name, result(&got, name), &reference[name], &case.rules(name)))?;
+        }
+    }
+    Ok(())
+}
+
+fn based_calls(gpu: &Gpu) -> Result<()> {
+    let blocking = gpu.engine.blocking();
+    for name in ["based/state_b2_h3", "based/state_kv_lens", "based/state_packed"] {
+        let recipe = based_catalogue().into_iter().find(|recipe| recipe.name == name);
+        let case = recipe.with_context(|| format!("no case {name}"))?.build();
+        let (reference, tokens) = (case.reference(), based_tokens(&case)?);
+        let values = |tensor: &'_ Option<wattn_cases::Tensor>| -> Vec<f32> {
+            tensor.as_ref().map(|tensor| tensor.values.clone()).unwrap_or_default()
+        };
+        let (state, grad_out, grad_state) = (values(&case.state), values(&case.grad_out), values(&case.grad_state));
+        let rows = HostLinear {
+            layout: layout(case.layout),
+            q: &case.q.values,
+            k: &case.k.values,
+            v: &case.v.values,
+            state: &state,
+            bounds: case.cu_seqlens.as_deref().unwrap_or_default(),
+            key_lengths: case.kv_lens.as_deref().unwrap_or_default(),
+            ..HostLinear::default()
+        };
+        let forward = blocking.based(&based(&case)?, tokens, &rows)?;
+        let gradients = HostLinear { grad_out: &grad_out, grad_state: &grad_state, ..rows };
+        let backward = blocking.based(&based_backward(&case)?, tokens, &gradients)?;
+        let moments = unpack_states(&case, &forward.state);
+        for (&name, want) in &reference {
+            let got = match name {
+                "out" => &forward.out[..],
+                name if name.starts_with('d') => result(&backward, name),
+                name => &moments[name],
+            };
+            gpu.check(&compare(name, got, want, &case.rules(name)))?;
+        }
+    }
+    Ok(())
+}
+
+fn slices_are_refused(gpu: &Gpu) -> Result<()> {
+    let blocking = gpu.engine.blocking();
+    let attention = Attention::new(Heads::new(1)?, HeadDim::new(4)?);
+    let (backward, extent) = (attention.backward(), Extent::new(1, 2, 2));
+    let rows = HostOperands { q: &[0.0; 8], k: &[0.0; 8], v: &[0.0; 8], ..HostOperands::default() };
+    let given = HostIncoming { grad_out: &[0.0; 8], ..HostIncoming::default() };
+    let short = HostIncoming { grad_out: &[0.0; 7], ..given };
+    refused(blocking.attention_backward(&backward, extent, &rows, &short), &["grad_out", "7", "8"])?;
+    let unasked = HostIncoming { grad_lse: &[0.0; 2], ..given };
+    refused(blocking.attention_backward(&backward, extent, &rows, &unasked), &["grad_lse", "2", "0"])?;
+    let forward = wattn::HostOutput { out: vec![0.0; 8], lse: Vec::new() };
+    let without_lse = HostIncoming { forward: Some(&forward), ..given };
+    refused(blocking.attention_backward(&backward, extent, &rows, &without_lse), &["lse", "0", "2"])?;
+    let biased = attention.bias().backward().bias_gradient();
+    refused(blocking.attention_backward(&biased, extent, &rows, &given), &["bias", "missing"])?;
+    refused(blocking.decode(&attention.decode(), Extent::new(1, 3, 2), &rows), &["q", "8", "12"])?;
+
+    let lightning = wattn::Lightning::new(1, HeadDim::new(4)?);
+    let rows = HostLinear { q: &[0.0; 8], k: &[0.0; 8], v: &[0.0; 8], ..HostLinear::default() };
+    let two = Tokens::new(1, 2);
+    let stateless = lightning.clone().initial_state();
+    refused(blocking.lightning(&stateless, two, &rows), &["state0", "0", "16"])?;
+    let stateful = HostLinear { state: &[0.0; 16], ..rows };
+    refused(blocking.lightning(&lightning, two, &stateful), &["state", "16", "0"])?;
+    let gated = HostLinear { gate: &[0.0; 2], ..rows };
+    refused(blocking.lightning(&lightning, two, &gated), &["gate", "2", "0"])?;
+    refused(blocking.lightning(&lightning.clone().backward(), two, &rows), &["grad_out", "0", "8"])?;
+    let counted = HostLinear { key_lengths: &[1], ..rows };
+    refused(blocking.lightning(&lightning, two, &counted), &["key_lengths", "1", "0"])?;
+    refused(blocking.based(&wattn::Based::new(1, HeadDim::new(4)?), two, &gated), &["gate", "2", "0"])
+}
