@@ -55,15 +55,19 @@ fn main(
     let row = first + ty * ROWS;   // padding rows repeat the last one; they are never stored
 
     //$ if OWNS_KEYS
-    for (var head = item.head * aux.params.group; head < (item.head + 1u) * aux.params.group; head++) {
-    let walked_head = head;
+    // Head after head in one loop: a loop around it would take registers for the bounds that naga gives to each.
+    var head = item.head * aux.params.group;
+    let heads = head + select(0u, aux.params.group, start < end);
+    for (var w0 = start; head < heads; w0 += TILE_K) {
+        let walked_head = head;
+        begin_scores(s, head);
     //$ end
     //$ if OWNS_QUERIES
     let head = item.head;
     let walked_head = head / aux.params.group;
-    //$ end
     begin_scores(s, head);
     for (var w0 = start; w0 < end; w0 += TILE_K) {
+    //$ end
         //$ for r in 0..ROWS
         //$ for k in 0..KEYS
         var s_$r_$k = 0.0;
@@ -208,10 +212,13 @@ fn main(
                 //$ end
             }
         }
+        //$ if OWNS_KEYS
+        if (end - w0 <= TILE_K) {
+            head++;
+            w0 = start - TILE_K;
+        }
+        //$ end
     }
-    //$ if OWNS_KEYS
-    }
-    //$ end
 
     let column = item.split * VALUE_CHUNKS + tx * COLUMNS;
     let result_base = aux.params.$RESULT.offset + s.batch * aux.params.$RESULT.batch + item.head * aux.params.$RESULT.head
