@@ -5,11 +5,12 @@
 //
 // A workgroup of TX x TY invocations owns a tile of TY * ROWS queries, for dq, and walks the keys that they see TX * KEYS at a time; or
 // it owns keys, for dk or dv, and walks the queries that see them, of all heads that share these keys. Invocation (tx, ty) holds in
-// registers: the scores of its rows ty * ROWS .. + ROWS with rows tx, tx + TX, .. of what is walked; and of the same rows COLUMNS vec4 of
-// the gradient, from column tx * COLUMNS on. What is walked passes through a slab of workgroup memory; the gradients of scores (for dv:
-// the weights) pass from the first layout to the second through sh_weights. Dims are loops, so they may be any. dk and dv take a
-// dispatch each: together their sums would not fit the registers of many a GPU. $OWN and $WALKED are q and k, or k and q; $PAIR_OWN and
-// $PAIR_WALKED the gradient of the output and v, or the reverse; $SUMMED is what the gradient is a sum of.
+// registers: products of its rows ty * ROWS .. + ROWS with rows tx, tx + TX, .. of what is walked, first dO . v, which wait in sh_weights,
+// then scores; and of the same rows COLUMNS vec4 of the gradient, from column tx * COLUMNS on. What is walked passes through a slab of
+// workgroup memory; the gradients of scores (for dv: the weights) pass from the first layout to the second through sh_weights. Dims are
+// loops, so they may be any. dk and dv take a dispatch each: together their sums would not fit the registers of many a GPU. $OWN and
+// $WALKED are q and k, or k and q; $PAIR_OWN and $PAIR_WALKED the gradient of the output and v, or the reverse; $SUMMED is what the
+// gradient is a sum of.
 
 const TILE_OWN: u32 = TY * ROWS;
 const TILE_K: u32 = TX * KEYS;
@@ -71,12 +72,51 @@ fn main(
         //$ for r in 0..ROWS
         //$ for k in 0..KEYS
         var s_$r_$k = 0.0;
-        //$ if GRADIENT
-        var e_$r_$k = 0.0;
-        //$ end
         //$ end
         //$ end
         clear_seen(thread);
+        //$ if GRADIENT
+        for (var c0 = 0u; c0 < aux.params.value_chunks; c0 += K_CHUNKS) {
+            let chunks = min(K_CHUNKS, aux.params.value_chunks - c0);
+            workgroupBarrier();   // the slab's previous use, and the previous tile's weights, have been read
+            let pair_base = aux.params.$PAIR_OWN.offset + s.batch * aux.params.$PAIR_OWN.batch + item.head * aux.params.$PAIR_OWN.head
+                + OWN_START * aux.params.$PAIR_OWN.seq;
+            let other_base = aux.params.$PAIR_WALKED.offset + s.batch * aux.params.$PAIR_WALKED.batch + walked_head * aux.params.$PAIR_WALKED.head
+                + WALKED_START * aux.params.$PAIR_WALKED.seq;
+            //$ for n in 0..K_LOADS
+            {
+                let walked = (thread + $nu * THREADS) / K_CHUNKS;
+                let chunk = thread % K_CHUNKS;
+                sh_slab[walked * K_STRIDE + chunk] =
+                    load_$PAIR_WALKED(other_base + min(w0 + walked, end - 1u) * aux.params.$PAIR_WALKED.seq, c0 + chunk);
+            }
+            //$ end
+            workgroupBarrier();   // the slab is whole
+            for (var c = 0u; c < chunks; c++) {
+                //$ for r in 0..ROWS
+                let pair_$r = load_$PAIR_OWN(pair_base + min(row + $ru, last) * aux.params.$PAIR_OWN.seq, c0 + c);
+                //$ end
+                //$ for k in 0..KEYS
+                {
+                    let other = sh_slab[(tx + $ku * TX) * K_STRIDE + c];
+                    //$ for r in 0..ROWS
+                    s_$r_$k += dot(pair_$r, other);
+                    //$ end
+                }
+                //$ end
+            }
+        }
+        // They wait where the gradients will be, read and written by this invocation alone, while scores take their registers.
+        //$ for k in 0..KEYS
+        //$ for r in 0..ROWS step 4
+        sh_weights[(tx + $ku * TX) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u] =
+            vec4<f32>(s_$r_$k, s_${r+1}_$k, s_${r+2}_$k, s_${r+3}_$k);
+        //$ end
+        //$ for r in 0..ROWS
+        s_$r_$k = 0.0;
+        //$ end
+        //$ end
+        //$ end
         for (var c0 = 0u; c0 < aux.params.head_chunks; c0 += K_CHUNKS) {
             let chunks = min(K_CHUNKS, aux.params.head_chunks - c0);
             workgroupBarrier();   // the slab's previous use, and the previous tile's weights, have been read
@@ -106,38 +146,6 @@ fn main(
                 //$ end
             }
         }
-        //$ if GRADIENT
-        for (var c0 = 0u; c0 < aux.params.value_chunks; c0 += K_CHUNKS) {
-            let chunks = min(K_CHUNKS, aux.params.value_chunks - c0);
-            workgroupBarrier();   // the slab's previous use has been read
-            let pair_base = aux.params.$PAIR_OWN.offset + s.batch * aux.params.$PAIR_OWN.batch + item.head * aux.params.$PAIR_OWN.head
-                + OWN_START * aux.params.$PAIR_OWN.seq;
-            let other_base = aux.params.$PAIR_WALKED.offset + s.batch * aux.params.$PAIR_WALKED.batch + walked_head * aux.params.$PAIR_WALKED.head
-                + WALKED_START * aux.params.$PAIR_WALKED.seq;
-            //$ for n in 0..K_LOADS
-            {
-                let walked = (thread + $nu * THREADS) / K_CHUNKS;
-                let chunk = thread % K_CHUNKS;
-                sh_slab[walked * K_STRIDE + chunk] =
-                    load_$PAIR_WALKED(other_base + min(w0 + walked, end - 1u) * aux.params.$PAIR_WALKED.seq, c0 + chunk);
-            }
-            //$ end
-            workgroupBarrier();   // the slab is whole
-            for (var c = 0u; c < chunks; c++) {
-                //$ for r in 0..ROWS
-                let pair_$r = load_$PAIR_OWN(pair_base + min(row + $ru, last) * aux.params.$PAIR_OWN.seq, c0 + c);
-                //$ end
-                //$ for k in 0..KEYS
-                {
-                    let other = sh_slab[(tx + $ku * TX) * K_STRIDE + c];
-                    //$ for r in 0..ROWS
-                    e_$r_$k += dot(pair_$r, other);
-                    //$ end
-                }
-                //$ end
-            }
-        }
-        //$ end
 
         // What is summed with the walked rows takes the place of the scores.
         //$ for k in 0..KEYS
@@ -147,7 +155,11 @@ fn main(
             //$ if OWNS_KEYS
             let record = rows[record_at(s, head, min(w, end - 1u))];
             //$ end
-            //$ for r in 0..ROWS
+            //$ for g in 0..ROWS step 4
+            //$ if GRADIENT
+            let e_$g = sh_weights[(tx + $ku * TX) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $gu / 4u];
+            //$ end
+            //$ for r in g..g+4
             {
                 let n = min(row + $ru, last);
                 //$ if OWNS_QUERIES
@@ -157,7 +169,7 @@ fn main(
                 let seen_rows = max(end_walked(s, n), lo) - lo;
                 let t = scored(s_$r_$k * aux.params.score_scale, n, w, w - lo < seen_rows);
                 //$ if GRADIENT
-                let ds = select(0.0, weight(t.value, record.x) * (e_$r_$k - record.y), t.visible);
+                let ds = select(0.0, weight(t.value, record.x) * (e_$g[$r - $g] - record.y), t.visible);
                 //$ if SLOPES
                 slope_$r -= ds * distance_of(n, w);
                 //$ end
@@ -168,6 +180,7 @@ fn main(
                 //$ end
                 seen = seen || t.visible;
             }
+            //$ end
             //$ end
             mark_seen(tx + $ku * TX, seen);
         }
