@@ -16,11 +16,11 @@ const TILE_OWN: u32 = TY * ROWS;
 const TILE_K: u32 = TX * KEYS;
 const WEIGHT_STRIDE: u32 = TILE_OWN / 4u + 1u;   // one more than needed: neighbours tx fall into different banks
 
-var<workgroup> sh_weights: array<vec4<f32>, TILE_K * WEIGHT_STRIDE>;   // [walked, own / 4], four rows a vec4
+var<workgroup> sh_weights: array<array<array<vec4<f32>, WEIGHT_STRIDE>, KEY_STEP>, TILE_K / KEY_STEP>;   // [walked, own / 4], four rows a vec4
 
-// Rows [TILE_K, K_CHUNKS] for products, then [V_KEYS, V_STRIDE] for sums.
-var<workgroup> sh_slab: array<vec4<f32>, SLAB>;
-const K_STRIDE: u32 = K_CHUNKS + 1u;   // one more than needed, as above
+// Rows [row / TX, chunk, row % TX] for products, then [row / BLOCK_KEYS, row % BLOCK_KEYS, column] for sums; nested as in the forward pass.
+var<workgroup> sh_slab: array<array<vec4<f32>, K_CHUNKS * K_STRIDE>, KEYS>;
+const K_STRIDE: u32 = TX + 1u;   // one more than needed, as above
 const V_STRIDE: u32 = TX * COLUMNS;
 
 @compute @workgroup_size(THREADS)
@@ -87,7 +87,7 @@ fn main(
             {
                 let walked = (thread + $nu * THREADS) / K_CHUNKS;
                 let chunk = thread % K_CHUNKS;
-                sh_slab[walked * K_STRIDE + chunk] =
+                sh_slab[walked / TX][chunk * K_STRIDE + walked % TX] =
                     load_$PAIR_WALKED(other_base + min(w0 + walked, end - 1u) * aux.params.$PAIR_WALKED.seq, c0 + chunk);
             }
             //$ end
@@ -98,7 +98,7 @@ fn main(
                 //$ end
                 //$ for k in 0..KEYS
                 {
-                    let other = sh_slab[(tx + $ku * TX) * K_STRIDE + c];
+                    let other = sh_slab[$k][c * K_STRIDE + tx];
                     //$ for r in 0..ROWS
                     s_$r_$k += dot(pair_$r, other);
                     //$ end
@@ -109,7 +109,7 @@ fn main(
         // They wait where the gradients will be, read and written by this invocation alone, while scores take their registers.
         //$ for k in 0..KEYS
         //$ for r in 0..ROWS step 4
-        sh_weights[(tx + $ku * TX) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u] =
+        sh_weights[(tx + $ku * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $ru / 4u] =
             vec4<f32>(s_$r_$k, s_${r+1}_$k, s_${r+2}_$k, s_${r+3}_$k);
         //$ end
         //$ for r in 0..ROWS
@@ -128,7 +128,7 @@ fn main(
             {
                 let walked = (thread + $nu * THREADS) / K_CHUNKS;
                 let chunk = thread % K_CHUNKS;
-                sh_slab[walked * K_STRIDE + chunk] = load_$WALKED(walked_base + min(w0 + walked, end - 1u) * aux.params.$WALKED.seq, c0 + chunk);
+                sh_slab[walked / TX][chunk * K_STRIDE + walked % TX] = load_$WALKED(walked_base + min(w0 + walked, end - 1u) * aux.params.$WALKED.seq, c0 + chunk);
             }
             //$ end
             workgroupBarrier();   // the slab is whole
@@ -138,7 +138,7 @@ fn main(
                 //$ end
                 //$ for k in 0..KEYS
                 {
-                    let walked = sh_slab[(tx + $ku * TX) * K_STRIDE + c];
+                    let walked = sh_slab[$k][c * K_STRIDE + tx];
                     //$ for r in 0..ROWS
                     s_$r_$k += dot(own_$r, walked);
                     //$ end
@@ -157,7 +157,7 @@ fn main(
             //$ end
             //$ for g in 0..ROWS step 4
             //$ if GRADIENT
-            let e_$g = sh_weights[(tx + $ku * TX) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $gu / 4u];
+            let e_$g = sh_weights[(tx + $ku * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $gu / 4u];
             //$ end
             //$ for r in g..g+4
             {
@@ -185,7 +185,7 @@ fn main(
             mark_seen(tx + $ku * TX, seen);
         }
         //$ for r in 0..ROWS step 4
-        sh_weights[(tx + $ku * TX) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u] =
+        sh_weights[(tx + $ku * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $ru / 4u] =
             vec4<f32>(s_$r_$k, s_${r+1}_$k, s_${r+2}_$k, s_${r+3}_$k);
         //$ end
         //$ end
@@ -198,9 +198,10 @@ fn main(
                 + WALKED_START * aux.params.$SUMMED.seq;
             //$ for n in 0..V_LOADS
             {
-                let place = g + (thread + $nu * THREADS) / V_STRIDE;
-                let x = load_$SUMMED(summed_base + min(w0 + place, end - 1u) * aux.params.$SUMMED.seq, item.split * VALUE_CHUNKS + thread % V_STRIDE);
-                sh_slab[thread + $nu * THREADS] = kept(x, key_seen(place));
+                let place = (thread + $nu * THREADS) / V_STRIDE;
+                let column = thread % V_STRIDE;
+                let x = load_$SUMMED(summed_base + min(w0 + g + place, end - 1u) * aux.params.$SUMMED.seq, item.split * VALUE_CHUNKS + column);
+                sh_slab[place / BLOCK_KEYS][place % BLOCK_KEYS * V_STRIDE + column] = kept(x, key_seen(g + place));
             }
             //$ end
             workgroupBarrier();   // the slab is whole
@@ -208,11 +209,11 @@ fn main(
                 //$ for n in 0..KEY_STEP
                 {
                     //$ for r in 0..ROWS step 4
-                    let w_$r = sh_weights[(g + n0 + $nu) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u];
+                    let w_$r = sh_weights[(g + n0) / KEY_STEP][$n][ty * (ROWS / 4u) + $ru / 4u];
                     //$ end
                     //$ for u in 0..COLUMNS
                     {
-                        let x = sh_slab[(n0 + $nu) * V_STRIDE + tx * COLUMNS + $uu];
+                        let x = sh_slab[n0 / BLOCK_KEYS + $nu / BLOCK_KEYS][$nu % BLOCK_KEYS * V_STRIDE + tx * COLUMNS + $uu];
                         //$ for r in 0..ROWS step 4
                         o_$r_$u += w_$r.x * x;
                         o_${r+1}_$u += w_$r.y * x;
