@@ -18,6 +18,9 @@ const FEATURES: u32 = 16;
 const HEADS: u32 = 8;
 const TOKENS: u32 = 4096;
 
+/// Tokens of linear attention: beyond 4,096 the gradient of its decay takes one kernel more.
+const LINEAR_TOKENS: u32 = 8192;
+
 /// The pipelines of all plans for this device, each once, and whether it is planned without a pinned kernel.
 pub(super) fn keys(device: &Capabilities) -> Result<BTreeMap<Key, bool>> {
     let mut keys = BTreeMap::from_iter(appended().map(|key| (key, true)));
@@ -132,7 +135,7 @@ fn attention(heads: Heads, dim: u32, kernel: Option<Kernel>) -> Result<Attention
 }
 
 fn tokens(pass: Pass) -> Tokens {
-    Tokens::new(1, if matches!(pass, Pass::Step { .. }) { 1 } else { TOKENS })
+    Tokens::new(1, if matches!(pass, Pass::Step { .. }) { 1 } else { LINEAR_TOKENS })
 }
 
 #[cfg(test)]
@@ -163,7 +166,8 @@ mod tests {
         let wanted = "based_chunk based_gradient based_read based_read_gradient based_state based_step cache_append \
             flash_backward_dbias flash_backward_delta flash_backward_dk flash_backward_dkdv flash_backward_dq \
             flash_backward_dsinks flash_backward_dslopes flash_backward_dv flash_forward flash_merge flash_split \
-            lightning_chunk lightning_decay lightning_decay_sum lightning_scan lightning_segment lightning_step";
+            lightning_chunk lightning_decay lightning_decay_sum lightning_scan lightning_scan_within lightning_segment \
+            lightning_step";
         let wanted: BTreeSet<String> = wanted.split_whitespace().map(str::to_owned).collect();
         assert_eq!(operators(&[gpu, cpu, stretches]), wanted);
     }
