@@ -5,21 +5,22 @@
 //
 // A workgroup of TX x TY invocations owns a tile of TY * ROWS queries, for dq, and walks the keys that they see TX * KEYS at a time; or
 // it owns keys, for dk or dv, and walks the queries that see them, of all heads that share these keys. Invocation (tx, ty) holds in
-// registers: the scores of its rows ty * ROWS .. + ROWS with rows tx, tx + TX, .. of what is walked; and of the same rows COLUMNS vec4 of
-// the gradient, from column tx * COLUMNS on. What is walked passes through a slab of workgroup memory; the gradients of scores (for dv:
-// the weights) pass from the first layout to the second through sh_weights. Dims are loops, so they may be any. dk and dv take a
-// dispatch each: together their sums would not fit the registers of many a GPU. $OWN and $WALKED are q and k, or k and q; $PAIR_OWN and
-// $PAIR_WALKED the gradient of the output and v, or the reverse; $SUMMED is what the gradient is a sum of.
+// registers: products of its rows ty * ROWS .. + ROWS with rows tx, tx + TX, .. of what is walked, first dO . v, which wait in sh_weights,
+// then scores; and of the same rows COLUMNS vec4 of the gradient, from column tx * COLUMNS on. What is walked passes through a slab of
+// workgroup memory; the gradients of scores (for dv: the weights) pass from the first layout to the second through sh_weights. Dims are
+// loops, so they may be any. dk and dv take a dispatch each: together their sums would not fit the registers of many a GPU. $OWN and
+// $WALKED are q and k, or k and q; $PAIR_OWN and $PAIR_WALKED the gradient of the output and v, or the reverse; $SUMMED is what the
+// gradient is a sum of.
 
 const TILE_OWN: u32 = TY * ROWS;
 const TILE_K: u32 = TX * KEYS;
 const WEIGHT_STRIDE: u32 = TILE_OWN / 4u + 1u;   // one more than needed: neighbours tx fall into different banks
 
-var<workgroup> sh_weights: array<vec4<f32>, TILE_K * WEIGHT_STRIDE>;   // [walked, own / 4], four rows a vec4
+var<workgroup> sh_weights: array<array<array<vec4<f32>, WEIGHT_STRIDE>, KEY_STEP>, TILE_K / KEY_STEP>;   // [walked, own / 4], four rows a vec4
 
-// Rows [TILE_K, K_CHUNKS] for products, then [V_KEYS, V_STRIDE] for sums.
-var<workgroup> sh_slab: array<vec4<f32>, SLAB>;
-const K_STRIDE: u32 = K_CHUNKS + 1u;   // one more than needed, as above
+// Rows [row / TX, chunk, row % TX] for products, then [row / BLOCK_KEYS, row % BLOCK_KEYS, column] for sums; nested as in the forward pass.
+var<workgroup> sh_slab: array<array<vec4<f32>, K_CHUNKS * K_STRIDE>, KEYS>;
+const K_STRIDE: u32 = TX + 1u;   // one more than needed, as above
 const V_STRIDE: u32 = TX * COLUMNS;
 
 @compute @workgroup_size(THREADS)
@@ -55,24 +56,67 @@ fn main(
     let row = first + ty * ROWS;   // padding rows repeat the last one; they are never stored
 
     //$ if OWNS_KEYS
-    for (var head = item.head * aux.params.group; head < (item.head + 1u) * aux.params.group; head++) {
-    let walked_head = head;
+    // Head after head in one loop: a loop around it would take registers for the bounds that naga gives to each.
+    var head = item.head * aux.params.group;
+    let heads = head + select(0u, aux.params.group, start < end);
+    for (var w0 = start; head < heads; w0 += TILE_K) {
+        let walked_head = head;
+        begin_scores(s, head);
     //$ end
     //$ if OWNS_QUERIES
     let head = item.head;
     let walked_head = head / aux.params.group;
-    //$ end
     begin_scores(s, head);
     for (var w0 = start; w0 < end; w0 += TILE_K) {
+    //$ end
         //$ for r in 0..ROWS
         //$ for k in 0..KEYS
         var s_$r_$k = 0.0;
-        //$ if GRADIENT
-        var e_$r_$k = 0.0;
-        //$ end
         //$ end
         //$ end
         clear_seen(thread);
+        //$ if GRADIENT
+        for (var c0 = 0u; c0 < aux.params.value_chunks; c0 += K_CHUNKS) {
+            let chunks = min(K_CHUNKS, aux.params.value_chunks - c0);
+            workgroupBarrier();   // the slab's previous use, and the previous tile's weights, have been read
+            let pair_base = aux.params.$PAIR_OWN.offset + s.batch * aux.params.$PAIR_OWN.batch + item.head * aux.params.$PAIR_OWN.head
+                + OWN_START * aux.params.$PAIR_OWN.seq;
+            let other_base = aux.params.$PAIR_WALKED.offset + s.batch * aux.params.$PAIR_WALKED.batch + walked_head * aux.params.$PAIR_WALKED.head
+                + WALKED_START * aux.params.$PAIR_WALKED.seq;
+            //$ for n in 0..K_LOADS
+            {
+                let walked = (thread + $nu * THREADS) / K_CHUNKS;
+                let chunk = thread % K_CHUNKS;
+                sh_slab[walked / TX][chunk * K_STRIDE + walked % TX] =
+                    load_$PAIR_WALKED(other_base + min(w0 + walked, end - 1u) * aux.params.$PAIR_WALKED.seq, c0 + chunk);
+            }
+            //$ end
+            workgroupBarrier();   // the slab is whole
+            for (var c = 0u; c < chunks; c++) {
+                //$ for r in 0..ROWS
+                let pair_$r = load_$PAIR_OWN(pair_base + min(row + $ru, last) * aux.params.$PAIR_OWN.seq, c0 + c);
+                //$ end
+                //$ for k in 0..KEYS
+                {
+                    let other = sh_slab[$k][c * K_STRIDE + tx];
+                    //$ for r in 0..ROWS
+                    s_$r_$k += dot(pair_$r, other);
+                    //$ end
+                }
+                //$ end
+            }
+        }
+        // They wait where the gradients will be, read and written by this invocation alone, while scores take their registers.
+        //$ for k in 0..KEYS
+        //$ for r in 0..ROWS step 4
+        sh_weights[(tx + $ku * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $ru / 4u] =
+            vec4<f32>(s_$r_$k, s_${r+1}_$k, s_${r+2}_$k, s_${r+3}_$k);
+        //$ end
+        //$ for r in 0..ROWS
+        s_$r_$k = 0.0;
+        //$ end
+        //$ end
+        //$ end
         for (var c0 = 0u; c0 < aux.params.head_chunks; c0 += K_CHUNKS) {
             let chunks = min(K_CHUNKS, aux.params.head_chunks - c0);
             workgroupBarrier();   // the slab's previous use, and the previous tile's weights, have been read
@@ -84,7 +128,7 @@ fn main(
             {
                 let walked = (thread + $nu * THREADS) / K_CHUNKS;
                 let chunk = thread % K_CHUNKS;
-                sh_slab[walked * K_STRIDE + chunk] = load_$WALKED(walked_base + min(w0 + walked, end - 1u) * aux.params.$WALKED.seq, c0 + chunk);
+                sh_slab[walked / TX][chunk * K_STRIDE + walked % TX] = load_$WALKED(walked_base + min(w0 + walked, end - 1u) * aux.params.$WALKED.seq, c0 + chunk);
             }
             //$ end
             workgroupBarrier();   // the slab is whole
@@ -94,7 +138,7 @@ fn main(
                 //$ end
                 //$ for k in 0..KEYS
                 {
-                    let walked = sh_slab[(tx + $ku * TX) * K_STRIDE + c];
+                    let walked = sh_slab[$k][c * K_STRIDE + tx];
                     //$ for r in 0..ROWS
                     s_$r_$k += dot(own_$r, walked);
                     //$ end
@@ -102,38 +146,6 @@ fn main(
                 //$ end
             }
         }
-        //$ if GRADIENT
-        for (var c0 = 0u; c0 < aux.params.value_chunks; c0 += K_CHUNKS) {
-            let chunks = min(K_CHUNKS, aux.params.value_chunks - c0);
-            workgroupBarrier();   // the slab's previous use has been read
-            let pair_base = aux.params.$PAIR_OWN.offset + s.batch * aux.params.$PAIR_OWN.batch + item.head * aux.params.$PAIR_OWN.head
-                + OWN_START * aux.params.$PAIR_OWN.seq;
-            let other_base = aux.params.$PAIR_WALKED.offset + s.batch * aux.params.$PAIR_WALKED.batch + walked_head * aux.params.$PAIR_WALKED.head
-                + WALKED_START * aux.params.$PAIR_WALKED.seq;
-            //$ for n in 0..K_LOADS
-            {
-                let walked = (thread + $nu * THREADS) / K_CHUNKS;
-                let chunk = thread % K_CHUNKS;
-                sh_slab[walked * K_STRIDE + chunk] =
-                    load_$PAIR_WALKED(other_base + min(w0 + walked, end - 1u) * aux.params.$PAIR_WALKED.seq, c0 + chunk);
-            }
-            //$ end
-            workgroupBarrier();   // the slab is whole
-            for (var c = 0u; c < chunks; c++) {
-                //$ for r in 0..ROWS
-                let pair_$r = load_$PAIR_OWN(pair_base + min(row + $ru, last) * aux.params.$PAIR_OWN.seq, c0 + c);
-                //$ end
-                //$ for k in 0..KEYS
-                {
-                    let other = sh_slab[(tx + $ku * TX) * K_STRIDE + c];
-                    //$ for r in 0..ROWS
-                    e_$r_$k += dot(pair_$r, other);
-                    //$ end
-                }
-                //$ end
-            }
-        }
-        //$ end
 
         // What is summed with the walked rows takes the place of the scores.
         //$ for k in 0..KEYS
@@ -143,7 +155,11 @@ fn main(
             //$ if OWNS_KEYS
             let record = rows[record_at(s, head, min(w, end - 1u))];
             //$ end
-            //$ for r in 0..ROWS
+            //$ for g in 0..ROWS step 4
+            //$ if GRADIENT
+            let e_$g = sh_weights[(tx + $ku * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $gu / 4u];
+            //$ end
+            //$ for r in g..g+4
             {
                 let n = min(row + $ru, last);
                 //$ if OWNS_QUERIES
@@ -153,7 +169,7 @@ fn main(
                 let seen_rows = max(end_walked(s, n), lo) - lo;
                 let t = scored(s_$r_$k * aux.params.score_scale, n, w, w - lo < seen_rows);
                 //$ if GRADIENT
-                let ds = select(0.0, weight(t.value, record.x) * (e_$r_$k - record.y), t.visible);
+                let ds = select(0.0, weight(t.value, record.x) * (e_$g[$r - $g] - record.y), t.visible);
                 //$ if SLOPES
                 slope_$r -= ds * distance_of(n, w);
                 //$ end
@@ -165,10 +181,11 @@ fn main(
                 seen = seen || t.visible;
             }
             //$ end
+            //$ end
             mark_seen(tx + $ku * TX, seen);
         }
         //$ for r in 0..ROWS step 4
-        sh_weights[(tx + $ku * TX) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u] =
+        sh_weights[(tx + $ku * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $ru / 4u] =
             vec4<f32>(s_$r_$k, s_${r+1}_$k, s_${r+2}_$k, s_${r+3}_$k);
         //$ end
         //$ end
@@ -181,9 +198,10 @@ fn main(
                 + WALKED_START * aux.params.$SUMMED.seq;
             //$ for n in 0..V_LOADS
             {
-                let place = g + (thread + $nu * THREADS) / V_STRIDE;
-                let x = load_$SUMMED(summed_base + min(w0 + place, end - 1u) * aux.params.$SUMMED.seq, item.split * VALUE_CHUNKS + thread % V_STRIDE);
-                sh_slab[thread + $nu * THREADS] = kept(x, key_seen(place));
+                let place = (thread + $nu * THREADS) / V_STRIDE;
+                let column = thread % V_STRIDE;
+                let x = load_$SUMMED(summed_base + min(w0 + g + place, end - 1u) * aux.params.$SUMMED.seq, item.split * VALUE_CHUNKS + column);
+                sh_slab[place / BLOCK_KEYS][place % BLOCK_KEYS * V_STRIDE + column] = kept(x, key_seen(g + place));
             }
             //$ end
             workgroupBarrier();   // the slab is whole
@@ -191,11 +209,11 @@ fn main(
                 //$ for n in 0..KEY_STEP
                 {
                     //$ for r in 0..ROWS step 4
-                    let w_$r = sh_weights[(g + n0 + $nu) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u];
+                    let w_$r = sh_weights[(g + n0) / KEY_STEP][$n][ty * (ROWS / 4u) + $ru / 4u];
                     //$ end
                     //$ for u in 0..COLUMNS
                     {
-                        let x = sh_slab[(n0 + $nu) * V_STRIDE + tx * COLUMNS + $uu];
+                        let x = sh_slab[n0 / BLOCK_KEYS + $nu / BLOCK_KEYS][$nu % BLOCK_KEYS * V_STRIDE + tx * COLUMNS + $uu];
                         //$ for r in 0..ROWS step 4
                         o_$r_$u += w_$r.x * x;
                         o_${r+1}_$u += w_$r.y * x;
@@ -208,10 +226,13 @@ fn main(
                 //$ end
             }
         }
+        //$ if OWNS_KEYS
+        if (end - w0 <= TILE_K) {
+            head++;
+            w0 = start - TILE_K;
+        }
+        //$ end
     }
-    //$ if OWNS_KEYS
-    }
-    //$ end
 
     let column = item.split * VALUE_CHUNKS + tx * COLUMNS;
     let result_base = aux.params.$RESULT.offset + s.batch * aux.params.$RESULT.batch + item.head * aux.params.$RESULT.head

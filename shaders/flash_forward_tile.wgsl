@@ -13,11 +13,12 @@ const TILE_Q: u32 = TY * ROWS;
 const TILE_K: u32 = TX * KEYS;
 const WEIGHT_STRIDE: u32 = TILE_Q / 4u + 1u;   // one more than needed: neighbours tx fall into different banks
 
-var<workgroup> sh_weights: array<vec4<f32>, TILE_K * WEIGHT_STRIDE>;   // [key, query / 4], four queries a vec4
+var<workgroup> sh_weights: array<array<array<vec4<f32>, WEIGHT_STRIDE>, KEY_STEP>, TILE_K / KEY_STEP>;   // [key, query / 4], four queries a vec4
 
-// Keys [TILE_K, K_CHUNKS], then values [V_KEYS, V_STRIDE].
-var<workgroup> sh_slab: array<vec4<f32>, SLAB>;
-const K_STRIDE: u32 = K_CHUNKS + 1u;   // one more than needed, as above
+// Keys [key / TX, chunk, key % TX], then values [key / BLOCK_KEYS, key % BLOCK_KEYS, column]. Both arrays are nested so that one checked
+// index serves all that a turn of an inner loop reads: what is added to it is constant, or known not to leave its row.
+var<workgroup> sh_slab: array<array<vec4<f32>, K_CHUNKS * K_STRIDE>, KEYS>;
+const K_STRIDE: u32 = TX + 1u;   // one more than needed, as above
 const V_STRIDE: u32 = TX * COLUMNS;
 
 @compute @workgroup_size(THREADS)
@@ -71,7 +72,7 @@ fn main(
                 // What lies past the last key or the head dim is never looked at.
                 let key = (thread + $nu * THREADS) / K_CHUNKS;
                 let chunk = thread % K_CHUNKS;
-                sh_slab[key * K_STRIDE + chunk] = load_k(k_row(k_first, s, j0 + key), c0 + chunk);
+                sh_slab[key / TX][chunk * K_STRIDE + key % TX] = load_k(k_row(k_first, s, j0 + key), c0 + chunk);
             }
             //$ end
             workgroupBarrier();   // the slab is whole
@@ -81,7 +82,7 @@ fn main(
                 //$ end
                 //$ for k in 0..KEYS
                 {
-                    let k = sh_slab[(tx + $ku * TX) * K_STRIDE + c];
+                    let k = sh_slab[$k][c * K_STRIDE + tx];
                     //$ for r in 0..ROWS
                     s_$r_$k += dot(q_$r, k);
                     //$ end
@@ -138,7 +139,7 @@ fn main(
         l_$r += s_$r_$k;
         //$ end
         //$ for r in 0..ROWS step 4
-        sh_weights[(tx + $ku * TX) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u] =
+        sh_weights[(tx + $ku * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $ru / 4u] =
             vec4<f32>(s_$r_$k, s_${r+1}_$k, s_${r+2}_$k, s_${r+3}_$k);
         //$ end
         //$ end
@@ -149,9 +150,10 @@ fn main(
             workgroupBarrier();   // the slab's previous use has been read, all weights have been written
             //$ for n in 0..V_LOADS
             {
-                let key = g + (thread + $nu * THREADS) / V_STRIDE;
-                let v = load_v(v_row(v_first, s, min(j0 + key, end - 1u)), item.split * VALUE_CHUNKS + thread % V_STRIDE);
-                sh_slab[thread + $nu * THREADS] = kept(v, key_seen(key));
+                let place = (thread + $nu * THREADS) / V_STRIDE;
+                let column = thread % V_STRIDE;
+                let v = load_v(v_row(v_first, s, min(j0 + g + place, end - 1u)), item.split * VALUE_CHUNKS + column);
+                sh_slab[place / BLOCK_KEYS][place % BLOCK_KEYS * V_STRIDE + column] = kept(v, key_seen(g + place));
             }
             //$ end
             workgroupBarrier();   // the slab is whole
@@ -159,11 +161,11 @@ fn main(
                 //$ for n in 0..KEY_STEP
                 {
                     //$ for r in 0..ROWS step 4
-                    let w_$r = sh_weights[(g + n0 + $nu) * WEIGHT_STRIDE + ty * (ROWS / 4u) + $ru / 4u];
+                    let w_$r = sh_weights[(g + n0) / KEY_STEP][$n][ty * (ROWS / 4u) + $ru / 4u];
                     //$ end
                     //$ for u in 0..COLUMNS
                     {
-                        let v = sh_slab[(n0 + $nu) * V_STRIDE + tx * COLUMNS + $uu];
+                        let v = sh_slab[n0 / BLOCK_KEYS + $nu / BLOCK_KEYS][$nu % BLOCK_KEYS * V_STRIDE + tx * COLUMNS + $uu];
                         //$ for r in 0..ROWS step 4
                         o_$r_$u += w_$r.x * v;
                         o_${r+1}_$u += w_$r.y * v;

@@ -2,7 +2,7 @@
 
 use crate::key::{Access, FlashKey, Kernel, Key, ScoreOptions, Shape, Storage};
 use crate::split::{AppendKey, LengthsKey, MergeKey, key_places};
-use crate::table::{KEY_STEP, columns, kernel_files, slab, value_keys};
+use crate::table::{KEY_STEP, columns, kernel_files, row_values, value_keys};
 use crate::unroll::unroll;
 
 macro_rules! files {
@@ -328,7 +328,7 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
                 ("VALUE_CHUNKS", value_chunks),
                 ("COLUMNS", columns(shape, key.value_class)),
                 ("K_CHUNKS", shape.k_chunks),
-                ("SLAB", slab(shape)),
+                ("BLOCK_KEYS", row_values(shape, key.value_class)),
                 ("K_LOADS", shape.keys * shape.k_chunks / shape.ty),
                 ("V_KEYS", value_keys(shape, key.value_class)),
                 ("V_LOADS", value_keys(shape, key.value_class) * columns(shape, key.value_class) / shape.ty),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::compose::{Binding, Element, Output, elements, file, key_sharing, params, score_parts};
 use crate::key::{Access, Kernel, ScoreOptions, Shape, Storage};
-use crate::table::{KEY_STEP, columns, slab, tile_bytes, value_keys};
+use crate::table::{KEY_STEP, columns, row_values, tile_bytes, value_keys};
 
 /// What a kernel of the backward pass does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -249,7 +249,7 @@ impl FlashBackwardKey {
                     ("VALUE_CHUNKS", value_chunks),
                     ("COLUMNS", columns),
                     ("K_CHUNKS", shape.k_chunks),
-                    ("SLAB", slab(shape)),
+                    ("BLOCK_KEYS", row_values(shape, self.value_class)),
                     ("K_LOADS", shape.keys * shape.k_chunks / shape.ty),
                     ("V_KEYS", keys),
                     ("V_LOADS", keys * columns / shape.ty),

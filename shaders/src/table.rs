@@ -67,19 +67,28 @@ pub fn columns(tile: TileShape, value_class: u32) -> u32 {
     (value_class / 4).div_ceil(tile.tx)
 }
 
-/// Size of the slab, in vec4: the tile's keys with one column between neighbours.
+/// Size of the slab, in vec4: the tile's keys, with one more between neighbouring columns.
 #[must_use]
 pub fn slab(tile: TileShape) -> u32 {
-    tile.tx * tile.keys * (tile.k_chunks + 1)
+    tile.keys * slab_row(tile)
 }
 
-/// Values that fit the slab at a time: a multiple of [`KEY_STEP`], and as many loads for each invocation.
+/// Size of the slab's rows.
+fn slab_row(tile: TileShape) -> u32 {
+    tile.k_chunks * (tile.tx + 1)
+}
+
+/// Values that fit a row of the slab, a step of the inner loop at most: a power of two.
+#[must_use]
+pub fn row_values(tile: TileShape, value_class: u32) -> u32 {
+    let fit = slab_row(tile) / (tile.tx * columns(tile, value_class));
+    if fit >= KEY_STEP { KEY_STEP } else { 1 << fit.ilog2() }
+}
+
+/// Values that fit the slab at a time.
 #[must_use]
 pub fn value_keys(tile: TileShape, value_class: u32) -> u32 {
-    let columns = columns(tile, value_class);
-    let fit = slab(tile) / (tile.tx * columns);
-    let step = KEY_STEP.max(tile.ty / columns);
-    (fit / step * step).min(tile.tx * tile.keys)
+    tile.keys * row_values(tile, value_class)
 }
 
 /// Turns of its loops that a kernel takes for a tile of keys, at most.

@@ -3,6 +3,8 @@
 mod bench;
 mod check;
 mod devices;
+#[cfg(not(target_vendor = "apple"))]
+mod isa;
 mod lavapipe;
 mod model;
 mod replay;
@@ -32,6 +34,9 @@ enum Command {
     Replay(replay::Args),
     /// Lists adapters, with what decides which kernel they run
     Devices(devices::Args),
+    /// What a Vulkan driver's compiler made of each kernel: registers, spills, instructions. Nothing is run
+    #[cfg(not(target_vendor = "apple"))]
+    Isa(isa::Args),
     /// Runs all tests; on Linux without a GPU, on a software driver that it installs
     Test(test::Args),
     /// Formatting, lints, documentation, packages
@@ -49,6 +54,8 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Devices(args) => devices::run(&args),
+        #[cfg(not(target_vendor = "apple"))]
+        Command::Isa(args) => isa::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Check => check::run(),
         Command::Model { name } => model::run(&name),

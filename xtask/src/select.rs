@@ -69,7 +69,8 @@ pub(crate) fn matching(all: Vec<Adapter>, filter: Option<&str>) -> Vec<Adapter> 
     all.into_iter().filter(matches).collect()
 }
 
-fn choose(all: Vec<Adapter>, filter: Option<&str>) -> Result<Adapter> {
+/// Of these adapters, the one that `filter` names, or else the one that is preferred.
+pub(crate) fn choose(all: Vec<Adapter>, filter: Option<&str>) -> Result<Adapter> {
     let names: Vec<String> = all.iter().map(|adapter| device_label(&adapter.get_info())).collect();
     match matching(all, filter).into_iter().min_by_key(|adapter| rank(adapter.get_info().device_type)) {
         Some(adapter) => Ok(adapter),
