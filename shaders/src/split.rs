@@ -84,6 +84,9 @@ impl LengthsKey {
     /// Invocations of its workgroup.
     pub const INVOCATIONS: u32 = 64;
 
+    /// Bytes of workgroup memory that the kernel declares: two counts an invocation.
+    pub const WORKGROUP_BYTES: u32 = 8 * Self::INVOCATIONS;
+
     pub(crate) fn bindings() -> Vec<Binding> {
         [(0, "lengths", false), (3, "work", true), (7, "aux", false)]
             .map(|(slot, name, writes)| Binding { slot, name, writes })

@@ -7,7 +7,7 @@ use wattn_scheduler::{
     Attention, BackwardPlan, Based, BasedPlan, CacheLayout, Capabilities, Decay, DecodePlan, Extent, HeadDim, Heads,
     Lightning, LinearPlan, Pass, Plan, PlanError, Schedule, Tokens,
 };
-use wattn_shaders::{Access, AppendKey, Kernel, Key, Storage, table};
+use wattn_shaders::{Access, AppendKey, Kernel, Key, LengthsKey, Storage, table};
 
 /// Head dims, and value dims with them.
 const DIMS: [u32; 2] = [64, 128];
@@ -23,7 +23,7 @@ const LINEAR_TOKENS: u32 = 8192;
 
 /// The pipelines of all plans for this device, each once, and whether it is planned without a pinned kernel.
 pub(super) fn keys(device: &Capabilities) -> Result<BTreeMap<Key, bool>> {
-    let mut keys = BTreeMap::from_iter(appended().map(|key| (key, true)));
+    let mut keys = BTreeMap::from_iter(appended().chain([Key::Lengths(LengthsKey)]).map(|key| (key, true)));
     for dim in DIMS {
         for kernel in [None].into_iter().chain(Kernel::ALL.map(Some)) {
             let found = [
@@ -49,6 +49,7 @@ pub(super) fn shared_bytes(key: &Key) -> u32 {
         Key::FlashBackward(key) => key.workgroup_bytes(),
         Key::Linear(key) => key.workgroup_bytes(),
         Key::Based(key) => key.workgroup_bytes(),
+        Key::Lengths(_) => LengthsKey::WORKGROUP_BYTES,
         Key::Merge(_) | Key::Append(_) => 0,
     }
 }
@@ -100,7 +101,7 @@ fn decode(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Vec
 /// What goes into a cache is copied by one kernel, whichever reads it.
 fn appended() -> impl Iterator<Item = Key> {
     let to = [Storage::F32, Storage::F16, Storage::Bf16, Storage::Int8];
-    to.into_iter().map(|to| Key::Append(AppendKey { from: Storage::F32, access: Access::Vec4, to }))
+    to.into_iter().map(|to| Key::Append(AppendKey { from: Storage::F32, access: Access::Vec4, to, device: false }))
 }
 
 fn lightning(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Vec<Key>> {
@@ -165,7 +166,8 @@ mod tests {
         let stretches = Capabilities { loop_turns: Some(65_535), ..cpu };
         let wanted = "based_chunk based_gradient based_read based_read_gradient based_state based_step cache_append \
             flash_backward_dbias flash_backward_delta flash_backward_dk flash_backward_dkdv flash_backward_dq \
-            flash_backward_dsinks flash_backward_dslopes flash_backward_dv flash_forward flash_merge flash_split \
+            flash_backward_dsinks flash_backward_dslopes flash_backward_dv flash_forward flash_lengths flash_merge \
+            flash_split \
             lightning_chunk lightning_decay lightning_decay_sum lightning_scan lightning_scan_within lightning_segment \
             lightning_step";
         let wanted: BTreeSet<String> = wanted.split_whitespace().map(str::to_owned).collect();
