@@ -24,8 +24,9 @@ use std::sync::Arc;
 use gpu::Gpu;
 use libtest_mimic::{Arguments, Trial};
 
-/// Pipelines that the tests of one operator may need on one device: few, since some drivers take seconds for each.
-const PIPELINES: usize = 150;
+/// Pipelines that the tests of one operator may need on one adapter (where it has two devices, on both together): few, since some
+/// drivers take seconds for each.
+const PIPELINES: usize = 130;
 /// Softmax attention, its backward pass, few queries over many keys, linear attention with decay, BASED.
 const OPERATORS: usize = 5;
 
