@@ -20,7 +20,7 @@ pub use based::{
 };
 pub use compose::{Binding, bindings, compose};
 pub use flash_backward::{BackwardOp, DBIAS_TILE, FlashBackwardKey};
-pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
+pub use key::{Access, FlashKey, Kernel, Key, LaneShape, MatrixShape, ScoreOptions, Shape, Storage, TileShape};
 pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
 pub use params::{LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};
 pub use split::{AppendKey, MergeKey, SPLIT_ROWS, SplitKey};

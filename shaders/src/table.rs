@@ -1,6 +1,6 @@
 //! The kernel table: for each kernel its files, its menu of shapes, its workgroup memory and what it can serve.
 
-use crate::key::{FlashKey, Kernel, LaneShape, Shape, TileShape};
+use crate::key::{FlashKey, Kernel, LaneShape, MatrixShape, Shape, TileShape};
 
 /// The widest part of the value dim that one workgroup handles; wider values are split over workgroups.
 pub const VALUE_SPLIT: u32 = 128;
@@ -20,6 +20,13 @@ pub fn kernel_files(key: &FlashKey) -> Vec<&'static str> {
     };
     let rows = |seen| vec![if masks { seen } else { "seen_lane_range" }, "flash_forward_rows"];
     match (key.kernel, key.shape) {
+        (Kernel::Matrix, _) | (_, Shape::Matrix(_)) => vec![
+            "matrices",
+            "invocation_subgroup",
+            "rows_subgroup",
+            if masks { "seen_tile" } else { "seen_tile_range" },
+            "flash_forward_matrix",
+        ],
         (Kernel::TileSubgroup, _) => tile("invocation_subgroup", "rows_subgroup"),
         (Kernel::TileUniversal, Shape::Tile(_)) => tile("invocation", "rows_workgroup"),
         (Kernel::TileUniversal, Shape::Lanes(_)) => rows("seen_alone"),
@@ -87,6 +94,8 @@ pub fn value_keys(tile: TileShape, value_class: u32) -> u32 {
 pub fn turns(key: &FlashKey, head_dim: u32) -> u32 {
     match key.shape {
         Shape::Lanes(_) => 1,
+        Shape::Matrix(_) if key.head_class > 0 => 1,
+        Shape::Matrix(_) => 1 + head_dim.div_ceil(STREAM_DIMS) * 9,
         Shape::Tile(tile) => {
             let slabs = head_dim.div_ceil(4).div_ceil(tile.k_chunks);
             let values = value_keys(tile, key.value_class);
@@ -98,8 +107,11 @@ pub fn turns(key: &FlashKey, head_dim: u32) -> u32 {
 /// Bytes of workgroup memory that a key's kernel declares.
 #[must_use]
 pub fn workgroup_bytes(key: &FlashKey) -> u32 {
-    let Shape::Tile(tile) = key.shape else { return 0 };
-    tile_bytes(tile, key.kernel == Kernel::TileUniversal, key.options.masks_elements())
+    match key.shape {
+        Shape::Lanes(_) => 0,
+        Shape::Tile(tile) => tile_bytes(tile, key.kernel == Kernel::TileUniversal, key.options.masks_elements()),
+        Shape::Matrix(shape) => matrix_bytes(shape, key),
+    }
 }
 
 /// Bytes of a tile: of its weights and its slab, of `rows` that reduce there, and of the keys that are `seen`.
@@ -107,13 +119,57 @@ pub(crate) fn tile_bytes(tile: TileShape, rows: bool, seen: bool) -> u32 {
     let (tile_q, tile_k) = (tile.ty * tile.rows, tile.tx * tile.keys);
     let weights = 16 * tile_k * (tile_q / 4 + 1);
     let rows = if rows { 16 * tile.tx * tile.ty } else { 0 };
-    // wgpu rounds each variable up to 16 bytes.
-    let seen = if seen { (4 * tile_k.div_ceil(32)).next_multiple_of(16) } else { 0 };
-    weights + 16 * slab(tile) + rows + seen
+    weights + 16 * slab(tile) + rows + seen_bytes(tile_k, seen)
+}
+
+/// Bytes of a bit a key, rounded up as wgpu rounds each variable.
+fn seen_bytes(tile_k: u32, seen: bool) -> u32 {
+    if seen { (4 * tile_k.div_ceil(32)).next_multiple_of(16) } else { 0 }
 }
 
 /// The least class that holds `dim`.
 #[must_use]
 pub fn dim_class(dim: u32) -> Option<u32> {
     DIM_CLASSES.into_iter().find(|&class| dim <= class)
+}
+
+/// Rows and columns of the cooperative matrices on the menu.
+pub const MATRIX_SIDES: [u32; 2] = [8, 16];
+
+/// Columns of queries and keys that `matrix` sums at a time where the head dim is beyond the classes.
+pub const STREAM_DIMS: u32 = 64;
+
+/// The tile of `matrix` for matrices of `side` and subgroups of `min` to `max` lanes: two invocations a query where 128 of them are
+/// four subgroups or fewer, else one.
+#[must_use]
+pub fn matrix_shape(side: u32, (min, max): (u32, u32)) -> MatrixShape {
+    let threads = (4 * min).clamp(32, 128);
+    let strips = (threads / 2).max(32) / side;
+    MatrixShape { side, strips, own: (strips * max).div_ceil(threads), key_blocks: 32 / side, threads }
+}
+
+/// Columns of queries and keys that lie in the slab of `matrix` at a time.
+pub(crate) fn matrix_head_dims(key: &FlashKey) -> u32 {
+    if key.head_class > 0 { key.head_class } else { STREAM_DIMS }
+}
+
+/// Size of the slab of `matrix`, in fours of f16, and where values begin in it. Queries that stay in matrices pass through it first;
+/// keys and values then lie side by side. Others are staged with their keys, and values take the place of both.
+pub(crate) fn matrix_slab(shape: MatrixShape, key: &FlashKey) -> (u32, u32) {
+    let (tile_q, tile_k) = (shape.strips * shape.side, shape.key_blocks * shape.side);
+    let (head, value) = (matrix_head_dims(key) / 4 + 2, key.value_class / 4 + 2);
+    if key.head_class > 0 {
+        ((tile_q * head).max(tile_k * (head + value)), tile_k * head)
+    } else {
+        (((tile_q + tile_k) * head).max(tile_k * value), 0)
+    }
+}
+
+/// Bytes of the slab, of scores in f32 and weights in f16, of the flag that the reference of a row has risen, and of the keys seen.
+fn matrix_bytes(shape: MatrixShape, key: &FlashKey) -> u32 {
+    let (tile_q, tile_k) = (shape.strips * shape.side, shape.key_blocks * shape.side);
+    let slab = (8 * matrix_slab(shape, key).0).next_multiple_of(16);
+    let scores = 16 * tile_q * (tile_k / 4 + 1);
+    let weights = 8 * tile_q * (tile_k / 4 + 2);
+    slab + scores + weights + 16 + seen_bytes(tile_k, key.options.masks_elements())
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use wattn::wgpu::{Adapter, Features};
 use wattn::{Attention, Engine, Extent, HeadDim, Heads, Kernel};
-use wattn_tests::{adapters, device_label};
+use wattn_tests::{adapters, device_label, engine};
 
 use crate::select::matching;
 
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn describe(adapter: &Adapter) -> Result<Vec<(&'static str, String)>> {
     let info = adapter.get_info();
-    let engine = Engine::on_adapter(adapter)?;
+    let engine = engine(adapter)?;
     let device = engine.capabilities();
     let subgroups = match device.subgroups {
         Some((min, max)) => format!("{min} to {max} lanes"),

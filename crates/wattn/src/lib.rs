@@ -29,7 +29,7 @@ pub use backward_plan::BackwardPlan;
 pub use based_operands::BasedOperands;
 pub use based_plan::BasedPlan;
 pub use cache::KvCache;
-pub use capabilities::{wanted_features, wanted_limits};
+pub use capabilities::{matrix_features, wanted_features, wanted_limits};
 pub use decode_plan::DecodePlan;
 pub use engine::{Engine, EngineBuilder};
 pub use error::{CacheError, EncodeError, PlanError, RunError};
@@ -41,7 +41,7 @@ pub use operator::{Operator, Prepared};
 pub use plan::Plan;
 pub use state::{BasedState, LightningState, Recurrent, State};
 pub use view::View;
-pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
+pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, MatrixShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
     Attention, AttentionBackward, Based, BasedLayer, CacheLayout, CacheStep, Capabilities, Causal, Decay, DecayModel,
     Decode, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Schedule, SequenceId, Split,

@@ -10,7 +10,7 @@ use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, Limits};
 use wattn::{Engine, wanted_features, wanted_limits};
 use wattn_cases::Comparison;
-use wattn_tests::{Variant, adapters, device_label};
+use wattn_tests::{Variant, adapters, device_label, engine};
 
 /// An adapter with the one engine that all its trials use.
 pub(crate) struct Gpu {
@@ -31,7 +31,7 @@ impl Gpu {
                 let name = device_label(&adapter.get_info());
                 let count = seen.entry(name.clone()).and_modify(|n| *n += 1).or_insert(1);
                 let label = if *count > 1 { format!("{name}-{count}") } else { name };
-                let engine = Engine::on_adapter(&adapter).with_context(|| label.clone())?;
+                let engine = engine(&adapter)?;
                 Ok(Arc::new(Self { label, engine, adapter, compared: AtomicUsize::new(0) }))
             })
             .collect()
