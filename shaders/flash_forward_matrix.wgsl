@@ -2,11 +2,11 @@
 //
 //   out_i = sum_j exp(s_ij - LSE_i) v_j,  LSE_i = log sum_j exp(s_ij)
 //
-// Matrices have SIDE rows and columns: f16 factors, f32 sums. A workgroup owns STRIPS strips of SIDE queries and walks the keys TILE_K at a time.
-// A subgroup multiplies for strips `subgroup`, `subgroup + subgroups`, .. (OWN at most, whatever its actual size): their queries and
-// their output stay in its matrices. Matrices have no elements, so scores pass through sh_scores, in f32, to TX invocations a row, whose
-// softmax leaves weights, in f16, in sh_weights. Queries, keys and values reach the matrices through sh_slab.
-// `loop { if (..) { break; } .. break; }` is an `if` on a subgroup's strip: validation takes that for non-uniform, and lets loops pass.
+// Matrices have SIDE rows and columns: f16 factors, f32 sums. A workgroup owns STRIPS strips of SIDE queries and walks the keys TILE_K at
+// a time. A subgroup multiplies for strips `subgroup`, `subgroup + subgroups`, ..: LEAST to OWN of them, as its actual size has it. Their
+// queries and their output stay in its matrices. Matrices have no elements, so scores pass through sh_scores, in f32, to TX invocations a
+// row, whose softmax leaves weights, in f16, in sh_weights. Queries, keys and values reach the matrices through sh_slab.
+// `loop { if (..) { break; } .. break; }` is an `if` on what only a subgroup agrees on: validation forbids matrices in one, not in a loop.
 // A row's weights are taken from a reference that follows its maximum only when that is MARGIN above it: the output is rescaled, on a
 // detour through sh_scores, rarely. Sums of weights stay in f32.
 
@@ -16,22 +16,30 @@ const KEYS: u32 = KEY_CHUNKS * 4u;         // keys an invocation
 const HEAD_CHUNKS: u32 = HEAD_BLOCKS * SIDE / 4u;   // head-dim columns of the slab
 const GROUP_CHUNKS: u32 = GROUP * SIDE / 4u;
 
-// Rows of workgroup memory, in fours of numbers, are 16 bytes longer than needed: neighbours fall into different banks.
-const HEAD_STRIDE: u32 = HEAD_CHUNKS + 2u;
-const VALUE_STRIDE: u32 = VALUE_CHUNKS + 2u;
+// Rows of workgroup memory, in 16 bytes, are one longer than needed: neighbours fall into different banks.
+const HEAD_STRIDE: u32 = HEAD_CHUNKS / 2u + 1u;
+const KEY_STRIDE: u32 = TILE_K / 8u + 1u;
 const SCORE_STRIDE: u32 = TILE_K / 4u + 1u;
-const WEIGHT_STRIDE: u32 = TILE_K / 4u + 2u;
 
 // A maximum that rises by less does not rescale. Weights are at most exp(MARGIN), far below what f16 holds.
 const MARGIN: f32 = 8.0;
 
-var<workgroup> sh_slab: array<array<f16, 4>, SLAB>;   // keys [TILE_K, HEAD_STRIDE]; queries, before or behind; values at VALUES_AT
-var<workgroup> sh_scores: array<array<f32, 4>, TILE_Q * SCORE_STRIDE>;    // [query, key], then output [query, GROUP columns]
-var<workgroup> sh_weights: array<array<f16, 4>, TILE_Q * WEIGHT_STRIDE>;  // [query, key]
-var<workgroup> sh_risen: atomic<u32>;   // whether the reference of a row with weights has moved
-
 fn halves(x: vec4<f32>) -> array<f16, 4> {
     return array<f16, 4>(f16(x.x), f16(x.y), f16(x.z), f16(x.w));
+}
+
+// The values of keys j0.. reach the slab by column, four keys and four columns an invocation at a time.
+fn stage_values(thread: u32, s: Sequence, v_first: u32, column: u32, j0: u32, end: u32) {
+    for (var n = thread; n < TILE_K / 4u * VALUE_CHUNKS; n += THREADS) {
+        let key = n % (TILE_K / 4u) * 4u;
+        let chunk = n / (TILE_K / 4u);
+        //$ for k in 0..4
+        let v_$k = kept(load_v(v_row(v_first, s, min(j0 + key + $ku, end - 1u)), column + chunk), key_seen(key + $ku));
+        //$ end
+        //$ for e in 0..4
+        sh_slab[VALUES_AT + (chunk * 4u + $eu) * KEY_STRIDE + key / 8u][key / 4u % 2u] = halves(vec4<f32>(v_0[$e], v_1[$e], v_2[$e], v_3[$e]));
+        //$ end
+    }
 }
 
 @compute @workgroup_size(THREADS)
@@ -70,18 +78,19 @@ fn main(
     for (var n = thread; n < TILE_Q * HEAD_CHUNKS; n += THREADS) {
         let chunk = n % HEAD_CHUNKS;
         let q = load_q(q_base + min(first + n / HEAD_CHUNKS, last) * aux.params.q.seq, chunk);
-        sh_slab[n / HEAD_CHUNKS * HEAD_STRIDE + chunk] = halves(within_head(chunk, q));
+        sh_slab[n / HEAD_CHUNKS * HEAD_STRIDE + chunk / 2u][chunk % 2u] = halves(within_head(chunk, q));
     }
     workgroupBarrier();   // the slab is whole
     //$ end
+    let count = (STRIPS + subgroups - 1u - invocation.subgroup) / subgroups;   // strips of this subgroup
     //$ for b in 0..OWN
     let strip_$b = invocation.subgroup + $bu * subgroups;
     //$ if HELD
     //$ for h in 0..HEAD_BLOCKS
     var q_$b_$h = Left();
     loop {
-        if (strip_$b >= STRIPS) { break; }
-        q_$b_$h = coopLoadT<Left>(&sh_slab[strip_$b * SIDE * HEAD_STRIDE + $hu * SIDE / 4u][0], HEAD_STRIDE * 4u);
+        if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+        q_$b_$h = coopLoadT<Left>(&sh_slab[strip_$b * SIDE * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
         break;
     }
     //$ end
@@ -115,38 +124,35 @@ fn main(
                 let key = (thread + $nu * THREADS) / HEAD_CHUNKS;
                 let chunk = (thread + $nu * THREADS) % HEAD_CHUNKS;
                 let k = load_k(k_row(k_first, s, j0 + key), c0 + chunk);
-                sh_slab[key * HEAD_STRIDE + chunk] = halves(within_head(c0 + chunk, k));
+                sh_slab[key * HEAD_STRIDE + chunk / 2u][chunk % 2u] = halves(within_head(c0 + chunk, k));
             }
             //$ end
             //$ if STREAMED
             for (var n = thread; n < TILE_Q * HEAD_CHUNKS; n += THREADS) {
                 let chunk = n % HEAD_CHUNKS;
                 let q = load_q(q_base + min(first + n / HEAD_CHUNKS, last) * aux.params.q.seq, c0 + chunk);
-                sh_slab[(TILE_K + n / HEAD_CHUNKS) * HEAD_STRIDE + chunk] = halves(within_head(c0 + chunk, q));
+                sh_slab[(TILE_K + n / HEAD_CHUNKS) * HEAD_STRIDE + chunk / 2u][chunk % 2u] = halves(within_head(c0 + chunk, q));
             }
             //$ end
             //$ if EARLY
-            //$ for n in 0..V_LOADS
-            {
-                let key = (thread + $nu * THREADS) / VALUE_CHUNKS;
-                let chunk = (thread + $nu * THREADS) % VALUE_CHUNKS;
-                let v = load_v(v_row(v_first, s, min(j0 + key, end - 1u)), item.split * VALUE_CHUNKS + chunk);
-                sh_slab[VALUES_AT + key * VALUE_STRIDE + chunk] = halves(v);
-            }
-            //$ end
+            stage_values(thread, s, v_first, item.split * VALUE_CHUNKS, j0, end);
             //$ end
             workgroupBarrier();   // the slab is whole
-            //$ for b in 0..OWN
+            //$ for n in LEAST..OWN+1
             loop {
-                if (strip_$b >= STRIPS) { break; }
+                if (GUARDED == 1u && count != $nu) { break; }
                 //$ for h in 0..HEAD_BLOCKS
                 {
                     //$ if STREAMED
-                    let q_$b_$h = coopLoadT<Left>(&sh_slab[(TILE_K + strip_$b * SIDE) * HEAD_STRIDE + $hu * SIDE / 4u][0], HEAD_STRIDE * 4u);
+                    //$ for b in 0..n
+                    let q_$b_$h = coopLoadT<Left>(&sh_slab[(TILE_K + strip_$b * SIDE) * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
+                    //$ end
                     //$ end
                     //$ for k in 0..KEY_BLOCKS
-                    let k_$k = coopLoad<Right>(&sh_slab[$ku * SIDE * HEAD_STRIDE + $hu * SIDE / 4u][0], HEAD_STRIDE * 4u);
+                    let k_$k = coopLoad<Right>(&sh_slab[$ku * SIDE * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
+                    //$ for b in 0..n
                     s_$b_$k = coopMultiplyAdd(q_$b_$h, k_$k, s_$b_$k);
+                    //$ end
                     //$ end
                 }
                 //$ end
@@ -156,7 +162,7 @@ fn main(
         }
         //$ for b in 0..OWN
         loop {
-            if (strip_$b >= STRIPS) { break; }
+            if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
             //$ for k in 0..KEY_BLOCKS
             coopStoreT(s_$b_$k, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + $ku * SIDE / 4u][0], SCORE_STRIDE * 4u);
             //$ end
@@ -191,26 +197,19 @@ fn main(
         let w_$c_$e = select(0.0, weight(t_$c_$e.value, top), ((visible >> ($cu * 4u + $eu)) & 1u) == 1u);
         l += w_$c_$e;
         //$ end
-        sh_weights[row * WEIGHT_STRIDE + tx * KEY_CHUNKS + $cu] = halves(vec4<f32>(w_$c_0, w_$c_1, w_$c_2, w_$c_3));
+        sh_weights[row * KEY_STRIDE + (tx * KEY_CHUNKS + $cu) / 2u][(tx * KEY_CHUNKS + $cu) % 2u] = halves(vec4<f32>(w_$c_0, w_$c_1, w_$c_2, w_$c_3));
         //$ end
 
         let risen = workgroupUniformLoad(&sh_risen);   // a barrier too: all weights have been written, the slab has been read
         //$ if LATE
-        //$ for n in 0..V_LOADS
-        {
-            let key = (thread + $nu * THREADS) / VALUE_CHUNKS;
-            let chunk = (thread + $nu * THREADS) % VALUE_CHUNKS;
-            let v = load_v(v_row(v_first, s, min(j0 + key, end - 1u)), item.split * VALUE_CHUNKS + chunk);
-            sh_slab[VALUES_AT + key * VALUE_STRIDE + chunk] = halves(kept(v, key_seen(key)));
-        }
-        //$ end
+        stage_values(thread, s, v_first, item.split * VALUE_CHUNKS, j0, end);
         workgroupBarrier();   // the values are there
         //$ end
         if (risen != 0u) {
             //$ for g in 0..VALUE_BLOCKS step GROUP
             //$ for b in 0..OWN
             loop {
-                if (strip_$b >= STRIPS) { break; }
+                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
                 //$ for v in g..g+GROUP
                 coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
@@ -225,7 +224,7 @@ fn main(
             workgroupBarrier();   // it has been rescaled
             //$ for b in 0..OWN
             loop {
-                if (strip_$b >= STRIPS) { break; }
+                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
                 //$ for v in g..g+GROUP
                 o_$b_$v = coopLoadT<Sum>(&sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
@@ -235,15 +234,19 @@ fn main(
             workgroupBarrier();   // and read
             //$ end
         }
-        //$ for b in 0..OWN
+        //$ for n in LEAST..OWN+1
         loop {
-            if (strip_$b >= STRIPS) { break; }
+            if (GUARDED == 1u && count != $nu) { break; }
             //$ for k in 0..KEY_BLOCKS
             {
-                let w = coopLoadT<Left>(&sh_weights[strip_$b * SIDE * WEIGHT_STRIDE + $ku * SIDE / 4u][0], WEIGHT_STRIDE * 4u);
+                //$ for b in 0..n
+                let w_$b = coopLoadT<Left>(&sh_weights[strip_$b * SIDE * KEY_STRIDE + $ku * SIDE / 8u][0][0], KEY_STRIDE * 8u);
+                //$ end
                 //$ for v in 0..VALUE_BLOCKS
-                let v_$v = coopLoadT<Right>(&sh_slab[VALUES_AT + $ku * SIDE * VALUE_STRIDE + $vu * SIDE / 4u][0], VALUE_STRIDE * 4u);
-                o_$b_$v = coopMultiplyAdd(w, v_$v, o_$b_$v);
+                let v_$v = coopLoad<Right>(&sh_slab[VALUES_AT + $vu * SIDE * KEY_STRIDE + $ku * SIDE / 8u][0][0], KEY_STRIDE * 8u);
+                //$ for b in 0..n
+                o_$b_$v = coopMultiplyAdd(w_$b, v_$v, o_$b_$v);
+                //$ end
                 //$ end
             }
             //$ end
@@ -259,7 +262,7 @@ fn main(
     workgroupBarrier();   // the previous group has been read
     //$ for b in 0..OWN
     loop {
-        if (strip_$b >= STRIPS) { break; }
+        if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
         //$ for v in g..g+GROUP
         coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
         //$ end

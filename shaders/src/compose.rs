@@ -2,7 +2,7 @@
 
 use crate::key::{Access, FlashKey, Kernel, Key, ScoreOptions, Shape, Storage};
 use crate::split::{AppendKey, MergeKey, key_places};
-use crate::table::{KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, slab, value_keys};
+use crate::table::{KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, matrix_stages_early, slab, value_keys};
 use crate::unroll::unroll;
 
 macro_rules! files {
@@ -336,13 +336,13 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
             let head_blocks = matrix_head_dims(key) / shape.side;
             let value_blocks = key.value_class / shape.side;
             let (slab, values_at) = matrix_slab(shape, key);
-            // Values are staged with their keys where there is room, unless it takes the scores to know which are seen.
-            let held = key.head_class > 0;
-            let early = held && !key.options.masks_elements();
+            let (held, early) = (key.head_class > 0, matrix_stages_early(key));
             vec![
                 ("SIDE", shape.side),
                 ("STRIPS", shape.strips),
-                ("OWN", shape.own),
+                ("LEAST", shape.own.0.max(1)),
+                ("OWN", shape.own.1),
+                ("GUARDED", (shape.own.0 != shape.own.1).into()),
                 ("THREADS", shape.threads),
                 ("TX", tx),
                 ("TX_LOG2", tx.ilog2()),
@@ -355,7 +355,6 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
                 ("SLAB", slab),
                 ("VALUES_AT", values_at),
                 ("K_LOADS", tile_k * matrix_head_dims(key) / 4 / shape.threads),
-                ("V_LOADS", tile_k * value_chunks / shape.threads),
                 ("HELD", held.into()),
                 ("STREAMED", (!held).into()),
                 ("EARLY", early.into()),

@@ -149,8 +149,8 @@ pub struct MatrixShape {
     pub side: u32,
     /// Strips of `side` queries a workgroup.
     pub strips: u32,
-    /// Strips of which one subgroup has the output, at most.
-    pub own: u32,
+    /// Strips of which one subgroup has the output, at least and at most.
+    pub own: (u32, u32),
     /// Keys a step, in matrices.
     pub key_blocks: u32,
     /// Invocations a workgroup.
@@ -208,7 +208,7 @@ impl fmt::Display for Shape {
             }
             Self::Lanes(l) => write!(f, "{}of{}x{}", l.lanes, l.rows, l.keys),
             Self::Matrix(m) => {
-                write!(f, "{}of{}x{}-{}own{}", m.strips, m.side, m.key_blocks, m.threads, m.own)
+                write!(f, "{}of{}x{}-{}own{}to{}", m.strips, m.side, m.key_blocks, m.threads, m.own.0, m.own.1)
             }
         }
     }

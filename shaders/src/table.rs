@@ -139,13 +139,14 @@ pub const MATRIX_SIDES: [u32; 2] = [8, 16];
 /// Columns of queries and keys that `matrix` sums at a time where the head dim is beyond the classes.
 pub const STREAM_DIMS: u32 = 64;
 
-/// The tile of `matrix` for matrices of `side` and subgroups of `min` to `max` lanes: two invocations a query where 128 of them are
-/// four subgroups or fewer, else one.
+/// The tile of `matrix` for matrices of `side` and subgroups of `min` to `max` lanes: 64 queries x 32 keys, less of both for subgroups so
+/// small that four of them have fewer than 128 lanes.
 #[must_use]
 pub fn matrix_shape(side: u32, (min, max): (u32, u32)) -> MatrixShape {
     let threads = (4 * min).clamp(32, 128);
     let strips = (threads / 2).max(32) / side;
-    MatrixShape { side, strips, own: (strips * max).div_ceil(threads), key_blocks: 32 / side, threads }
+    let own = (strips * min / threads, (strips * max).div_ceil(threads));
+    MatrixShape { side, strips, own, key_blocks: (threads / 2).min(32) / side, threads }
 }
 
 /// Columns of queries and keys that lie in the slab of `matrix` at a time.
@@ -153,23 +154,26 @@ pub(crate) fn matrix_head_dims(key: &FlashKey) -> u32 {
     if key.head_class > 0 { key.head_class } else { STREAM_DIMS }
 }
 
-/// Size of the slab of `matrix`, in fours of f16, and where values begin in it. Queries that stay in matrices pass through it first;
-/// keys and values then lie side by side. Others are staged with their keys, and values take the place of both.
+/// Whether `matrix` stages values with their keys: where there is room for both, unless it takes the scores to know which are seen.
+pub(crate) fn matrix_stages_early(key: &FlashKey) -> bool {
+    (1..=64).contains(&key.head_class) && key.value_class <= 64 && !key.options.masks_elements()
+}
+
+/// Size of the slab of `matrix`, in 16 bytes, and where values begin in it. Queries that stay in matrices pass through it before any
+/// key; others are staged with their keys.
 pub(crate) fn matrix_slab(shape: MatrixShape, key: &FlashKey) -> (u32, u32) {
     let (tile_q, tile_k) = (shape.strips * shape.side, shape.key_blocks * shape.side);
-    let (head, value) = (matrix_head_dims(key) / 4 + 2, key.value_class / 4 + 2);
-    if key.head_class > 0 {
-        ((tile_q * head).max(tile_k * (head + value)), tile_k * head)
-    } else {
-        (((tile_q + tile_k) * head).max(tile_k * value), 0)
-    }
+    let head = matrix_head_dims(key) / 8 + 1;
+    let values = key.value_class * (tile_k / 8 + 1);
+    let rows = if key.head_class > 0 { tile_q.max(tile_k) } else { tile_q + tile_k };
+    let values_at = if matrix_stages_early(key) { tile_k * head } else { 0 };
+    ((rows * head).max(values_at + values), values_at)
 }
 
 /// Bytes of the slab, of scores in f32 and weights in f16, of the flag that the reference of a row has risen, and of the keys seen.
 fn matrix_bytes(shape: MatrixShape, key: &FlashKey) -> u32 {
     let (tile_q, tile_k) = (shape.strips * shape.side, shape.key_blocks * shape.side);
-    let slab = (8 * matrix_slab(shape, key).0).next_multiple_of(16);
-    let scores = 16 * tile_q * (tile_k / 4 + 1);
-    let weights = 8 * tile_q * (tile_k / 4 + 2);
-    slab + scores + weights + 16 + seen_bytes(tile_k, key.options.masks_elements())
+    let scores = tile_q * (tile_k / 4 + 1);
+    let weights = tile_q * (tile_k / 8 + 1);
+    16 * (matrix_slab(shape, key).0 + scores + weights + 1) + seen_bytes(tile_k, key.options.masks_elements())
 }
