@@ -9,6 +9,7 @@ use wattn_scheduler::{
 fn devices() -> Vec<(&'static str, Capabilities, Kernel)> {
     let base = Capabilities::webgpu_defaults();
     let gpu = Capabilities { workgroup_bytes: 32 << 10, workgroup_invocations: 1024, binding_bytes: 2 << 30, ..base };
+    let matrices = Capabilities { kind: DeviceKind::Discrete, matrix: Some(16), ..gpu };
     let lavapipe = Capabilities {
         loop_turns: Some(65_535),
         kind: DeviceKind::Cpu,
@@ -23,15 +24,21 @@ fn devices() -> Vec<(&'static str, Capabilities, Kernel)> {
         ("WebGPU defaults", base, Kernel::TileUniversal),
         (
             "Apple",
-            Capabilities { kind: DeviceKind::Integrated, subgroups: Some((32, 32)), ..gpu },
+            Capabilities { kind: DeviceKind::Integrated, subgroups: Some((32, 32)), matrix: Some(8), ..gpu },
             Kernel::TileSubgroup,
         ),
         ("Intel", Capabilities { kind: DeviceKind::Integrated, subgroups: Some((8, 32)), ..gpu }, Kernel::TileSubgroup),
         ("RDNA", Capabilities { kind: DeviceKind::Discrete, subgroups: Some((32, 64)), ..gpu }, Kernel::TileSubgroup),
+        ("RDNA3", Capabilities { subgroups: Some((32, 64)), ..matrices }, Kernel::TileSubgroup),
         ("Adreno, no subgroups", Capabilities { kind: DeviceKind::Integrated, ..gpu }, Kernel::TileUniversal),
         ("Mali", Capabilities { kind: DeviceKind::Integrated, subgroups: Some((4, 16)), ..gpu }, Kernel::TileUniversal),
-        ("NVIDIA", Capabilities { kind: DeviceKind::Discrete, subgroups: Some((32, 32)), ..gpu }, Kernel::TileSubgroup),
+        ("NVIDIA", Capabilities { subgroups: Some((32, 32)), ..matrices }, Kernel::TileSubgroup),
         ("lavapipe", lavapipe, Kernel::Broadcast),
+        (
+            "lavapipe 26",
+            Capabilities { driver: Driver::Llvmpipe { mesa: 26 }, matrix: Some(8), ..lavapipe },
+            Kernel::Broadcast,
+        ),
         ("lavapipe, 512 bit", Capabilities { subgroups: Some((16, 16)), ..lavapipe }, Kernel::Broadcast),
         ("lavapipe, no subgroups", Capabilities { subgroups: None, ..lavapipe }, Kernel::TileUniversal),
     ]
@@ -49,6 +56,66 @@ fn each_device_gets_its_kernel_with_a_reason() {
         assert!(!plan.reason.is_empty(), "{name}");
         assert!(plan.to_string().contains(kernel.name()), "{name}: {plan}");
     }
+}
+
+#[test]
+fn gpus_with_matrices_attend_in_f16_on_them() {
+    for (name, device, other) in devices() {
+        for (dim, value) in [(13 * 2, 10), (64, 64), (128, 128), (576, 512)] {
+            let heads = Attention::new(Heads::grouped(8, 2).unwrap(), HeadDim::with_value(dim, value).unwrap());
+            let every = heads.causal().bias().mask().sinks().alibi().softcap(30.0).lse();
+            for attention in [heads, every].map(|a| a.storage(Storage::F16)) {
+                let plan = Plan::new(&attention, Extent::new(2, 100, 300), &device).unwrap();
+                let expected = device.matrix.is_some() && device.kind != DeviceKind::Cpu;
+                assert_eq!(plan.key.kernel == Kernel::Matrix, expected, "{name}: {plan}");
+                assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{name}: {plan}");
+                let Shape::Matrix(shape) = plan.key.shape else { continue };
+                assert_eq!(Some(shape.side), device.matrix, "{name}: {plan}");
+                assert!(plan.reason.contains(&format!("matrices of {0} x {0}", shape.side)), "{name}: {plan}");
+                // However large its subgroups are, they share out all strips.
+                let (min, max) = device.subgroups.unwrap();
+                for size in [min, max] {
+                    let subgroups = shape.threads / size;
+                    assert!(subgroups * shape.own.1 >= shape.strips, "{name}: {plan}");
+                    assert!(shape.strips.div_ceil(subgroups) >= shape.own.0, "{name}: {plan}");
+                }
+                // What is not f16, and the backward pass, goes to the tile.
+                for storage in [Storage::F32, Storage::Bf16] {
+                    let plan = Plan::new(&attention.storage(storage), Extent::new(1, 64, 64), &device).unwrap();
+                    assert_ne!(plan.key.kernel, Kernel::Matrix, "{name}: {plan}");
+                }
+                let backward = BackwardPlan::new(&attention.backward(), Extent::new(1, 64, 64), &device).unwrap();
+                assert_ne!(backward.kernel, Kernel::Matrix, "{name}");
+            }
+        }
+        let plain = attention(8, 64);
+        assert_eq!(Plan::new(&plain, Extent::new(1, 64, 64), &device).unwrap().key.kernel, other, "{name}");
+    }
+}
+
+#[test]
+fn matrices_that_cannot_serve_are_refused_with_the_reason() {
+    let pinned = attention(8, 64).kernel(Kernel::Matrix);
+    let half = pinned.storage(Storage::F16);
+    let device = |name: &str| devices().into_iter().find(|d| d.0 == name).unwrap().1;
+    let nvidia = device("NVIDIA");
+    for (attention, device, needle) in [
+        (pinned, nvidia, "q would be f32"),
+        (pinned.storage(Storage::Bf16), nvidia, "q would be bf16"),
+        (pinned.mixed_storage(Storage::F16, Storage::F32), nvidia, "k and v would be f32"),
+        (half, device("RDNA"), "no square matrices"),
+        (half, Capabilities { matrix: Some(32), ..nvidia }, "[8, 16]"),
+        (half, Capabilities { subgroups: None, ..nvidia }, "no subgroups"),
+        (half, Capabilities { workgroup_bytes: 16_384, ..nvidia }, "16384 available"),
+        (half, Capabilities { subgroups: Some((16, 16)), ..device("lavapipe 26") }, "crash"),
+    ] {
+        let error = Plan::new(&attention, Extent::new(1, 64, 64), &device).unwrap_err();
+        assert!(matches!(error, PlanError::Kernel { kernel: Kernel::Matrix, .. }), "{error}");
+        assert!(error.to_string().contains(needle), "{error}");
+    }
+    Plan::new(&half, Extent::new(1, 64, 64), &device("lavapipe 26")).unwrap();
+    let error = BackwardPlan::new(&half.backward(), Extent::new(1, 64, 64), &nvidia).unwrap_err();
+    assert!(error.to_string().contains("no backward pass"), "{error}");
 }
 
 #[test]
