@@ -93,7 +93,11 @@ fn keys() -> Vec<Key> {
 /// Both sides of matrices, queries that stay and queries that are staged with their keys.
 fn matrix_keys() -> impl Iterator<Item = FlashKey> {
     let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: true, lse: true };
-    let forms = [(Access::Vec4, 32, ScoreOptions::default()), (Access::Any, 0, ScoreOptions::default()), (Access::Any, 32, all)];
+    let forms = [
+        (Access::Vec4, 32, ScoreOptions::default()),
+        (Access::Any, 0, ScoreOptions::default()),
+        (Access::Any, 32, all),
+    ];
     table::MATRIX_SIDES.into_iter().zip([(8, 8), (32, 64)]).flat_map(move |(side, subgroups)| {
         forms.map(|(access, head_class, options)| FlashKey {
             kernel: Kernel::Matrix,

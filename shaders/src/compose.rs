@@ -2,7 +2,9 @@
 
 use crate::key::{Access, FlashKey, Kernel, Key, ScoreOptions, Shape, Storage};
 use crate::split::{AppendKey, MergeKey, key_places};
-use crate::table::{KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, matrix_stages_early, slab, value_keys};
+use crate::table::{
+    KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, matrix_stages_early, slab, value_keys,
+};
 use crate::unroll::unroll;
 
 macro_rules! files {

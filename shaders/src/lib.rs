@@ -5,6 +5,8 @@
 //! option that a key does not use leaves no token in the source. The package's build script validates the composed kernels with
 //! naga and fails with naga's message.
 
+#![forbid(unsafe_code)]
+
 mod based;
 mod compose;
 mod flash_backward;

@@ -19,4 +19,4 @@ pub use linear::{LinearRun, judge_linear, lightning, lightning_backward, run_lin
 pub use problem::{attention, extent};
 pub use reference::{Ran, based_expected, judge_expected, judge_file, linear_expected, rows};
 pub use run::{Loaded, Outputs, judge, judge_all};
-pub use variant::Variant;
+pub use variant::{EVERY, Variant};

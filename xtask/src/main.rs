@@ -1,5 +1,7 @@
 //! `cargo xtask`: everything that is done with wattn from the command line.
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod check;
 mod devices;

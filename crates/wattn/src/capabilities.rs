@@ -1,7 +1,7 @@
 //! What a wgpu device can do, read once; and what to ask an adapter for.
 
-use wattn_scheduler::{Capabilities, DeviceKind, Driver};
 use wattn_scheduler::shaders::table::MATRIX_SIDES;
+use wattn_scheduler::{Capabilities, DeviceKind, Driver};
 use wgpu::{AdapterInfo, CooperativeMatrixProperties, CooperativeScalarType, DeviceType, Features, Limits};
 
 /// The features that wattn makes use of and this adapter has: subgroups; on CPU drivers 64-bit integers too, for wider loads. All
