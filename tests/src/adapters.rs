@@ -26,13 +26,20 @@ pub fn device_label(info: &wgpu::AdapterInfo) -> String {
     format!("{:?}/{name}", info.backend).to_lowercase()
 }
 
+/// What lets a device have experimental features.
+#[must_use]
+pub fn experimental() -> wgpu::ExperimentalFeatures {
+    #[expect(unsafe_code, reason = "what is experimental is tested and measured too")]
+    // SAFETY: nothing to uphold; it acknowledges that experimental features of wgpu may have bugs that lead to undefined behaviour.
+    unsafe {
+        wgpu::ExperimentalFeatures::enabled()
+    }
+}
+
 /// An engine with all that wattn can make use of, experimental features included.
 ///
 /// # Errors
 /// An adapter that gives no device.
 pub fn engine(adapter: &wgpu::Adapter) -> Result<Engine> {
-    #[expect(unsafe_code, reason = "what is experimental is what is tested here")]
-    // SAFETY: nothing to uphold; it acknowledges that experimental features of wgpu may have bugs that lead to undefined behaviour.
-    let experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
-    Engine::on_adapter_with(adapter, experimental).with_context(|| device_label(&adapter.get_info()))
+    Engine::on_adapter_with(adapter, experimental()).with_context(|| device_label(&adapter.get_info()))
 }

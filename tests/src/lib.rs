@@ -11,7 +11,7 @@ mod reference;
 mod run;
 mod variant;
 
-pub use adapters::{adapters, device_label, engine};
+pub use adapters::{adapters, device_label, engine, experimental};
 pub use backward::{BackwardRun, attention_backward};
 pub use based::{based, based_backward, based_tokens, judge_based, run_based, unpack_states};
 pub use decode::{DECODE_KERNELS, judge_decode, plan_decode, workspace};
