@@ -94,8 +94,7 @@ pub fn value_keys(tile: TileShape, value_class: u32) -> u32 {
 pub fn turns(key: &FlashKey, head_dim: u32) -> u32 {
     match key.shape {
         Shape::Lanes(_) => 1,
-        Shape::Matrix(_) if key.head_class > 0 => 1,
-        Shape::Matrix(_) => 1 + head_dim.div_ceil(STREAM_DIMS) * 9,
+        Shape::Matrix(shape) => matrix_turns(shape, key, head_dim),
         Shape::Tile(tile) => {
             let slabs = head_dim.div_ceil(4).div_ceil(tile.k_chunks);
             let values = value_keys(tile, key.value_class);
@@ -152,6 +151,21 @@ pub fn matrix_shape(side: u32, (min, max): (u32, u32)) -> MatrixShape {
 /// Columns of queries and keys that lie in the slab of `matrix` at a time.
 pub(crate) fn matrix_head_dims(key: &FlashKey) -> u32 {
     if key.head_class > 0 { key.head_class } else { STREAM_DIMS }
+}
+
+/// Turns of the loops of `matrix` for a tile of keys, at most: where it stages, where it rescales, and one wherever a subgroup looks
+/// whether it has a strip.
+fn matrix_turns(shape: MatrixShape, key: &FlashKey, head_dim: u32) -> u32 {
+    let (tile_q, tile_k) = (shape.strips * shape.side, shape.key_blocks * shape.side);
+    let columns = key.value_class / 4;
+    let values = (tile_k / 4 * columns).div_ceil(shape.threads);
+    let rescale = columns.div_ceil(shape.threads / tile_q);
+    let groups = key.value_class.div_ceil(tile_k);
+    let slabs = match key.head_class {
+        0 => head_dim.div_ceil(STREAM_DIMS) * (1 + tile_q * STREAM_DIMS / 4 / shape.threads + shape.own.1),
+        _ => shape.own.1,
+    };
+    1 + slabs + values + rescale + shape.own.1 * (2 + 2 * groups)
 }
 
 /// Whether `matrix` stages values with their keys: where there is room for both, unless it takes the scores to know which are seen.
