@@ -82,11 +82,37 @@ fn keys() -> Vec<Key> {
             }
         }
     }
+    keys.extend(matrix_keys().map(Key::Flash));
     keys.extend(split_keys());
     keys.extend(flash_backward_keys().map(Key::FlashBackward));
     keys.extend(linear_keys().map(Key::Linear));
     keys.extend(based_keys().map(Key::Based));
     keys
+}
+
+/// Both sides of matrices, queries that stay and queries that are staged with their keys.
+fn matrix_keys() -> impl Iterator<Item = FlashKey> {
+    let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: true, lse: true };
+    let forms = [
+        (Access::Vec4, 32, ScoreOptions::default()),
+        (Access::Any, 0, ScoreOptions::default()),
+        (Access::Any, 32, all),
+    ];
+    table::MATRIX_SIDES.into_iter().zip([(8, 8), (32, 64)]).flat_map(move |(side, subgroups)| {
+        forms.map(|(access, head_class, options)| FlashKey {
+            kernel: Kernel::Matrix,
+            shape: Shape::Matrix(table::matrix_shape(side, subgroups)),
+            q: Storage::F16,
+            k: Storage::F16,
+            v: Storage::F16,
+            access,
+            paged: false,
+            head_class,
+            padded: access == Access::Any,
+            value_class: 32,
+            options,
+        })
+    })
 }
 
 /// The kernels of few rows over many keys.

@@ -408,7 +408,7 @@ impl BasedKey {
             (BasedOp::Gradient | BasedOp::ReadGradient, _) => vec!["feature_pair", "based_gradient"],
             (_, Kernel::Broadcast) => vec!["based_chunk_lanes"],
             (_, Kernel::TileSubgroup) => vec!["invocation_subgroup", "based_chunk_tile"],
-            (_, Kernel::TileUniversal) => vec!["invocation", "based_chunk_tile"],
+            (_, _) => vec!["invocation", "based_chunk_tile"],
         });
         let plain = files.into_iter().map(|name| file(name).to_owned());
         plain.chain(self.state_loads()).chain(elements(&tensors, out.as_slice())).collect()

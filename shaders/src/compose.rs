@@ -2,7 +2,9 @@
 
 use crate::key::{Access, FlashKey, Kernel, Key, ScoreOptions, Shape, Storage};
 use crate::split::{AppendKey, LengthsKey, MergeKey, key_places};
-use crate::table::{KEY_STEP, columns, kernel_files, row_values, value_keys};
+use crate::table::{
+    KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, matrix_stages_early, row_values, value_keys,
+};
 use crate::unroll::unroll;
 
 macro_rules! files {
@@ -72,6 +74,8 @@ files!(
     "seen_tile_range",
     "flash_forward_tile",
     "flash_forward_rows",
+    "flash_forward_matrix",
+    "matrices",
     "flash_split_lanes",
     "flash_split_tile",
     "flash_merge",
@@ -198,6 +202,9 @@ pub fn compose(key: &Key) -> String {
     };
     let lookup = |name: &str| constants.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
     let mut wgsl = format!("// {key}\n\n");
+    if matches!(key, Key::Flash(key) if key.kernel == Kernel::Matrix) {
+        wgsl += "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
+    }
     for (name, value) in &constants {
         wgsl += &format!("const {name}: u32 = {value}u;\n");
     }
@@ -334,6 +341,37 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
                 ("V_LOADS", value_keys(shape, key.value_class) * columns(shape, key.value_class) / shape.ty),
             ]
         }
+        Shape::Matrix(shape) => {
+            let (tile_q, tile_k) = (key.shape.tile_queries(), key.shape.tile_keys());
+            let tx = shape.threads / tile_q;
+            let head_blocks = matrix_head_dims(key) / shape.side;
+            let value_blocks = key.value_class / shape.side;
+            let (slab, values_at) = matrix_slab(shape, key);
+            let (held, early) = (key.head_class > 0, matrix_stages_early(key));
+            vec![
+                ("SIDE", shape.side),
+                ("STRIPS", shape.strips),
+                ("LEAST", shape.own.0.max(1)),
+                ("OWN", shape.own.1),
+                ("GUARDED", (shape.own.0 != shape.own.1).into()),
+                ("THREADS", shape.threads),
+                ("TX", tx),
+                ("TX_LOG2", tx.ilog2()),
+                ("KEY_BLOCKS", shape.key_blocks),
+                ("KEY_CHUNKS", tile_k / tx / 4),
+                ("HEAD_BLOCKS", head_blocks),
+                ("VALUE_BLOCKS", value_blocks),
+                ("VALUE_CHUNKS", value_chunks),
+                ("GROUP", shape.key_blocks.min(value_blocks)),
+                ("SLAB", slab),
+                ("VALUES_AT", values_at),
+                ("K_LOADS", tile_k * matrix_head_dims(key) / 4 / shape.threads),
+                ("HELD", held.into()),
+                ("STREAMED", (!held).into()),
+                ("EARLY", early.into()),
+                ("LATE", (!early).into()),
+            ]
+        }
     }
 }
 
@@ -349,12 +387,16 @@ fn parts(key: &FlashKey) -> Vec<String> {
     parts.extend(score_parts(options, false));
     parts.push(file(if options.sinks { "finish_sinks" } else { "finish" }).to_owned());
     parts.push(if options.lse { file("lse").to_owned() } else { NO_LSE.to_owned() });
-    if lanes {
+    if lanes || key.kernel == Kernel::Matrix {
         parts.push(file(if key.padded { "head_padded" } else { "head_whole" }).to_owned());
     }
     parts.extend(
         kernel_files(key).into_iter().map(|name| key_sharing(key.kernel, &["k_a", "k_b", "v_a", "v_b"], file(name))),
     );
+    if let Shape::Matrix(shape) = key.shape {
+        let side = shape.side.to_string();
+        parts.iter_mut().for_each(|part| *part = part.replace("SIDExSIDE", &format!("{side}x{side}")));
+    }
     parts
 }
 

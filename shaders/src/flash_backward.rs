@@ -255,6 +255,7 @@ impl FlashBackwardKey {
                     ("V_LOADS", keys * columns / shape.ty),
                 ]);
             }
+            Shape::Matrix(_) => {} // no walk is on matrices
         }
         all
     }
@@ -335,6 +336,7 @@ impl FlashBackwardKey {
                 files.push(if self.hides_keys() { "seen_tile" } else { "seen_tile_range" });
                 files.push("flash_backward_tile");
             }
+            (Shape::Matrix(_), _) => {} // no walk is on matrices
         }
         files
     }

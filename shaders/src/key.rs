@@ -17,19 +17,22 @@ pub enum Kernel {
     TileSubgroup,
     /// Rows in registers, keys broadcast through the subgroup: for drivers that run on a CPU.
     Broadcast,
+    /// Cooperative matrices, f16 factors and f32 sums: for GPUs that multiply them in hardware.
+    Matrix,
 }
 
 impl Kernel {
     /// All kernels, in the order of their names in tables.
-    pub const ALL: [Self; 3] = [Self::TileUniversal, Self::TileSubgroup, Self::Broadcast];
+    pub const ALL: [Self; 4] = [Self::TileUniversal, Self::TileSubgroup, Self::Broadcast, Self::Matrix];
 
-    /// The fixed name: `tile-universal`, `tile-subgroup`, `broadcast`.
+    /// The fixed name: `tile-universal`, `tile-subgroup`, `broadcast`, `matrix`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::TileUniversal => "tile-universal",
             Self::TileSubgroup => "tile-subgroup",
             Self::Broadcast => "broadcast",
+            Self::Matrix => "matrix",
         }
     }
 }
@@ -139,6 +142,21 @@ pub struct LaneShape {
     pub keys: u32,
 }
 
+/// What is fixed when a kernel on cooperative matrices is compiled: how a workgroup's tile is made of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MatrixShape {
+    /// Rows and columns of a matrix.
+    pub side: u32,
+    /// Strips of `side` queries a workgroup.
+    pub strips: u32,
+    /// Strips of which one subgroup has the output, at least and at most.
+    pub own: (u32, u32),
+    /// Keys a step, in matrices.
+    pub key_blocks: u32,
+    /// Invocations a workgroup.
+    pub threads: u32,
+}
+
 /// The register and workgroup layout of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Shape {
@@ -146,6 +164,8 @@ pub enum Shape {
     Tile(TileShape),
     /// Of `broadcast`.
     Lanes(LaneShape),
+    /// Of `matrix`.
+    Matrix(MatrixShape),
 }
 
 impl Shape {
@@ -155,6 +175,7 @@ impl Shape {
         match self {
             Self::Tile(t) => t.ty * t.rows,
             Self::Lanes(l) => l.lanes * l.rows,
+            Self::Matrix(m) => m.strips * m.side,
         }
     }
 
@@ -164,6 +185,7 @@ impl Shape {
         match self {
             Self::Tile(t) => t.tx * t.keys,
             Self::Lanes(l) => l.keys,
+            Self::Matrix(m) => m.key_blocks * m.side,
         }
     }
 
@@ -173,6 +195,7 @@ impl Shape {
         match self {
             Self::Tile(t) => t.tx * t.ty,
             Self::Lanes(l) => l.lanes,
+            Self::Matrix(m) => m.threads,
         }
     }
 }
@@ -184,6 +207,9 @@ impl fmt::Display for Shape {
                 write!(f, "{}x{}of{}x{}", t.ty, t.tx, t.rows, t.keys)
             }
             Self::Lanes(l) => write!(f, "{}of{}x{}", l.lanes, l.rows, l.keys),
+            Self::Matrix(m) => {
+                write!(f, "{}of{}x{}-{}own{}to{}", m.strips, m.side, m.key_blocks, m.threads, m.own.0, m.own.1)
+            }
         }
     }
 }

@@ -5,6 +5,8 @@
 //! option that a key does not use leaves no token in the source. The package's build script validates the composed kernels with
 //! naga and fails with naga's message.
 
+#![forbid(unsafe_code)]
+
 mod based;
 mod compose;
 mod flash_backward;
@@ -20,7 +22,7 @@ pub use based::{
 };
 pub use compose::{Binding, bindings, compose};
 pub use flash_backward::{BackwardOp, DBIAS_TILE, FlashBackwardKey};
-pub use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, TileShape};
+pub use key::{Access, FlashKey, Kernel, Key, LaneShape, MatrixShape, ScoreOptions, Shape, Storage, TileShape};
 pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
 pub use params::{LengthsParams, LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};
 pub use split::{AppendKey, LengthsKey, MergeKey, SPLIT_ROWS, SplitKey};

@@ -1,6 +1,6 @@
 //! The kernel table: for each kernel its files, its menu of shapes, its workgroup memory and what it can serve.
 
-use crate::key::{FlashKey, Kernel, LaneShape, Shape, TileShape};
+use crate::key::{FlashKey, Kernel, LaneShape, MatrixShape, Shape, TileShape};
 
 /// The widest part of the value dim that one workgroup handles; wider values are split over workgroups.
 pub const VALUE_SPLIT: u32 = 128;
@@ -20,6 +20,13 @@ pub fn kernel_files(key: &FlashKey) -> Vec<&'static str> {
     };
     let rows = |seen| vec![if masks { seen } else { "seen_lane_range" }, "flash_forward_rows"];
     match (key.kernel, key.shape) {
+        (Kernel::Matrix, _) | (_, Shape::Matrix(_)) => vec![
+            "matrices",
+            "invocation_subgroup",
+            "rows_subgroup",
+            if masks { "seen_tile" } else { "seen_tile_range" },
+            "flash_forward_matrix",
+        ],
         (Kernel::TileSubgroup, _) => tile("invocation_subgroup", "rows_subgroup"),
         (Kernel::TileUniversal, Shape::Tile(_)) => tile("invocation", "rows_workgroup"),
         (Kernel::TileUniversal, Shape::Lanes(_)) => rows("seen_alone"),
@@ -96,6 +103,7 @@ pub fn value_keys(tile: TileShape, value_class: u32) -> u32 {
 pub fn turns(key: &FlashKey, head_dim: u32) -> u32 {
     match key.shape {
         Shape::Lanes(_) => 1,
+        Shape::Matrix(shape) => matrix_turns(shape, key, head_dim),
         Shape::Tile(tile) => {
             let slabs = head_dim.div_ceil(4).div_ceil(tile.k_chunks);
             let values = value_keys(tile, key.value_class);
@@ -107,8 +115,11 @@ pub fn turns(key: &FlashKey, head_dim: u32) -> u32 {
 /// Bytes of workgroup memory that a key's kernel declares.
 #[must_use]
 pub fn workgroup_bytes(key: &FlashKey) -> u32 {
-    let Shape::Tile(tile) = key.shape else { return 0 };
-    tile_bytes(tile, key.kernel == Kernel::TileUniversal, key.options.masks_elements())
+    match key.shape {
+        Shape::Lanes(_) => 0,
+        Shape::Tile(tile) => tile_bytes(tile, key.kernel == Kernel::TileUniversal, key.options.masks_elements()),
+        Shape::Matrix(shape) => matrix_bytes(shape, key),
+    }
 }
 
 /// Bytes of a tile: of its weights and its slab, of `rows` that reduce there, and of the keys that are `seen`.
@@ -116,13 +127,76 @@ pub(crate) fn tile_bytes(tile: TileShape, rows: bool, seen: bool) -> u32 {
     let (tile_q, tile_k) = (tile.ty * tile.rows, tile.tx * tile.keys);
     let weights = 16 * tile_k * (tile_q / 4 + 1);
     let rows = if rows { 16 * tile.tx * tile.ty } else { 0 };
-    // wgpu rounds each variable up to 16 bytes.
-    let seen = if seen { (4 * tile_k.div_ceil(32)).next_multiple_of(16) } else { 0 };
-    weights + 16 * slab(tile) + rows + seen
+    weights + 16 * slab(tile) + rows + seen_bytes(tile_k, seen)
+}
+
+/// Bytes of a bit a key, rounded up as wgpu rounds each variable.
+fn seen_bytes(tile_k: u32, seen: bool) -> u32 {
+    if seen { (4 * tile_k.div_ceil(32)).next_multiple_of(16) } else { 0 }
 }
 
 /// The least class that holds `dim`.
 #[must_use]
 pub fn dim_class(dim: u32) -> Option<u32> {
     DIM_CLASSES.into_iter().find(|&class| dim <= class)
+}
+
+/// Rows and columns of the cooperative matrices on the menu.
+pub const MATRIX_SIDES: [u32; 2] = [8, 16];
+
+/// Columns of queries and keys that `matrix` sums at a time where the head dim is beyond the classes.
+pub const STREAM_DIMS: u32 = 64;
+
+/// The tile of `matrix` for matrices of `side` and subgroups of `min` to `max` lanes: 64 queries x 32 keys, less of both for subgroups so
+/// small that four of them have fewer than 128 lanes.
+#[must_use]
+pub fn matrix_shape(side: u32, (min, max): (u32, u32)) -> MatrixShape {
+    let threads = (4 * min).clamp(32, 128);
+    let strips = (threads / 2).max(32) / side;
+    let own = (strips * min / threads, (strips * max).div_ceil(threads));
+    MatrixShape { side, strips, own, key_blocks: (threads / 2).min(32) / side, threads }
+}
+
+/// Columns of queries and keys that lie in the slab of `matrix` at a time.
+pub(crate) fn matrix_head_dims(key: &FlashKey) -> u32 {
+    if key.head_class > 0 { key.head_class } else { STREAM_DIMS }
+}
+
+/// Turns of the loops of `matrix` for a tile of keys, at most: where it stages, where it rescales, and one wherever a subgroup looks
+/// whether it has a strip.
+fn matrix_turns(shape: MatrixShape, key: &FlashKey, head_dim: u32) -> u32 {
+    let (tile_q, tile_k) = (shape.strips * shape.side, shape.key_blocks * shape.side);
+    let columns = key.value_class / 4;
+    let values = (tile_k / 4 * columns).div_ceil(shape.threads);
+    let rescale = columns.div_ceil(shape.threads / tile_q);
+    let groups = key.value_class.div_ceil(tile_k);
+    let slabs = match key.head_class {
+        0 => head_dim.div_ceil(STREAM_DIMS) * (1 + tile_q * STREAM_DIMS / 4 / shape.threads + shape.own.1),
+        _ => shape.own.1,
+    };
+    1 + slabs + values + rescale + shape.own.1 * (2 + 2 * groups)
+}
+
+/// Whether `matrix` stages values with their keys: where there is room for both, unless it takes the scores to know which are seen.
+pub(crate) fn matrix_stages_early(key: &FlashKey) -> bool {
+    (1..=64).contains(&key.head_class) && key.value_class <= 64 && !key.options.masks_elements()
+}
+
+/// Size of the slab of `matrix`, in 16 bytes, and where values begin in it. Queries that stay in matrices pass through it before any
+/// key; others are staged with their keys.
+pub(crate) fn matrix_slab(shape: MatrixShape, key: &FlashKey) -> (u32, u32) {
+    let (tile_q, tile_k) = (shape.strips * shape.side, shape.key_blocks * shape.side);
+    let head = matrix_head_dims(key) / 8 + 1;
+    let values = key.value_class * (tile_k / 8 + 1);
+    let rows = if key.head_class > 0 { tile_q.max(tile_k) } else { tile_q + tile_k };
+    let values_at = if matrix_stages_early(key) { tile_k * head } else { 0 };
+    ((rows * head).max(values_at + values), values_at)
+}
+
+/// Bytes of the slab, of scores in f32 and weights in f16, of the flag that the reference of a row has risen, and of the keys seen.
+fn matrix_bytes(shape: MatrixShape, key: &FlashKey) -> u32 {
+    let (tile_q, tile_k) = (shape.strips * shape.side, shape.key_blocks * shape.side);
+    let scores = tile_q * (tile_k / 4 + 1);
+    let weights = tile_q * (tile_k / 8 + 1);
+    16 * (matrix_slab(shape, key).0 + scores + weights + 1) + seen_bytes(tile_k, key.options.masks_elements())
 }

@@ -52,12 +52,46 @@ fn keys() -> Vec<FlashKey> {
     keys
 }
 
+/// The kernel on matrices, for subgroups as devices have them.
+fn matrix_keys() -> Vec<FlashKey> {
+    let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: true, lse: true };
+    let mut keys = Vec::new();
+    for side in table::MATRIX_SIDES {
+        for subgroups in [(8, 8), (16, 16), (32, 32), (32, 64), (64, 64)] {
+            for (head_class, value_class) in [(16, 16), (32, 64), (64, 64), (64, 128), (128, 128), (0, 128), (0, 16)] {
+                for (access, options) in [(Access::Vec4, ScoreOptions::default()), (Access::Any, all)] {
+                    keys.push(FlashKey {
+                        kernel: Kernel::Matrix,
+                        shape: Shape::Matrix(table::matrix_shape(side, subgroups)),
+                        q: Storage::F16,
+                        k: Storage::F16,
+                        v: Storage::F16,
+                        access,
+                        paged: false,
+                        head_class,
+                        padded: access == Access::Any,
+                        value_class,
+                        options,
+                    });
+                }
+            }
+        }
+    }
+    keys
+}
+
 fn parse(key: &Key) -> (naga::Module, ModuleInfo) {
     let source = compose(key);
     let module =
         naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&source)));
-    let mut validator =
-        Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+    let plain = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let capabilities = match key {
+        Key::Flash(key) if key.kernel == Kernel::Matrix => {
+            plain | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX
+        }
+        _ => plain,
+    };
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     let info = validator.validate(&module).unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&source)));
     (module, info)
 }
@@ -268,12 +302,17 @@ fn backward_labels_tell_kernels_apart() {
     assert_eq!(labels.len(), keys.len());
 }
 
-/// Bytes of workgroup memory that a module declares, each variable rounded up to 16.
-fn declared_bytes(module: &naga::Module) -> u32 {
+/// The workgroup memory that a module declares: names and bytes.
+fn declared_memory(module: &naga::Module) -> Vec<(&str, u32)> {
     let mut layouter = naga::proc::Layouter::default();
     layouter.update(module.to_ctx()).unwrap();
     let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
-    shared.map(|(_, v)| layouter[v.ty].size.next_multiple_of(16)).sum()
+    shared.map(|(_, v)| (v.name.as_deref().unwrap_or_default(), layouter[v.ty].size)).collect()
+}
+
+/// Bytes of workgroup memory that a module declares, each variable rounded up to 16.
+fn declared_bytes(module: &naga::Module) -> u32 {
+    declared_memory(module).into_iter().map(|(_, bytes)| bytes.next_multiple_of(16)).sum()
 }
 
 /// The storage bindings that a module declares.
@@ -334,6 +373,39 @@ fn based_labels_tell_kernels_apart() {
     let keys = based_keys();
     let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
     assert_eq!(labels.len(), keys.len());
+}
+
+#[test]
+fn matrix_kernels_are_what_their_keys_say() {
+    for key in matrix_keys() {
+        let (module, info) = parse(&Key::Flash(key));
+        assert_eq!(declared_bytes(&module), table::workgroup_bytes(&key), "{key}");
+        assert!(table::workgroup_bytes(&key) <= 32_768, "{key}: {}", table::workgroup_bytes(&key));
+        // What matrices are made of comes first, in whole 16 bytes, so that drivers load it by as much.
+        let shared = declared_memory(&module);
+        let (matrices, rest) = shared.split_at(3);
+        assert_eq!(matrices.iter().map(|m| m.0).collect::<Vec<_>>(), ["sh_slab", "sh_scores", "sh_weights"], "{key}");
+        assert!(matrices.iter().all(|m| m.1.is_multiple_of(16)) && rest.iter().all(|r| r.1 < 16), "{key}: {shared:?}");
+        assert_eq!(module.entry_points[0].workgroup_size, [key.shape.invocations(), 1, 1], "{key}");
+        let listed: Vec<_> =
+            bindings(&Key::Flash(key)).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+        assert_eq!(declared_bindings(&module), listed, "{key}");
+        let spv = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+        naga::back::spv::write_vec(&module, &info, &spv, None).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
+        let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+        naga::back::msl::write_string(&module, &info, &msl, &naga::back::msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{key}: MSL: {e}"));
+    }
+}
+
+#[test]
+fn matrices_are_staged_evenly() {
+    for key in matrix_keys() {
+        let dims = if key.head_class > 0 { key.head_class } else { table::STREAM_DIMS };
+        let (keys, threads) = (key.shape.tile_keys(), key.shape.invocations());
+        assert!((keys * dims / 4).is_multiple_of(threads), "{key}");
+        assert!(threads.is_multiple_of(key.shape.tile_queries()), "{key}");
+    }
 }
 
 #[test]
@@ -409,7 +481,7 @@ fn subgroups_are_used_only_by_kernels_that_say_so() {
 
 #[test]
 fn labels_tell_kernels_apart() {
-    let keys = keys();
+    let keys = [keys(), matrix_keys()].concat();
     let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
     assert_eq!(labels.len(), keys.len());
 }

@@ -11,7 +11,7 @@ mod reference;
 mod run;
 mod variant;
 
-pub use adapters::{adapters, device_label};
+pub use adapters::{adapters, device_label, engine, experimental};
 pub use backward::{BackwardRun, attention_backward};
 pub use based::{based, based_backward, based_tokens, judge_based, run_based, unpack_states};
 pub use decode::{DECODE_KERNELS, judge_decode, lengths_buffer, plan_decode, run_decode, workspace};
@@ -19,4 +19,4 @@ pub use linear::{LinearRun, judge_linear, lightning, lightning_backward, run_lin
 pub use problem::{attention, extent};
 pub use reference::{Ran, based_expected, judge_expected, judge_file, linear_expected, rows};
 pub use run::{Loaded, Outputs, judge, judge_all};
-pub use variant::Variant;
+pub use variant::{EVERY, Variant};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::Result;
 use wattn::{Attention, Based, Capabilities, DeviceKind, Engine, Kernel, Lightning, PlanError, Schedule, Shape};
-use wattn_cases::{BasedCase, LinearCase, SoftmaxCase};
+use wattn_cases::{BasedCase, LinearCase, SoftmaxCase, Storage};
 use wattn_shaders::table;
 
 use crate::backward::attention_backward;
@@ -30,14 +30,27 @@ impl From<Kernel> for Variant {
     }
 }
 
+/// The kernels that every operator has, in every storage.
+pub const EVERY: [Kernel; 3] = [Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast];
+
 impl Variant {
     /// All variants worth testing on a device: every kernel; on CPU drivers, `tile-universal` in the shape of GPUs too, so that what
     /// GPUs run is executed somewhere. (`tile-subgroup` has no other.)
     #[must_use]
     pub fn all(device: &Capabilities) -> Vec<Self> {
-        let mut all = Kernel::ALL.map(Self::from).to_vec();
+        let mut all = EVERY.map(Self::from).to_vec();
         if device.kind == DeviceKind::Cpu {
             all.push(Self { gpu_shape: true, ..Kernel::TileUniversal.into() });
+        }
+        all
+    }
+
+    /// [All](Self::all) that are worth testing on a case: `matrix` too where it is in f16.
+    #[must_use]
+    pub fn of(case: &SoftmaxCase, device: &Capabilities) -> Vec<Self> {
+        let mut all = Self::all(device);
+        if [case.q.storage, case.k.storage] == [Storage::F16; 2] {
+            all.push(Kernel::Matrix.into());
         }
         all
     }
@@ -45,7 +58,7 @@ impl Variant {
     /// All variants of linear attention, BASED too: every kernel in both schedules.
     #[must_use]
     pub fn linear() -> Vec<Self> {
-        Kernel::ALL.into_iter().flat_map(Self::schedules).collect()
+        EVERY.into_iter().flat_map(Self::schedules).collect()
     }
 
     /// A kernel in both schedules of linear attention.

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use wattn::wgpu::{Adapter, Features};
-use wattn::{Attention, Engine, Extent, HeadDim, Heads, Kernel};
-use wattn_tests::{adapters, device_label};
+use wattn::{Attention, Engine, Extent, HeadDim, Heads, Kernel, Storage};
+use wattn_tests::{adapters, device_label, engine};
 
 use crate::select::matching;
 
@@ -47,11 +47,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn describe(adapter: &Adapter) -> Result<Vec<(&'static str, String)>> {
     let info = adapter.get_info();
-    let engine = Engine::on_adapter(adapter)?;
+    let engine = engine(adapter)?;
     let device = engine.capabilities();
     let subgroups = match device.subgroups {
         Some((min, max)) => format!("{min} to {max} lanes"),
         None => "none for shaders".to_owned(),
+    };
+    let matrices = match device.matrix {
+        Some(side) => format!("{side} x {side}, f16 factors, f32 sums"),
+        None => "none that kernels use".to_owned(),
     };
     let features: Vec<&str> = [
         (Features::SUBGROUP, "subgroups"),
@@ -68,6 +72,7 @@ fn describe(adapter: &Adapter) -> Result<Vec<(&'static str, String)>> {
         ("driver", format!("{} {}", info.driver, info.driver_info).trim().to_owned()),
         ("kind", format!("{:?}", device.kind).to_lowercase()),
         ("subgroups", subgroups),
+        ("matrices", matrices),
         ("workgroup memory", format!("{} bytes", device.workgroup_bytes)),
         ("workgroup size", format!("{} invocations", device.workgroup_invocations)),
         ("largest binding", format!("{} MiB", device.binding_bytes >> 20)),
@@ -77,18 +82,22 @@ fn describe(adapter: &Adapter) -> Result<Vec<(&'static str, String)>> {
     Ok(rows.into_iter().chain(kernels(&engine)?).collect())
 }
 
-/// The kernel for a problem without options, with its reason, and why the others are not chosen.
+/// The kernel for a problem without options, with its reason, and why the others are not chosen; `matrix` is asked in f16.
 fn kernels(engine: &Engine) -> Result<[(&'static str, String); Kernel::ALL.len()]> {
     let attention = Attention::new(Heads::new(8)?, HeadDim::new(64)?);
+    let half = attention.storage(Storage::F16);
     let extent = Extent::new(1, 1024, 1024);
-    let plan = engine.plan(&attention, extent).context("planning 1x8x1024x1024, head dim 64")?;
-    let chosen = plan.details();
+    let plan = |attention| engine.plan(&attention, extent).context("planning 1x8x1024x1024, head dim 64");
+    let (chosen, chosen_in_half) = (plan(attention)?, plan(half)?);
     Ok(Kernel::ALL.map(|kernel| {
+        let in_half = kernel == Kernel::Matrix;
+        let (attention, chosen) = if in_half { (half, &chosen_in_half) } else { (attention, &chosen) };
+        let chosen = chosen.details();
         let verdict = match engine.plan(&attention.kernel(kernel), extent) {
             _ if kernel == chosen.key.kernel => format!("chosen: {}", chosen.reason),
             Ok(_) => format!("could serve, {} comes first on this kind of device", chosen.key.kernel),
             Err(error) => error.to_string(),
         };
-        (kernel.name(), verdict)
+        (kernel.name(), if in_half { format!("in f16: {verdict}") } else { verdict })
     }))
 }

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use wattn::wgpu::{Adapter, AdapterInfo, DeviceType};
 use wattn::{Engine, Kernel};
-use wattn_tests::{Variant, device_label};
+use wattn_tests::{Variant, device_label, engine};
 
 use crate::lavapipe::ensure_adapter;
 
@@ -47,7 +47,7 @@ impl Selection {
         let adapter = self.adapter()?;
         let info = adapter.get_info();
         let label = device_label(&info);
-        let engine = Engine::on_adapter(&adapter).with_context(|| label.clone())?;
+        let engine = engine(&adapter)?;
         Ok(Device { engine, info, label })
     }
 

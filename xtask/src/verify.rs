@@ -46,6 +46,8 @@ struct Skip {
 #[derive(Debug, Clone, Copy)]
 enum Problem {
     Softmax(Recipe),
+    /// Rounded to f16, for the kernel that takes nothing else.
+    Half(Recipe),
     Decode(Recipe),
     Linear(LinearRecipe),
     Based(BasedRecipe),
@@ -54,6 +56,7 @@ enum Problem {
 /// A case with what must come out of it.
 enum Judge {
     Softmax(Box<SoftmaxCase>, Reference),
+    Half(Box<SoftmaxCase>, Reference),
     Decode(Box<SoftmaxCase>, Reference),
     Linear(Box<LinearCase>, References),
     Based(Box<BasedCase>, References),
@@ -61,7 +64,11 @@ enum Judge {
 
 impl Problem {
     fn all() -> Vec<Self> {
-        let softmax = catalogue().into_iter().map(Self::Softmax);
+        let softmax = catalogue().into_iter().flat_map(|recipe| {
+            let case = recipe.build();
+            let half = case.in_f16().filter(|_| !case.has_backward()).map(|_| Self::Half(recipe));
+            [Some(Self::Softmax(recipe)), half].into_iter().flatten()
+        });
         let linear = linear_catalogue().into_iter().map(Self::Linear);
         let softmax = softmax.chain(decode_catalogue().into_iter().map(Self::Decode));
         softmax.chain(linear).chain(based_catalogue().into_iter().map(Self::Based)).collect()
@@ -69,7 +76,7 @@ impl Problem {
 
     fn name(&self) -> &'static str {
         match self {
-            Self::Softmax(recipe) | Self::Decode(recipe) => recipe.name,
+            Self::Softmax(recipe) | Self::Half(recipe) | Self::Decode(recipe) => recipe.name,
             Self::Linear(recipe) => recipe.name,
             Self::Based(recipe) => recipe.name,
         }
@@ -81,6 +88,11 @@ impl Problem {
                 let case = recipe.build();
                 let reference = case.reference(rows(&case));
                 Judge::Softmax(Box::new(case), reference)
+            }
+            Self::Half(recipe) => {
+                let case = recipe.build().in_f16().expect("such problems alone are listed");
+                let reference = case.reference(rows(&case));
+                Judge::Half(Box::new(case), reference)
             }
             Self::Decode(recipe) => {
                 let case = recipe.build();
@@ -104,7 +116,8 @@ impl Problem {
 impl Judge {
     fn variants(&self, device: &Device, pinned: Option<Kernel>) -> Vec<Variant> {
         let mut variants = match self {
-            Self::Softmax(..) => Variant::all(device.engine.capabilities()),
+            Self::Softmax(case, _) => Variant::of(case, device.engine.capabilities()),
+            Self::Half(..) => vec![Kernel::Matrix.into()],
             Self::Decode(..) => DECODE_KERNELS.map(Variant::from).to_vec(),
             Self::Linear(..) | Self::Based(..) => Variant::linear(),
         };
@@ -114,7 +127,7 @@ impl Judge {
 
     fn refusal(&self, device: &Device, variant: Variant) -> Result<Option<String>> {
         match self {
-            Self::Softmax(case, _) => variant.refusal(&device.engine, case),
+            Self::Softmax(case, _) | Self::Half(case, _) => variant.refusal(&device.engine, case),
             Self::Decode(case, _) => match plan_decode(&device.engine, case, Some(variant.kernel), SHORT)? {
                 Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
                 _ => Ok(None),
@@ -126,7 +139,7 @@ impl Judge {
 
     fn run(&self, device: &Device, variant: Variant) -> Result<Ran> {
         match self {
-            Self::Softmax(case, reference) => {
+            Self::Softmax(case, reference) | Self::Half(case, reference) => {
                 let (plan, comparisons) = judge(&device.engine, case, Some(variant), reference)?;
                 Ok(Ran::softmax(&plan, comparisons))
             }
@@ -148,7 +161,7 @@ impl Judge {
 
     fn outputs(&self) -> Vec<&'static str> {
         match self {
-            Self::Softmax(_, reference) => {
+            Self::Softmax(_, reference) | Self::Half(_, reference) => {
                 ["out", "lse"].into_iter().chain(reference.gradients.keys().copied()).collect()
             }
             Self::Decode(..) => vec!["out", "lse"],
@@ -160,7 +173,7 @@ impl Judge {
     /// The case with its expected outputs.
     fn expecting(&self) -> Case {
         match self {
-            Self::Softmax(case, _) | Self::Decode(case, _) => {
+            Self::Softmax(case, _) | Self::Half(case, _) | Self::Decode(case, _) => {
                 let mut case = case.as_ref().clone();
                 case.expect_reference();
                 case.into()
@@ -195,8 +208,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let device = args.selection.device()?;
     println!("{device}");
     let filter = args.filter.as_deref().unwrap_or_default();
-    let problems: Vec<Problem> = Problem::all().into_iter().filter(|problem| problem.name().contains(filter)).collect();
     let pinned = args.selection.kernel;
+    let matrices = pinned.map_or(device.engine.capabilities().matrix.is_some(), |kernel| kernel == Kernel::Matrix);
+    let mut problems = Problem::all();
+    problems.retain(|problem| problem.name().contains(filter) && (matrices || !matches!(problem, Problem::Half(_))));
 
     let start = Instant::now();
     let progress = progress(problems.len());

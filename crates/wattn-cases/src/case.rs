@@ -130,8 +130,52 @@ impl SoftmaxCase {
         }
     }
 
+    /// The same problem in f16, forward alone, for kernels that take nothing else: where it is in f32 and its dims are even. Queries
+    /// beyond the range of f16 are scaled down and the scale up, by a power of two, so that logits stay what they are.
+    pub fn in_f16(&self) -> Option<Self> {
+        let dims = self.dims();
+        let even = dims.head_dim.is_multiple_of(2) && dims.value_dim.is_multiple_of(2);
+        if !even || [self.q.storage, self.k.storage] != [Storage::F32; 2] {
+            return None;
+        }
+        let largest = self.q.values.iter().filter(|x| x.is_finite()).fold(1.0_f32, |most, x| most.max(x.abs()));
+        let factor = (largest / 32_768.0).log2().ceil().max(0.0).exp2();
+        let scale = self.scale.unwrap_or_else(|| (dims.head_dim as f64).sqrt().recip()) * f64::from(factor);
+        let half = |tensor: &Tensor, by: f32| {
+            Tensor::new(Storage::F16, &tensor.shape, tensor.values.iter().map(|x| x / by).collect())
+        };
+        Some(Self {
+            scale: Some(scale),
+            q: half(&self.q, factor),
+            k: half(&self.k, 1.0),
+            v: half(&self.v, 1.0),
+            grad_out: None,
+            grad_lse: None,
+            // What is stated for f32 says nothing of how f16 rounds the output.
+            rms_tolerance: self.rms_tolerance.map(|tolerance| tolerance + 1e-3),
+            expect: BTreeMap::new(),
+            ..self.clone()
+        })
+    }
+
     /// The expected output `name` of a case file, element by element as [`compare`](crate::compare) takes it.
     pub fn expected(&self, name: &str) -> Option<Vec<(usize, f64)>> {
         self.expect.get(name).map(Tensor::elements)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Recipe, Rows, Values};
+
+    #[test]
+    fn problems_in_f16_have_the_same_logits() {
+        let exact = Recipe { values: Values::OneHot(800_000.0), queries: 5, keys: 7, ..Recipe::default() }.build();
+        let half = exact.in_f16().unwrap();
+        assert!(half.q.values.iter().all(|x| x.is_finite()));
+        let logit = |case: &super::SoftmaxCase| case.reference(Rows::All).largest_logit;
+        assert!((logit(&half) / logit(&exact) - 1.0).abs() < 1e-3);
+        assert!(half.in_f16().is_none());
+        assert!(Recipe { value_dim: 7, ..Recipe::default() }.build().in_f16().is_none());
     }
 }

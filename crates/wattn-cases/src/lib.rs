@@ -12,6 +12,8 @@
 //! assert!(!comparison.pass, "zeros are not the result of {}", case.name);
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod based;
 mod case;
 mod catalogue;

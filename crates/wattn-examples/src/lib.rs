@@ -3,6 +3,8 @@
 //! Everything but attention runs on the CPU in plain f32: projections, norms and activations are not what wattn is
 //! about. A model asks for attention through a closure and does not know what runs it.
 
+#![forbid(unsafe_code)]
+
 pub mod minilm;
 pub mod smollm2;
 

@@ -13,6 +13,8 @@
 //! | BASED linear attention, forward | [`BasedProblem::recurrent`], [`BasedProblem::parallel`] |
 //! | BASED linear attention, backward | [`BasedProblem::backward`] |
 
+#![forbid(unsafe_code)]
+
 mod based;
 mod flash_backward;
 mod flash_forward;

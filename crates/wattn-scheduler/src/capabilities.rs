@@ -39,6 +39,8 @@ pub struct Capabilities {
     pub driver: Driver,
     /// The least and the greatest subgroup size, where shaders may use subgroups.
     pub subgroups: Option<(u32, u32)>,
+    /// Rows and columns of the square cooperative matrices, f16 factors and f32 sums, that shaders may use.
+    pub matrix: Option<u32>,
     /// Whether shaders may use 64-bit integers.
     pub int64: bool,
     /// Bytes of workgroup memory a workgroup may declare.
@@ -68,6 +70,7 @@ impl Capabilities {
             kind: DeviceKind::Other,
             driver: Driver::Other,
             subgroups: None,
+            matrix: None,
             int64: false,
             workgroup_bytes: 16_384,
             workgroup_invocations: 256,

@@ -1,7 +1,7 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
 use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
-use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape, TileShape};
+use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape, Storage, TileShape};
 
 use crate::attention::Attention;
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
@@ -34,11 +34,11 @@ fn first_that_serves<S>(
     // Wide values need rows of many invocations: better in workgroup memory than spilled by a small subgroup's tile.
     let small_subgroups = device.subgroups.is_some_and(|(min, _)| min < TILE_GPU_WIDE.tx);
     let order = match device.kind {
-        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileSubgroup, Kernel::TileUniversal],
+        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Matrix],
         _ if small_subgroups && table::gpu_tiles(attention.head_dim.value())[0] == TILE_GPU_WIDE => {
-            [Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast]
+            [Kernel::Matrix, Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast]
         }
-        _ => [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
+        _ => [Kernel::Matrix, Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
     };
     let mut reasons = Vec::new();
     for kernel in order {
@@ -67,6 +67,9 @@ fn backward_shapes(
     device: &Capabilities,
 ) -> Result<(BackwardShapes, String), String> {
     let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
+    if kernel == Kernel::Matrix {
+        return Err("it has no backward pass".to_owned());
+    }
     // Products with values take all of their dim, which the forward pass splits.
     let narrow = value <= table::VALUE_SPLIT;
     let rows = match kernel {
@@ -126,13 +129,17 @@ pub(crate) fn wide(attention: &Attention, lanes: u32, device: &Capabilities) -> 
 fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilities) -> FlashKey {
     let (qk, value_dim) = (attention.head_dim.qk(), attention.head_dim.value());
     let head_class = match shape {
-        Shape::Lanes(_) => table::dim_class(qk).unwrap_or(0),
-        Shape::Tile(_) => 0,
+        Shape::Lanes(_) | Shape::Matrix(_) => table::dim_class(qk).unwrap_or(0),
+        _ => 0,
+    };
+    let padded = match shape {
+        Shape::Matrix(_) if head_class == 0 => !qk.is_multiple_of(table::STREAM_DIMS),
+        _ => head_class > qk,
     };
     // A tile's keys are staged for many invocations, so that its loads are few and vec4 serves them.
     let wide = match shape {
         Shape::Lanes(shape) => wide(attention, shape.lanes, device),
-        Shape::Tile(_) => false,
+        _ => false,
     };
     let value = value_dim.min(table::VALUE_SPLIT);
     FlashKey {
@@ -144,7 +151,7 @@ fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilitie
         paged: false,
         access: if wide { Access::Vec8 } else { attention.access },
         head_class,
-        padded: head_class > qk,
+        padded,
         value_class: table::dim_class(value).unwrap_or(table::VALUE_SPLIT),
         options: attention.options,
     }
@@ -155,6 +162,7 @@ fn shape(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result
     let found = match kernel {
         Kernel::Broadcast => lanes(attention, device),
         Kernel::TileSubgroup | Kernel::TileUniversal => tile(kernel, attention, device),
+        Kernel::Matrix => matrix(attention, device),
         _ => Err("it is not in this version's menu".to_owned()),
     }?;
     let invocations = found.0.invocations();
@@ -257,4 +265,32 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
         };
     }
     Err(refused)
+}
+
+fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
+    for (tensor, storage) in [("q", attention.q), ("k and v", attention.kv)] {
+        if storage != Storage::F16 {
+            return Err(format!("matrices take f16, {tensor} would be {storage}"));
+        }
+    }
+    let side = match device.matrix {
+        None => return Err("the device has no square matrices of f16 factors and f32 sums".to_owned()),
+        Some(side) if !table::MATRIX_SIDES.contains(&side) => {
+            return Err(format!("matrices of {side} rows, the menu has {:?}", table::MATRIX_SIDES));
+        }
+        Some(side) => side,
+    };
+    let subgroups = device.subgroups.ok_or("the device has no subgroups")?;
+    if matches!(device.driver, Driver::Llvmpipe { .. }) && subgroups != (8, 8) {
+        return Err(format!("this driver's matrices crash with subgroups of {} lanes", subgroups.0));
+    }
+    let shape = Shape::Matrix(table::matrix_shape(side, subgroups));
+    if attention.shape.is_some_and(|pinned| pinned != shape) {
+        return Err("the pinned shape is not on its menu".to_owned());
+    }
+    let bytes = table::workgroup_bytes(&key(Kernel::Matrix, shape, attention, device));
+    if bytes > device.workgroup_bytes {
+        return Err(format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes));
+    }
+    Ok((shape, format!("matrices of {side} x {side}, {bytes} bytes fit {}", device.workgroup_bytes)))
 }

@@ -4,6 +4,8 @@
 //! the kernel, its tile, the dispatches and what they cost, or refuses with both numbers. [`sequences`] and [`work_list`] turn the
 //! lengths of a call into what the kernels read.
 
+#![forbid(unsafe_code)]
+
 mod attention;
 mod backward;
 mod backward_plan;

@@ -21,6 +21,66 @@ fn each_device_gets_its_kernel_with_a_reason() {
 }
 
 #[test]
+fn gpus_with_matrices_attend_in_f16_on_them() {
+    for (name, device, other) in devices() {
+        for (dim, value) in [(13 * 2, 10), (64, 64), (128, 128), (576, 512)] {
+            let heads = Attention::new(Heads::grouped(8, 2).unwrap(), HeadDim::with_value(dim, value).unwrap());
+            let every = heads.causal().bias().mask().sinks().alibi().softcap(30.0).lse();
+            for attention in [heads, every].map(|a| a.storage(Storage::F16)) {
+                let plan = Plan::new(&attention, Extent::new(2, 100, 300), &device).unwrap();
+                let expected = device.matrix.is_some() && device.kind != DeviceKind::Cpu;
+                assert_eq!(plan.key.kernel == Kernel::Matrix, expected, "{name}: {plan}");
+                assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{name}: {plan}");
+                let Shape::Matrix(shape) = plan.key.shape else { continue };
+                assert_eq!(Some(shape.side), device.matrix, "{name}: {plan}");
+                assert!(plan.reason.contains(&format!("matrices of {0} x {0}", shape.side)), "{name}: {plan}");
+                // However large its subgroups are, they share out all strips.
+                let (min, max) = device.subgroups.unwrap();
+                for size in [min, max] {
+                    let subgroups = shape.threads / size;
+                    assert!(subgroups * shape.own.1 >= shape.strips, "{name}: {plan}");
+                    assert!(shape.strips.div_ceil(subgroups) >= shape.own.0, "{name}: {plan}");
+                }
+                // What is not f16, and the backward pass, goes to the tile.
+                for storage in [Storage::F32, Storage::Bf16] {
+                    let plan = Plan::new(&attention.storage(storage), Extent::new(1, 64, 64), &device).unwrap();
+                    assert_ne!(plan.key.kernel, Kernel::Matrix, "{name}: {plan}");
+                }
+                let backward = BackwardPlan::new(&attention.backward(), Extent::new(1, 64, 64), &device).unwrap();
+                assert_ne!(backward.kernel, Kernel::Matrix, "{name}");
+            }
+        }
+        let plain = attention(8, 64);
+        assert_eq!(Plan::new(&plain, Extent::new(1, 64, 64), &device).unwrap().key.kernel, other, "{name}");
+    }
+}
+
+#[test]
+fn matrices_that_cannot_serve_are_refused_with_the_reason() {
+    let pinned = attention(8, 64).kernel(Kernel::Matrix);
+    let half = pinned.storage(Storage::F16);
+    let device = |name: &str| devices().into_iter().find(|d| d.0 == name).unwrap().1;
+    let nvidia = device("NVIDIA");
+    for (attention, device, needle) in [
+        (pinned, nvidia, "q would be f32"),
+        (pinned.storage(Storage::Bf16), nvidia, "q would be bf16"),
+        (pinned.mixed_storage(Storage::F16, Storage::F32), nvidia, "k and v would be f32"),
+        (half, device("RDNA"), "no square matrices"),
+        (half, Capabilities { matrix: Some(32), ..nvidia }, "[8, 16]"),
+        (half, Capabilities { subgroups: None, ..nvidia }, "no subgroups"),
+        (half, Capabilities { workgroup_bytes: 16_384, ..nvidia }, "16384 available"),
+        (half, Capabilities { subgroups: Some((16, 16)), ..device("lavapipe 26") }, "crash"),
+    ] {
+        let error = Plan::new(&attention, Extent::new(1, 64, 64), &device).unwrap_err();
+        assert!(matches!(error, PlanError::Kernel { kernel: Kernel::Matrix, .. }), "{error}");
+        assert!(error.to_string().contains(needle), "{error}");
+    }
+    Plan::new(&half, Extent::new(1, 64, 64), &device("lavapipe 26")).unwrap();
+    let error = BackwardPlan::new(&half.backward(), Extent::new(1, 64, 64), &nvidia).unwrap_err();
+    assert!(error.to_string().contains("no backward pass"), "{error}");
+}
+
+#[test]
 fn wide_values_get_a_tile_that_their_registers_hold() {
     for (name, device, kernel) in devices().into_iter().filter(|d| d.1.kind != DeviceKind::Cpu) {
         let plan = Plan::new(&attention(8, 128), Extent::new(1, 1024, 1024), &device).unwrap();

@@ -1,7 +1,8 @@
 //! What a wgpu device can do, read once; and what to ask an adapter for.
 
+use wattn_scheduler::shaders::table::MATRIX_SIDES;
 use wattn_scheduler::{Capabilities, DeviceKind, Driver};
-use wgpu::{AdapterInfo, DeviceType, Features, Limits};
+use wgpu::{AdapterInfo, CooperativeMatrixProperties, CooperativeScalarType, DeviceType, Features, Limits};
 
 /// The features that wattn makes use of and this adapter has: subgroups; on CPU drivers 64-bit integers too, for wider loads. All
 /// are optional: ask for them with the device's own.
@@ -10,6 +11,29 @@ pub fn wanted_features(adapter: &wgpu::Adapter) -> Features {
     let cpu = adapter.get_info().device_type == DeviceType::Cpu;
     let wanted = if cpu { Features::SUBGROUP | Features::SHADER_INT64 } else { Features::SUBGROUP };
     adapter.features() & wanted
+}
+
+/// The features that cooperative matrices take, where this adapter has any that wattn can use: f16 factors and f32 sums, all sides 8 or
+/// 16. One of them is experimental: ask for them together with `experimental_features`, whose token is the application's to make, and
+/// tell the engine by [`EngineBuilder::matrix_properties`](crate::EngineBuilder::matrix_properties).
+#[must_use]
+pub fn matrix_features(adapter: &wgpu::Adapter) -> Features {
+    let usable = adapter.features().contains(MATRIX) && matrix_side(&adapter.cooperative_matrix_properties()).is_some();
+    if usable { MATRIX } else { Features::empty() }
+}
+
+const MATRIX: Features = Features::SHADER_F16.union(Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+
+/// The largest side of matrices that wattn can use.
+fn matrix_side(properties: &[CooperativeMatrixProperties]) -> Option<u32> {
+    let has = |side: &u32| {
+        properties.iter().any(|matrix| {
+            [matrix.m_size, matrix.n_size, matrix.k_size] == [*side; 3]
+                && matrix.ab_type == CooperativeScalarType::F16
+                && matrix.cr_type == CooperativeScalarType::F32
+        })
+    };
+    MATRIX_SIDES.into_iter().filter(has).max()
 }
 
 /// WebGPU's default limits, with those that wattn gains from raised to what this adapter has: sizes of buffers and bindings,
@@ -32,8 +56,13 @@ pub fn wanted_limits(adapter: &wgpu::Adapter) -> Limits {
     .or_worse_values_from(&has)
 }
 
-/// The capabilities of a device with these features and limits.
-pub(crate) fn capabilities(info: &AdapterInfo, features: Features, limits: &Limits) -> Capabilities {
+/// The capabilities of a device with these features and limits, and of its adapter's matrices.
+pub(crate) fn capabilities(
+    info: &AdapterInfo,
+    features: Features,
+    limits: &Limits,
+    matrices: &[CooperativeMatrixProperties],
+) -> Capabilities {
     let kind = match info.device_type {
         DeviceType::DiscreteGpu => DeviceKind::Discrete,
         DeviceType::IntegratedGpu => DeviceKind::Integrated,
@@ -45,6 +74,7 @@ pub(crate) fn capabilities(info: &AdapterInfo, features: Features, limits: &Limi
         kind,
         driver: driver(info),
         subgroups,
+        matrix: matrix_side(matrices).filter(|_| features.contains(MATRIX)),
         int64: features.contains(Features::SHADER_INT64),
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
         workgroup_invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),

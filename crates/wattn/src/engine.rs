@@ -63,6 +63,7 @@ pub struct EngineBuilder {
     cache: Option<wgpu::PipelineCache>,
     loop_turns: Option<u32>,
     rates: Option<Rates>,
+    matrices: Vec<wgpu::CooperativeMatrixProperties>,
 }
 
 impl EngineBuilder {
@@ -88,11 +89,19 @@ impl EngineBuilder {
         self
     }
 
+    /// Plans on cooperative matrices too: those of the device's adapter, as `adapter.cooperative_matrix_properties()` tells them. The
+    /// device needs [`matrix_features`](crate::matrix_features).
+    #[must_use]
+    pub fn matrix_properties(mut self, matrices: Vec<wgpu::CooperativeMatrixProperties>) -> Self {
+        self.matrices = matrices;
+        self
+    }
+
     /// The engine. Nothing is compiled yet.
     #[must_use]
     pub fn build(self) -> Engine {
-        let Self { device, queue, cache, loop_turns, rates } = self;
-        let mut capabilities = capabilities(&device.adapter_info(), device.features(), &device.limits());
+        let Self { device, queue, cache, loop_turns, rates, matrices } = self;
+        let mut capabilities = capabilities(&device.adapter_info(), device.features(), &device.limits(), &matrices);
         capabilities.loop_turns = loop_turns.or(capabilities.loop_turns);
         capabilities.rates = rates;
         let ring = Ring::new(capabilities.binding_alignment);
@@ -105,7 +114,8 @@ impl Engine {
     /// [`wanted_limits`](crate::wanted_limits) for what to ask for when creating them.
     #[must_use]
     pub fn builder(device: &Device, queue: &Queue) -> EngineBuilder {
-        EngineBuilder { device: device.clone(), queue: queue.clone(), cache: None, loop_turns: None, rates: None }
+        let (device, queue) = (device.clone(), queue.clone());
+        EngineBuilder { device, queue, cache: None, loop_turns: None, rates: None, matrices: Vec::new() }
     }
 
     /// Plans an operator over `extent`: which kernel, which tile, what it costs. Compiles nothing.

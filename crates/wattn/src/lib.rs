@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
 mod backward_operands;
 mod backward_plan;
@@ -31,7 +32,7 @@ pub use backward_plan::BackwardPlan;
 pub use based_operands::BasedOperands;
 pub use based_plan::BasedPlan;
 pub use cache::KvCache;
-pub use capabilities::{wanted_features, wanted_limits};
+pub use capabilities::{matrix_features, wanted_features, wanted_limits};
 pub use decode_plan::{AnyWork, DecodePlan};
 pub use device_work::DeviceWork;
 pub use engine::{Engine, EngineBuilder};
@@ -47,7 +48,7 @@ pub use operator::{Operator, Prepared};
 pub use plan::Plan;
 pub use state::{BasedState, LightningState, Recurrent, State};
 pub use view::View;
-pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, Shape, Storage, TileShape};
+pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, MatrixShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
     Attention, AttentionBackward, Based, BasedLayer, CacheLayout, CacheStep, Capabilities, Causal, Decay, DecayModel,
     Decode, DeviceKind, Driver, Estimate, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Rates, Schedule,

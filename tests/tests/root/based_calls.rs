@@ -11,7 +11,7 @@ use wattn::{
     View,
 };
 use wattn_cases::{BasedCase, BasedRecipe, compare};
-use wattn_tests::{Variant, based, based_backward, judge_based, run_based, unpack_states};
+use wattn_tests::{EVERY, Variant, based, based_backward, judge_based, run_based, unpack_states};
 
 use crate::gpu::{Gpu, download, poisoned, upload};
 use crate::linear_calls::{refused, submit};
@@ -36,7 +36,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     for variant in Variant::linear() {
         trials.push(gpu.trial_by(variant, "based/same_bits_twice", same_bits_twice));
     }
-    for variant in Kernel::ALL.map(Variant::from) {
+    for variant in EVERY.map(Variant::from) {
         trials.push(gpu.trial_by(variant, "based/a_hundred_thousand_tokens", a_hundred_thousand_tokens));
     }
     trials
@@ -238,7 +238,7 @@ fn stretches_one_after_the_other(gpu: &Gpu) -> Result<()> {
         BasedRecipe { name: "based/stretches_packed", sequences: &[10, 0, 5000, 2100], state: true, ..small },
     ] {
         let case = recipe.build();
-        for kernel in Kernel::ALL {
+        for kernel in EVERY {
             let variant = Variant { schedule: Some(Schedule::Sequential), ..kernel.into() };
             let extent = wattn_tests::based_tokens(&case)?;
             let Ok(plan) = engine.plan(&variant.force_based(based(&case)?), extent) else { continue };

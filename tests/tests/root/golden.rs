@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
+use wattn::Kernel;
 use wattn_cases::{CaseFile, SoftmaxCase};
-use wattn_tests::{Variant, judge_expected};
+use wattn_tests::{Variant, judge_all, judge_expected, rows};
 
 use crate::catalogue::{refusal_stands, refused};
 use crate::gpu::Gpu;
@@ -33,6 +34,9 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
                 continue;
             }
         };
+        if let Some(half) = case.in_f16() {
+            trials.push(in_f16(gpu, &name, half));
+        }
         for variant in gpu.variants_of(case) {
             let file = Arc::clone(file);
             trials.push(match variant.refusal(&gpu.engine, case) {
@@ -48,6 +52,18 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
         }
     }
     trials
+}
+
+/// The problem of a file rounded to f16, by the kernel that takes nothing else: against the oracle, which the file itself is held to.
+fn in_f16(gpu: &Arc<Gpu>, name: &str, half: SoftmaxCase) -> Trial {
+    let variant = Variant::from(Kernel::Matrix);
+    match variant.refusal(&gpu.engine, &half) {
+        Ok(Some(_)) => refused(gpu, variant, name, move |gpu| refusal_stands(gpu, &half, variant)),
+        _ => gpu.trial_by(variant, name, move |gpu, variant| {
+            let (_, comparisons) = judge_all(&gpu.engine, &half, Some(variant), rows(&half))?;
+            comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
+        }),
+    }
 }
 
 fn check(gpu: &Gpu, case: &SoftmaxCase, variant: Variant) -> Result<()> {

@@ -10,7 +10,7 @@ use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, Limits};
 use wattn::{DeviceKind, Engine, Kernel, wanted_features, wanted_limits};
 use wattn_cases::{Comparison, SoftmaxCase, Storage};
-use wattn_tests::{Variant, adapters, device_label};
+use wattn_tests::{Variant, adapters, device_label, engine};
 
 /// An adapter with the engine that its trials use.
 pub(crate) struct Gpu {
@@ -42,7 +42,7 @@ impl Gpu {
     }
 
     fn new(label: &str, adapter: &Adapter) -> Result<Self> {
-        let engine = Engine::on_adapter(adapter).with_context(|| label.to_owned())?;
+        let engine = engine(adapter).with_context(|| label.to_owned())?;
         let (label, adapter) = (label.to_owned(), adapter.clone());
         Ok(Self { label, engine, adapter, compared: AtomicUsize::new(0), beside: None })
     }
@@ -60,7 +60,7 @@ impl Gpu {
     /// The variants that run a case. Of the two shapes that `tile-universal` has on CPU drivers, that for GPUs runs them all. The other
     /// is the code of `broadcast` but for how keys are loaded: it runs what needs no pipelines of its own, and few others.
     pub(crate) fn variants_of(&self, case: &SoftmaxCase) -> Vec<Variant> {
-        let mut variants = self.variants();
+        let mut variants = Variant::of(case, self.engine.capabilities());
         let both = variants.iter().any(|variant| variant.gpu_shape);
         if both && !is_plain(case) && !IN_BOTH_SHAPES.contains(&case.name.as_str()) {
             variants.retain(|variant| variant.kernel != Kernel::TileUniversal || variant.gpu_shape);

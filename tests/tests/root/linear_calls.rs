@@ -10,7 +10,7 @@ use wattn::{
     View,
 };
 use wattn_cases::{Decays, LinearCase, LinearRecipe, References, compare};
-use wattn_tests::{Variant, judge_linear, lightning, lightning_backward};
+use wattn_tests::{EVERY, Variant, judge_linear, lightning, lightning_backward};
 
 use crate::gpu::{Gpu, download, poisoned, upload};
 
@@ -34,7 +34,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     for variant in Variant::linear() {
         trials.push(gpu.trial_by(variant, "linear/same_bits_twice", same_bits_twice));
     }
-    for variant in Kernel::ALL.map(Variant::from) {
+    for variant in EVERY.map(Variant::from) {
         trials.push(gpu.trial_by(variant, "linear/a_hundred_thousand_tokens", a_hundred_thousand_tokens));
     }
     trials
@@ -268,7 +268,7 @@ fn stretches_one_after_the_other(gpu: &Gpu) -> Result<()> {
         LinearRecipe { name: "linear/stretches_packed_stateless", sequences: &[2600, 1], ..small },
     ] {
         let case = LinearRecipe { grad_decay: false, ..recipe }.build();
-        for kernel in Kernel::ALL {
+        for kernel in EVERY {
             let variant = Variant { schedule: Some(Schedule::Sequential), ..kernel.into() };
             if variant.linear_refusal(&engine, &case)?.is_some() {
                 continue;

@@ -1,6 +1,8 @@
 //! Every problem of the catalogue and every case file, on every adapter, by every kernel; and the harness, encoding, refusals and
 //! devices themselves. A trial's name says all: `vulkan/llvmpipe/broadcast/softmax/plain`.
 
+#![forbid(unsafe_code)]
+
 mod backward_calls;
 mod based;
 mod based_calls;

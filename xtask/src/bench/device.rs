@@ -5,7 +5,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, DeviceType, Features};
-use wattn::{Engine, Rates, wanted_features, wanted_limits};
+use wattn::{Engine, Rates, matrix_features, wanted_features, wanted_limits};
+use wattn_tests::experimental;
 
 use super::ceilings::Ceilings;
 use super::host::HostCosts;
@@ -84,12 +85,13 @@ pub(crate) fn open(adapter: &Adapter) -> Result<Engine> {
     let timestamps = Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("bench"),
-        required_features: wanted_features(adapter) | (adapter.features() & timestamps),
+        required_features: wanted_features(adapter) | matrix_features(adapter) | (adapter.features() & timestamps),
         required_limits: wanted_limits(adapter),
+        experimental_features: experimental(),
         ..wgpu::DeviceDescriptor::default()
     };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).context("opening the device")?;
-    Ok(Engine::builder(&device, &queue).build())
+    Ok(Engine::builder(&device, &queue).matrix_properties(adapter.cooperative_matrix_properties()).build())
 }
 
 /// A buffer of f32, read back.

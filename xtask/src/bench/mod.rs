@@ -115,7 +115,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
     bar.suspend(|| println!("{}", table::headline(&device)));
 
     // Plans tell how long they should take on a device of these rates.
-    let engine = Engine::builder(engine.device(), engine.queue()).rates(device.rates()).build();
+    let engine = Engine::builder(engine.device(), engine.queue())
+        .matrix_properties(adapter.cooperative_matrix_properties())
+        .rates(device.rates())
+        .build();
     let bench = Bench { engine, clock, ceilings, effort: if args.quick { Effort::QUICK } else { Effort::FULL } };
     let mut rows = Vec::new();
     for recipe in &recipes {
