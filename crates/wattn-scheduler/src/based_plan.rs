@@ -8,6 +8,7 @@ use wattn_shaders::{Access, BROADCAST_FEATURES, BasedKey, Kernel, Key, Storage, 
 use crate::based::Based;
 use crate::based_steps::{BasedStates, BasedStep, steps};
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::choose;
 use crate::cost::{Cost, Estimate, Task, share};
 use crate::error::{PlanError, refuse_int8};
 use crate::lightning::{Pass, Schedule, Tokens};
@@ -79,7 +80,7 @@ impl BasedPlan {
     pub fn new(based: &Based, extent: Tokens, device: &Capabilities) -> Result<Self, PlanError> {
         based.check()?;
         check(based, extent)?;
-        let (kernel, mut reason) = kernel(based, device)?;
+        let (kernel, mut reason) = choose::linear(based.kernel, device, |kernel| serves(kernel, based, device))?;
         let heads = u64::from(based.heads);
         let splits = |steps: &[BasedStep]| steps.iter().map(|s| s.splits(based)).collect::<Vec<_>>();
         let sequential = steps(based, kernel, Schedule::Sequential, 1, device);
@@ -287,29 +288,7 @@ fn compulsory_bytes(based: &Based, extent: Tokens) -> u64 {
     tokens.saturating_mul(token).saturating_add((state * states).saturating_mul(u64::from(extent.batch) * heads))
 }
 
-/// The kernel that serves, and why.
-fn kernel(based: &Based, device: &Capabilities) -> Result<(Kernel, String), PlanError> {
-    if let Some(kernel) = based.kernel {
-        let why = serves(kernel, based, device).map_err(|reason| PlanError::Kernel { kernel, reason })?;
-        return Ok((kernel, format!("pinned; {why}")));
-    }
-    let order = match device.kind {
-        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileUniversal, Kernel::TileSubgroup],
-        _ => [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
-    };
-    let mut reasons = Vec::new();
-    for kernel in order {
-        match serves(kernel, based, device) {
-            Ok(why) => {
-                let passed_over: String = reasons.iter().map(|r| format!("; {r}")).collect();
-                return Ok((kernel, format!("{why}{passed_over}")));
-            }
-            Err(reason) => reasons.push(format!("not {kernel}: {reason}")),
-        }
-    }
-    Err(PlanError::NoKernel { reasons: reasons.join("; ") })
-}
-
+/// Why a kernel can serve, or why not.
 fn serves(kernel: Kernel, based: &Based, device: &Capabilities) -> Result<String, String> {
     match (kernel, device.subgroups) {
         (Kernel::TileUniversal, _) => Ok("the state in workgroup memory".to_owned()),

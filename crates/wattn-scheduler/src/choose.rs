@@ -9,7 +9,8 @@ use crate::error::PlanError;
 
 /// The pipeline for a problem, and the reason.
 pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(FlashKey, String), PlanError> {
-    let (kernel, shape, reason) = first_that_serves(attention, device, |kernel| shape(kernel, attention, device))?;
+    let serves = |kernel| shape(kernel, attention, device);
+    let (kernel, shape, reason) = first_that_serves(attention.kernel, &order(attention, device), serves)?;
     Ok((key(kernel, shape, attention, device), reason))
 }
 
@@ -18,31 +19,49 @@ pub(crate) fn backward(
     attention: &Attention,
     device: &Capabilities,
 ) -> Result<(Kernel, BackwardShapes, String), PlanError> {
-    first_that_serves(attention, device, |kernel| backward_shapes(kernel, attention, device))
+    first_that_serves(attention.kernel, &order(attention, device), |kernel| backward_shapes(kernel, attention, device))
 }
 
-/// The pinned kernel, or the first that can serve in the order that suits the device; and the reason.
-fn first_that_serves<S>(
-    attention: &Attention,
-    device: &Capabilities,
-    shape: impl Fn(Kernel) -> Result<(S, String), String>,
-) -> Result<(Kernel, S, String), PlanError> {
-    if let Some(kernel) = attention.kernel {
-        let (shape, why) = shape(kernel).map_err(|reason| PlanError::Kernel { kernel, reason })?;
-        return Ok((kernel, shape, format!("pinned; {why}")));
-    }
+/// The kernels of softmax attention in the order that suits the device.
+fn order(attention: &Attention, device: &Capabilities) -> [Kernel; 4] {
     // Wide values need rows of many invocations: better in workgroup memory than spilled by a small subgroup's tile.
     let small_subgroups = device.subgroups.is_some_and(|(min, _)| min < TILE_GPU_WIDE.tx);
-    let order = match device.kind {
+    match device.kind {
         DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Matrix],
         _ if small_subgroups && table::gpu_tiles(attention.head_dim.value())[0] == TILE_GPU_WIDE => {
             [Kernel::Matrix, Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast]
         }
         _ => [Kernel::Matrix, Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
+    }
+}
+
+/// The kernel of linear attention, Lightning's or BASED's, in the order that suits the device; and the reason.
+pub(crate) fn linear(
+    pinned: Option<Kernel>,
+    device: &Capabilities,
+    serves: impl Fn(Kernel) -> Result<String, String>,
+) -> Result<(Kernel, String), PlanError> {
+    let order = match device.kind {
+        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileUniversal, Kernel::TileSubgroup],
+        _ => [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
     };
+    let (kernel, (), reason) = first_that_serves(pinned, &order, |kernel| serves(kernel).map(|why| ((), why)))?;
+    Ok((kernel, reason))
+}
+
+/// The pinned kernel, or the first in this order that can serve; and the reason.
+fn first_that_serves<S>(
+    pinned: Option<Kernel>,
+    order: &[Kernel],
+    serves: impl Fn(Kernel) -> Result<(S, String), String>,
+) -> Result<(Kernel, S, String), PlanError> {
+    if let Some(kernel) = pinned {
+        let (shape, why) = serves(kernel).map_err(|reason| PlanError::Kernel { kernel, reason })?;
+        return Ok((kernel, shape, format!("pinned; {why}")));
+    }
     let mut reasons = Vec::new();
-    for kernel in order {
-        match shape(kernel) {
+    for &kernel in order {
+        match serves(kernel) {
             Ok((shape, why)) => {
                 let passed_over: String = reasons.iter().map(|r| format!("; {r}")).collect();
                 return Ok((kernel, shape, format!("{why}{passed_over}")));

@@ -5,6 +5,7 @@ use std::fmt;
 use wattn_shaders::{Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, LinearKey, LinearOp, Storage, table};
 
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::choose;
 use crate::cost::{Cost, Estimate, Task, share};
 use crate::decay_plan::PlannedDecay;
 use crate::error::{PlanError, refuse_int8};
@@ -116,7 +117,8 @@ impl LinearPlan {
     pub fn new(lightning: &Lightning, extent: Tokens, device: &Capabilities) -> Result<Self, PlanError> {
         lightning.check()?;
         check(lightning, extent)?;
-        let (kernel, mut reason) = kernel(lightning, device)?;
+        let (kernel, mut reason) =
+            choose::linear(lightning.kernel, device, |kernel| serves(kernel, lightning, device))?;
         let mut sweeps: Vec<PlannedSweep> =
             lightning.sweeps().into_iter().map(|s| planned(lightning, s, kernel, device)).collect();
         let heads = u64::from(lightning.heads);
@@ -267,29 +269,7 @@ fn class(dim: u32) -> u32 {
     HEAD_CLASSES.into_iter().find(|&class| dim <= class).unwrap_or(0)
 }
 
-/// The kernel that serves, and why.
-fn kernel(lightning: &Lightning, device: &Capabilities) -> Result<(Kernel, String), PlanError> {
-    if let Some(kernel) = lightning.kernel {
-        let why = serves(kernel, lightning, device).map_err(|reason| PlanError::Kernel { kernel, reason })?;
-        return Ok((kernel, format!("pinned; {why}")));
-    }
-    let order = match device.kind {
-        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileUniversal, Kernel::TileSubgroup],
-        _ => [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
-    };
-    let mut reasons = Vec::new();
-    for kernel in order {
-        match serves(kernel, lightning, device) {
-            Ok(why) => {
-                let passed_over: String = reasons.iter().map(|r| format!("; {r}")).collect();
-                return Ok((kernel, format!("{why}{passed_over}")));
-            }
-            Err(reason) => reasons.push(format!("not {kernel}: {reason}")),
-        }
-    }
-    Err(PlanError::NoKernel { reasons: reasons.join("; ") })
-}
-
+/// Why a kernel can serve, or why not.
 fn serves(kernel: Kernel, lightning: &Lightning, device: &Capabilities) -> Result<String, String> {
     match (kernel, device.subgroups) {
         (Kernel::TileUniversal, _) => Ok("the state in registers, with a copy in workgroup memory".to_owned()),
