@@ -7,7 +7,7 @@ use wattn_shaders::{Access, BROADCAST_FEATURES, BasedKey, Kernel, Key, Storage, 
 
 use crate::based::Based;
 use crate::based_steps::{BasedStates, BasedStep, steps};
-use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::capabilities::{Capabilities, Driver};
 use crate::choose;
 use crate::cost::{Cost, Estimate, Task, share};
 use crate::error::{PlanError, refuse_int8};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use wattn_shaders::{Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, LinearKey, LinearOp, Storage, table};
 
-use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::capabilities::{Capabilities, Driver};
 use crate::choose;
 use crate::cost::{Cost, Estimate, Task, share};
 use crate::decay_plan::PlannedDecay;
