@@ -230,7 +230,8 @@ fn lane_rows(dim: u32, lanes: u32, attention: &Attention, device: &Capabilities)
         33..=64 => 8,
         _ => 4,
     };
-    let rows = if lanes > 8 { rows / 2 } else { rows };
+    // Sixteen lanes hold twice the rows: of small dims, enough to use each load well.
+    let rows = if lanes > 8 && dim <= 32 { rows / 2 } else { rows };
     match device.driver {
         // LLVM takes minutes over many rows from Mesa 23 to 25, and over 16 lanes from 23 on.
         Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || lanes > 8) => 1,
