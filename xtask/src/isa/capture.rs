@@ -11,7 +11,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use anyhow::{Context, Result, anyhow, ensure};
 use ash::{khr::pipeline_executable_properties as properties, vk};
 use wattn::wgpu::{Adapter, DeviceDescriptor, MemoryHints, hal::api::Vulkan};
-use wattn::{Engine, wanted_features, wanted_limits};
+use wattn::{Engine, matrix_features, wanted_features, wanted_limits};
+use wattn_tests::experimental;
 
 use super::row::Program;
 
@@ -31,7 +32,7 @@ pub(super) fn take_programs() -> Vec<Program> {
 
 /// An engine whose pipelines leave their programs for [`take_programs`]; one a process.
 pub(super) fn engine(adapter: &Adapter) -> Result<Engine> {
-    let (features, limits) = (wanted_features(adapter), wanted_limits(adapter));
+    let (features, limits) = (wanted_features(adapter) | matrix_features(adapter), wanted_limits(adapter));
     // SAFETY: the guard destroys nothing; what is taken from it is used while it lives.
     let hal = unsafe { adapter.as_hal::<Vulkan>() }.context("not a Vulkan driver")?;
     let instance = hal.shared_instance().raw_instance();
@@ -70,11 +71,12 @@ pub(super) fn engine(adapter: &Adapter) -> Result<Engine> {
         label: Some("wattn"),
         required_features: features,
         required_limits: limits,
+        experimental_features: experimental(),
         ..DeviceDescriptor::default()
     };
     // SAFETY: `open` is of this adapter, with these features.
     let (device, queue) = unsafe { adapter.create_device_from_hal(open, &descriptor) }?;
-    Ok(Engine::builder(&device, &queue).build())
+    Ok(Engine::builder(&device, &queue).matrix_properties(adapter.cooperative_matrix_properties()).build())
 }
 
 /// Stands in for the driver's function: compiles with statistics on, and keeps them.
