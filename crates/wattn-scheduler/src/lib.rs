@@ -19,6 +19,7 @@ mod cost;
 mod decay;
 mod decay_plan;
 mod decode;
+mod decode_calls;
 mod decode_plan;
 mod decode_work;
 mod device_work;
