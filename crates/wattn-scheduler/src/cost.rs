@@ -53,8 +53,9 @@ fn bandwidth_share(kind: DeviceKind) -> f64 {
     if kind == DeviceKind::Cpu { 0.45 } else { 0.8 }
 }
 
-/// Of the FMA rate, what a kernel reaches on long problems. On CPU drivers these are medians of `cargo xtask bench` on Mesa 22.3's
-/// lavapipe (two kinds of CPU); of GPUs, which have not been measured yet, what tiles of this kind usually reach.
+/// Of the FMA rate, what a kernel reaches on long problems. On CPU drivers those of `broadcast` and of the forward pass lie between what
+/// `cargo xtask bench` measured on two kinds of CPU (Mesa 22.3's lavapipe); those of other kernels, which run there only when pinned, and
+/// of GPUs, which have not been measured yet, are guesses.
 pub(crate) fn share(task: Task, kernel: Kernel, shape: Option<Shape>, kind: DeviceKind) -> f64 {
     if kind != DeviceKind::Cpu {
         return if task == Task::Backward || task == Task::BasedBackward { 0.3 } else { 0.4 };

@@ -160,7 +160,7 @@ impl KvCache {
     /// written is in no page of another one.
     ///
     /// # Errors
-    /// As [`append`](Self::append), or work of another step.
+    /// As [`append`](Self::append), or work of another step or that was not updated yet.
     #[expect(clippy::too_many_arguments, reason = "those of `append`, and the work")]
     pub fn append_at(
         &self,
@@ -175,6 +175,7 @@ impl KvCache {
         if !work.details().is_of(step) {
             return Err(EncodeError::OtherWork);
         }
+        work.check_made()?;
         self.append_rows(encoder, step, Some(work), layer, [k, v], storage)
     }
 

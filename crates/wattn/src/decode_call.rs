@@ -46,6 +46,9 @@ impl<'a> Call<'a> {
         if !own {
             return Err(EncodeError::OtherWork);
         }
+        if let AnyWork::Device(work) = work {
+            work.check_made()?;
+        }
         let attention = plan.decode.attention();
         let workspace_bytes = plan.bytes_of(work.partial_rows());
         if workspace_bytes > 0 {

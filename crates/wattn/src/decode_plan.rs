@@ -78,7 +78,8 @@ impl DecodePlan {
     /// `workspace` is not looked at where the work needs none.
     ///
     /// # Errors
-    /// Operands that do not fit the plan or the work or overlap; a kernel that the device refuses. Nothing has been recorded then.
+    /// Operands that do not fit the plan or the work or overlap; work that the device was not told to make; a kernel that the device
+    /// refuses. Nothing has been recorded then.
     pub fn encode<'a>(
         &self,
         encoder: &mut CommandEncoder,

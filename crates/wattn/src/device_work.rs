@@ -1,5 +1,7 @@
 //! Work of few queries whose lengths lie on the device.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use wattn_scheduler::PlanError;
 use wattn_scheduler::shaders::{Key, LengthsKey, MergeKey, SplitKey};
 use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoder};
@@ -47,6 +49,8 @@ pub struct DeviceWork {
     keys: [Key; 3],
     /// What the device makes of it, words.
     made: Buffer,
+    /// Whether an update was recorded.
+    updated: AtomicBool,
 }
 
 impl DeviceWork {
@@ -67,7 +71,14 @@ impl DeviceWork {
         let share = details.decode.attention().heads().key_value() * details.splits;
         let split = Key::Split(SplitKey { device: true, ..details.split });
         let merge = Key::Merge(MergeKey { device: true, ..details.merge });
-        Ok(Self { engine: engine.clone(), work, share, keys: [Key::Lengths(LengthsKey), split, merge], made })
+        Ok(Self {
+            engine: engine.clone(),
+            work,
+            share,
+            keys: [Key::Lengths(LengthsKey), split, merge],
+            made,
+            updated: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn keys(&self) -> &[Key; 3] {
@@ -109,6 +120,7 @@ impl DeviceWork {
         let bound = [Some((lengths, read)), None, None, Some((&self.made, self.span())), None, None, None];
         let dispatch = Dispatch::new(&self.engine, &Key::Lengths(LengthsKey), &bound, &words, [1, 1])?;
         dispatch::encode(encoder, vec![dispatch]);
+        self.updated.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -116,6 +128,12 @@ impl DeviceWork {
     #[must_use]
     pub fn buffer(&self) -> &Buffer {
         &self.made
+    }
+
+    /// Refuses work that is not made by anything recorded so far.
+    pub(crate) fn check_made(&self) -> Result<(), EncodeError> {
+        let made = self.updated.load(Ordering::Relaxed) || self.work.templates.is_empty();
+        if made { Ok(()) } else { Err(EncodeError::NotMade) }
     }
 
     pub(crate) fn span(&self) -> Span {

@@ -116,6 +116,9 @@ pub enum EncodeError {
     /// Work that another plan made.
     #[error("work: made by another plan; ask this plan for its own")]
     OtherWork,
+    /// Work that the device was not told to make.
+    #[error("work: not made yet; record an update from the lengths first")]
+    NotMade,
     /// A step that does not fit the cache any more.
     #[error("step: of another cache, or from before this one was extended, truncated, evicted from or released from")]
     OtherStep,

@@ -229,12 +229,16 @@ fn refusals(gpu: &Gpu) -> Result<()> {
     let cascade = engine.plan(&decode.cached(layout).cascade(), crate::cache::MOST)?;
     says(cascade.device_work_of(&step).map(drop).unwrap_err().to_string(), "of which the host knows them")?;
     let of_step = cached.device_work_of(&step)?;
-    let next = cache.extend(&mut encoder, &[(id, 20)])?;
     let rows = poisoned(engine, 64 * HEADS * DIM);
     let rows = View::bshd(&rows);
+    let early = cache.append_at(&mut encoder, &step, &of_step, 0, rows, rows, Storage::F32);
+    says(early.unwrap_err().to_string(), "work: not made yet")?;
+    let next = cache.extend(&mut encoder, &[(id, 20)])?;
     let appended = cache.append_at(&mut encoder, &next, &of_step, 0, rows, rows, Storage::F32);
     says(appended.unwrap_err().to_string(), "work: made by another plan")?;
     let scratch = workspace(engine, cached.workspace_bytes());
+    let encoded = plan.encode(&mut encoder, &work, &Operands::new(rows, rows, rows, rows), &scratch);
+    says(encoded.unwrap_err().to_string(), "work: not made yet")?;
     let encoded = plan.encode(&mut encoder, &of_step, &Operands::new(rows, rows, rows, rows), &scratch);
     says(encoded.unwrap_err().to_string(), "work: made by another plan")?;
     cache.evict(id, 16)?;
