@@ -39,7 +39,7 @@ fn main() {
 
 /// Each fragment at least once with each kernel; the full menu is validated by the package's tests.
 fn keys() -> Vec<Key> {
-    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2, keys: table::lane_keys(8, 32, 32) });
+    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2, keys: table::backward_keys(8, 32, 32) });
     let designs = [
         (Kernel::TileUniversal, Shape::Tile(table::TILE_GPU)),
         (Kernel::TileUniversal, Shape::Lanes(LaneShape { rows: 2, ..table::ROWS_CPU })),
@@ -157,7 +157,7 @@ fn split_keys() -> impl Iterator<Item = Key> {
 
 /// Each form of the backward pass of softmax attention with each kernel.
 fn flash_backward_keys() -> impl Iterator<Item = FlashBackwardKey> {
-    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2, keys: table::lane_keys(8, 32, 32) });
+    let lanes = Shape::Lanes(LaneShape { lanes: 8, rows: 2, keys: table::backward_keys(8, 32, 32) });
     let alone = Shape::Lanes(LaneShape { rows: 2, ..table::ROWS_CPU });
     let tile = Shape::Tile(table::TILE_GPU);
     let designs = [

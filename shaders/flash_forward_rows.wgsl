@@ -44,13 +44,17 @@ fn main(
     for (var r = 0u; r < ROWS; r++) {
         let q_row = q_base + (s.q_start + min(first + r * LANES + lane, last)) * aux.params.q.seq;
         //$ for c in 0..HEAD_CHUNKS step 2
-        let q_pair_$c = load_pair_q(q_row, $cu);
-        let q_$c = within_head($cu, q_pair_$c.a) * aux.params.score_scale;
-        let q_${c+1} = within_head(${c+1}u, q_pair_$c.b) * aux.params.score_scale;
-        //$ for r in 0..ROWS
-        q_$r_$c = select(q_$r_$c, q_$c, r == $ru);
-        q_$r_${c+1} = select(q_$r_${c+1}, q_${c+1}, r == $ru);
-        //$ end
+        {
+            let q = load_pair_q(q_row, $cu);
+            //$ for r in 0..LAST_ROW
+            q_$r_$c = q_${r+1}_$c;
+            q_$r_${c+1} = q_${r+1}_${c+1};
+            //$ end
+            //$ for r in LAST_ROW..ROWS
+            q_$r_$c = within_head($cu, q.a) * aux.params.score_scale;
+            q_$r_${c+1} = within_head(${c+1}u, q.b) * aux.params.score_scale;
+            //$ end
+        }
         //$ end
     }
 
@@ -155,20 +159,16 @@ fn main(
         l = select(l, l_$r, r == $ru);
         //$ end
         let f = finish(m, l, head);
-        //$ for c in 0..VALUE_CHUNKS
-        var row_$c = o_0_$c;
-        //$ for r in 1..ROWS
-        row_$c = select(row_$c, o_$r_$c, r == $ru);
-        //$ end
-        //$ end
         let out_row = out_base + (s.q_start + i) * aux.params.out.seq;
-        for (var c = 0u; c < VALUE_CHUNKS; c++) {
-            var x = row_0;
-            //$ for c in 1..VALUE_CHUNKS
-            x = select(x, row_$c, c == $cu);
+        //$ for c in 0..VALUE_CHUNKS
+        {
+            var x = o_0_$c;
+            //$ for r in 1..ROWS
+            x = select(x, o_$r_$c, r == $ru);
             //$ end
-            store_out(out_row, column + c, x * f.scale);
+            store_out(out_row, column + $cu, x * f.scale);
         }
+        //$ end
         if (item.split == 0u) {
             store_lse(s, head, i, f);
         }

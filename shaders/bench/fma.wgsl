@@ -14,14 +14,15 @@ const APART = vec4<f32>(0.0, 0.25, 0.5, 0.75);   // no two chains are equal
 
 @compute @workgroup_size(64)
 fn vec4_x8(@builtin(global_invocation_id) id: vec3<u32>) {
+    let steps = work.steps;   // not in the loop: a load a turn would be measured too
     let start = f32(id.x & 7u);
     let m = vec4<f32>(work.factor);
     let c = vec4<f32>(work.addend);
     //$ for n in 0..8
     var a_$n = start + $n.0 + APART;
     //$ end
-    for (var i = 0u; i < work.steps; i++) {
-        //$ for s in 0..4
+    for (var i = 0u; i < steps; i++) {
+        //$ for s in 0..8
         //$ for n in 0..8
         a_$n = fma(a_$n, m, c);
         //$ end
@@ -33,14 +34,15 @@ fn vec4_x8(@builtin(global_invocation_id) id: vec3<u32>) {
 
 @compute @workgroup_size(64)
 fn vec4_x4(@builtin(global_invocation_id) id: vec3<u32>) {
+    let steps = work.steps;   // not in the loop: a load a turn would be measured too
     let start = f32(id.x & 7u);
     let m = vec4<f32>(work.factor);
     let c = vec4<f32>(work.addend);
     //$ for n in 0..4
     var a_$n = start + $n.0 + APART;
     //$ end
-    for (var i = 0u; i < work.steps; i++) {
-        //$ for s in 0..4
+    for (var i = 0u; i < steps; i++) {
+        //$ for s in 0..8
         //$ for n in 0..4
         a_$n = fma(a_$n, m, c);
         //$ end
@@ -52,6 +54,7 @@ fn vec4_x4(@builtin(global_invocation_id) id: vec3<u32>) {
 
 @compute @workgroup_size(64)
 fn f32_x16(@builtin(global_invocation_id) id: vec3<u32>) {
+    let steps = work.steps;   // not in the loop: a load a turn would be measured too
     let start = f32(id.x & 7u);
     let m = work.factor;
     let c = work.addend;
@@ -61,8 +64,8 @@ fn f32_x16(@builtin(global_invocation_id) id: vec3<u32>) {
     var c_$n = start + $n.0 + APART.z;
     var d_$n = start + $n.0 + APART.w;
     //$ end
-    for (var i = 0u; i < work.steps; i++) {
-        //$ for s in 0..4
+    for (var i = 0u; i < steps; i++) {
+        //$ for s in 0..8
         //$ for n in 0..4
         a_$n = fma(a_$n, m, c);
         b_$n = fma(b_$n, m, c);

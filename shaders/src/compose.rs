@@ -317,6 +317,7 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
             ("LANES", shape.lanes),
             ("LANES_LOG2", shape.lanes.ilog2()),
             ("ROWS", shape.rows),
+            ("LAST_ROW", shape.rows - 1),
             ("KEYS", shape.keys),
             ("KEY_ROWS", if key.kernel == Kernel::Broadcast { 1 } else { shape.keys }),
             ("GROUP", if key.kernel == Kernel::Broadcast { 2 * shape.lanes / shape.keys } else { 2 }),

@@ -59,10 +59,28 @@ pub const LANES: [u32; 3] = [4, 8, 16];
 /// The rows a lane on the menu of kernels with rows in registers.
 pub const LANE_ROWS: [u32; 5] = [1, 2, 4, 8, 16];
 
-/// Keys a step of `broadcast`: four, the lanes beyond loading further dims of them, unless a row has fewer than eight for each.
+/// Keys a step on the menu of `broadcast`.
+pub const LANE_KEYS: [u32; 3] = [2, 4, 8];
+
+/// The least keys a step of `broadcast`: the lanes share their rows, eight numbers for each.
 #[must_use]
-pub fn lane_keys(lanes: u32, head_class: u32, value_class: u32) -> u32 {
-    (lanes * 8 / head_class.min(value_class)).max(4)
+pub fn least_keys(lanes: u32, head_class: u32, value_class: u32) -> u32 {
+    (lanes * 8 / head_class.min(value_class)).max(LANE_KEYS[0])
+}
+
+/// Keys a step of the backward pass by `broadcast`: few, since its code is long.
+#[must_use]
+pub fn backward_keys(lanes: u32, head_class: u32, value_class: u32) -> u32 {
+    least_keys(lanes, head_class, value_class).max(lanes / 4)
+}
+
+/// Keys a step of the forward pass by `broadcast`. More keys touch the output less often, until the code of a step, which is one
+/// straight line, no longer comes from a CPU's first caches. Wider vectors need less code for as many rows.
+#[must_use]
+pub fn forward_keys(lanes: u32, rows: u32, head_class: u32, value_class: u32) -> u32 {
+    let products = if lanes > 8 { 4096 } else { 1024 };
+    let fit = products / (rows * head_class.max(value_class));
+    fit.max(least_keys(lanes, head_class, value_class)).min(lanes / 2)
 }
 
 /// Keys whose values a tile kernel takes up a turn of its inner loop.

@@ -22,7 +22,7 @@ fn keys() -> Vec<FlashKey> {
         for value_class in table::DIM_CLASSES {
             let shape = match shape {
                 Shape::Lanes(shape) if kernel == Kernel::Broadcast => {
-                    Shape::Lanes(LaneShape { keys: table::lane_keys(shape.lanes, value_class, value_class), ..shape })
+                    Shape::Lanes(LaneShape { keys: table::backward_keys(shape.lanes, value_class, value_class), ..shape })
                 }
                 _ => shape,
             };
@@ -196,7 +196,7 @@ fn based_keys() -> Vec<BasedKey> {
 
 /// The backward pass of softmax attention, every kernel with every option.
 fn backward_keys() -> Vec<FlashBackwardKey> {
-    let lanes = |lanes| Shape::Lanes(LaneShape { lanes, rows: 2, keys: table::lane_keys(lanes, 64, 64) });
+    let lanes = |lanes| Shape::Lanes(LaneShape { lanes, rows: 2, keys: table::backward_keys(lanes, 64, 64) });
     let mut designs: Vec<(Kernel, Shape)> = Vec::new();
     for kernel in [Kernel::TileUniversal, Kernel::TileSubgroup] {
         designs.extend(table::TILES.map(|tile| (kernel, Shape::Tile(tile))));

@@ -102,9 +102,17 @@ fn backward_shapes(
         _ => None,
     };
     if let Some((Shape::Lanes(shape), why)) = rows {
-        // Twice as much as in the forward pass is kept for each row.
-        let rows = if attention.shape.is_some() { shape.rows } else { (shape.rows / 2).max(1) };
-        return Ok((BackwardShapes::Rows(LaneShape { rows, ..shape }), format!("{why}, {rows} of the backward pass")));
+        let mut shape = shape;
+        if attention.shape.is_none() {
+            // A step multiplies five times instead of twice, so its code fits the caches with fewer rows or fewer keys.
+            shape.rows = if shape.lanes > 8 { (shape.rows / 2).max(1) } else { shape.rows.min(8) };
+            if kernel == Kernel::Broadcast {
+                let [class, value_class] = [qk, value].map(|dim| table::dim_class(dim).unwrap_or(table::VALUE_SPLIT));
+                shape.keys = table::backward_keys(shape.lanes, class, value_class);
+            }
+        }
+        let why = format!("{why}, {} of the backward pass", shape.rows);
+        return Ok((BackwardShapes::Rows(shape), why));
     }
     let tile = |dim: u32| {
         let menu = match attention.shape {
@@ -209,29 +217,34 @@ fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String)
     let class = table::dim_class(head_dim)
         .ok_or_else(|| format!("head dim {head_dim} does not fit in registers, at most {} does", table::VALUE_SPLIT))?;
     let value_class = table::dim_class(attention.head_dim.value()).unwrap_or(table::VALUE_SPLIT);
-    let keys = table::lane_keys(lanes, class, value_class);
+    let keys = table::least_keys(lanes, class, value_class)..=lanes;
     let shape = match attention.shape {
         Some(Shape::Lanes(shape))
-            if shape.lanes == lanes && shape.keys == keys && table::LANE_ROWS.contains(&shape.rows) =>
+            if shape.lanes == lanes
+                && table::LANE_ROWS.contains(&shape.rows)
+                && table::LANE_KEYS.contains(&shape.keys)
+                && keys.contains(&shape.keys) =>
         {
             shape
         }
         Some(shape) => return Err(format!("shape {shape} is not on its menu for {lanes} lanes")),
-        None => LaneShape { lanes, keys, rows: lane_rows(class.max(value_class), lanes, attention, device) },
+        None => {
+            let rows = lane_rows(class.max(value_class), lanes, Kernel::Broadcast, attention, device);
+            LaneShape { lanes, rows, keys: table::forward_keys(lanes, rows, class, value_class) }
+        }
     };
     let what = if device.kind == DeviceKind::Cpu { "a CPU driver" } else { "a device" };
     Ok((Shape::Lanes(shape), format!("{what} with subgroups of {lanes}, {} rows a lane", shape.rows)))
 }
 
 /// More rows a lane use each load more often, until the driver's compiler or its registers give out.
-fn lane_rows(dim: u32, lanes: u32, attention: &Attention, device: &Capabilities) -> u32 {
+fn lane_rows(dim: u32, lanes: u32, kernel: Kernel, attention: &Attention, device: &Capabilities) -> u32 {
     let rows = match dim {
-        0..=32 => 16,
-        33..=64 => 8,
+        0..=16 => 16,
+        17..=32 if kernel != Kernel::Broadcast => 16,
+        17..=64 => 8,
         _ => 4,
     };
-    // Sixteen lanes hold twice the rows: of small dims, enough to use each load well.
-    let rows = if lanes > 8 && dim <= 32 { rows / 2 } else { rows };
     match device.driver {
         // LLVM takes minutes over many rows from Mesa 23 to 25, and over 16 lanes from 23 on.
         Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || lanes > 8) => 1,
@@ -259,7 +272,7 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
         Some(shape) => return Err(format!("shape {shape} is not on its menu")),
         None if cpu && own_rows => {
             let dim = attention.head_dim.qk().max(attention.head_dim.value());
-            let rows = lane_rows(dim, ROWS_CPU.lanes, attention, device).min(ROWS_CPU.rows);
+            let rows = lane_rows(dim, ROWS_CPU.lanes, kernel, attention, device).min(ROWS_CPU.rows);
             let shape = LaneShape { rows, ..ROWS_CPU };
             return Ok((Shape::Lanes(shape), format!("a CPU driver, {rows} rows an invocation")));
         }

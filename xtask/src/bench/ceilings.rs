@@ -17,7 +17,7 @@ const LONG_ENOUGH: f64 = 0.030;
 const FACTOR: f32 = 0.999;
 const ADDEND: f32 = 0.5;
 /// Steps that a loop of `fma.wgsl` unrolls.
-const UNROLLED: u32 = 4;
+const UNROLLED: u32 = 8;
 
 /// The probes that came out best.
 pub(crate) struct Ceilings {
