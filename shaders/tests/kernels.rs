@@ -21,9 +21,10 @@ fn keys() -> Vec<FlashKey> {
     for (kernel, shape) in designs {
         for value_class in table::DIM_CLASSES {
             let shape = match shape {
-                Shape::Lanes(shape) if kernel == Kernel::Broadcast => {
-                    Shape::Lanes(LaneShape { keys: table::backward_keys(shape.lanes, value_class, value_class), ..shape })
-                }
+                Shape::Lanes(shape) if kernel == Kernel::Broadcast => Shape::Lanes(LaneShape {
+                    keys: table::backward_keys(shape.lanes, value_class, value_class),
+                    ..shape
+                }),
                 _ => shape,
             };
             for storage in [Storage::F32, Storage::F16] {
