@@ -9,7 +9,7 @@ use wattn::{Engine, Rates, matrix_features, wanted_features, wanted_limits};
 use wattn_tests::experimental;
 
 use super::ceilings::Ceilings;
-use super::host::HostCosts;
+use super::host::{self, HostCosts};
 
 /// All that is known of the device of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub(crate) struct Device {
     pub(crate) fma_gflops: f64,
     /// The probe that reached it.
     pub(crate) fma_probe: String,
+    /// Of a CPU driver: what a library that knows the CPU multiplies matrices with, on the same cores.
+    #[serde(default)]
+    pub(crate) sgemm_gflops: Option<f64>,
     /// Bytes read plus bytes written; the better of the next two.
     pub(crate) copy_gbps: f64,
     pub(crate) copy_buffer_gbps: f64,
@@ -50,6 +53,7 @@ impl Device {
             driver_info: info.driver_info,
             fma_gflops: ceilings.fma_rate / 1e9,
             fma_probe: ceilings.fma_probe().into(),
+            sgemm_gflops: (info.device_type == DeviceType::Cpu).then(host::sgemm_rate).flatten().map(|rate| rate / 1e9),
             copy_gbps: ceilings.bandwidth / 1e9,
             copy_buffer_gbps: ceilings.buffer_bandwidth / 1e9,
             copy_kernel_gbps: ceilings.kernel_bandwidth / 1e9,

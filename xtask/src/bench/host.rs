@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use ndarray::{Array2, linalg};
 use serde::{Deserialize, Serialize};
 use wattn::{Engine, wgpu};
 use wattn_tests::{Loaded, attention, extent};
@@ -26,6 +27,22 @@ pub(crate) struct HostCosts {
     pub(crate) dispatch_us: f64,
     /// Each further such dispatch in the same pass.
     pub(crate) next_dispatch_us: f64,
+}
+
+/// FLOP/s of products of two matrices of 1,024 rows and columns in f32 on all cores, by the crate `matrixmultiply`: what kernels that a
+/// CPU driver compiles may be held against.
+pub(crate) fn sgemm_rate() -> Option<f64> {
+    const SIDE: usize = 1024;
+    let factor = Array2::from_elem((SIDE, SIDE), 0.5_f32);
+    let mut product = factor.clone();
+    let seconds: Vec<f64> = (0..9)
+        .map(|_| {
+            let started = Instant::now();
+            linalg::general_mat_mul(1.0, &factor, &factor, 0.0, &mut product);
+            started.elapsed().as_secs_f64()
+        })
+        .collect();
+    Some(2.0 * (SIDE as f64).powi(3) / median(&seconds)?)
 }
 
 impl HostCosts {
