@@ -29,6 +29,7 @@ mod linear_plan;
 mod order;
 mod pages;
 mod plan;
+mod quirks;
 mod segments;
 mod sweep;
 mod work;
