@@ -32,6 +32,7 @@ mod plan;
 mod quirks;
 mod segments;
 mod sweep;
+mod tune;
 mod work;
 
 pub use attention::{Attention, Causal, Extent, HeadDim, Heads};
@@ -56,6 +57,7 @@ pub use order::Order;
 pub use pages::{CacheError, CacheStep, PageCopy, Pages, SequenceId, StepSequence};
 pub use plan::{Part, Plan, grid};
 pub use sweep::{Sweep, Tensor};
+pub use tune::{Choice, Tunable};
 pub use wattn_shaders as shaders;
 pub use work::{
     Lengths, key_range, key_work_list, query_range, sequences, tile_keys, tile_queries, visited_scores, work_list,
