@@ -208,10 +208,10 @@ fn broken_files_and_pinned_operators(gpu: &Gpu) -> Result<()> {
     Ok(())
 }
 
-/// Operands for all options are made, and the candidates agree on them.
+/// Operands for all options are made, and the candidates agree on them; by the device's clock.
 fn every_option(gpu: &Gpu) -> Result<()> {
     // One of its own, since what it remembers would have a say in other trials.
-    let engine = Engine::builder(gpu.engine.device(), gpu.engine.queue()).build();
+    let engine = gpu.timing()?;
     let right = |tuned: Tuned| {
         let wrong = tuned.candidates.iter().find(|candidate| candidate.seconds.is_err());
         ensure!(wrong.is_none(), "{tuned}");

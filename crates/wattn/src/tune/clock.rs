@@ -78,3 +78,16 @@ fn plausible([begin, end]: [u64; 2], period: f64, wall: f64) -> Option<f64> {
     let seconds = end.checked_sub(begin)? as f64 * period;
     (begin > 0 && seconds > 0.0 && seconds <= wall).then_some(seconds)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_that_cannot_be_are_not_believed() {
+        assert_eq!(plausible([1_024, 3_072], 0.5, 1e9), Some(1_024.0));
+        for ticks in [[0, 0], [7, 7], [9, 8], [0, 5], [1, 2_000_000_000]] {
+            assert_eq!(plausible(ticks, 1e-9, 1.0), None, "{ticks:?}");
+        }
+    }
+}
