@@ -26,6 +26,7 @@ use split::{AppendKey, LengthsKey, MergeKey, SplitKey};
 
 fn main() {
     println!("cargo::rerun-if-changed=.");
+    println!("cargo::rustc-env=WATTN_SHADERS_FINGERPRINT={:016x}", fingerprint());
     for key in keys() {
         let source = compose::compose(&key);
         if let Err(message) = validate(&source) {
@@ -35,6 +36,16 @@ fn main() {
             }
         }
     }
+}
+
+/// FNV-1a of all that kernels are made from: their files, and the code that composes them.
+fn fingerprint() -> u64 {
+    let list = |folder: &str| std::fs::read_dir(folder).expect("the package's own folder");
+    let mut paths: Vec<_> = list(".").chain(list("src")).map(|entry| entry.expect("an entry of it").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|end| end == "wgsl" || end == "rs"));
+    paths.sort();
+    let bytes = paths.into_iter().flat_map(|path| std::fs::read(path).expect("a file of the package"));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Each fragment at least once with each kernel; the full menu is validated by the package's tests.

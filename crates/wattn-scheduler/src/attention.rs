@@ -256,7 +256,8 @@ impl Attention {
         self
     }
 
-    /// Pins the kernel: it runs, or planning fails.
+    /// Pins the kernel: it runs, or planning fails. Where the driver is kept from it for being slow, it runs all the same, and the plan
+    /// says so.
     #[must_use]
     pub fn kernel(mut self, kernel: Kernel) -> Self {
         self.kernel = Some(kernel);

@@ -7,7 +7,7 @@ use wattn_shaders::{Access, BROADCAST_FEATURES, BasedKey, Kernel, Key, Storage, 
 
 use crate::based::Based;
 use crate::based_steps::{BasedStates, BasedStep, steps};
-use crate::capabilities::{Capabilities, Driver};
+use crate::capabilities::Capabilities;
 use crate::choose;
 use crate::cost::{Cost, Estimate, Task, share};
 use crate::error::{PlanError, refuse_int8};
@@ -80,7 +80,9 @@ impl BasedPlan {
     pub fn new(based: &Based, extent: Tokens, device: &Capabilities) -> Result<Self, PlanError> {
         based.check()?;
         check(based, extent)?;
-        let (kernel, mut reason) = choose::linear(based.kernel, device, |kernel| serves(kernel, based, device))?;
+        let (kernel, mut reason) = choose::linear((Task::Based, based.dims.qk()), based.kernel, device, |kernel| {
+            serves(kernel, based, device)
+        })?;
         let heads = u64::from(based.heads);
         let splits = |steps: &[BasedStep]| steps.iter().map(|s| s.splits(based)).collect::<Vec<_>>();
         let sequential = steps(based, kernel, Schedule::Sequential, 1, device);
@@ -312,9 +314,6 @@ fn serves(kernel: Kernel, based: &Based, device: &Capabilities) -> Result<String
                     "the state of a feature dim of {} does not fit in registers, that of {BROADCAST_FEATURES} does",
                     based.dims.qk()
                 ));
-            }
-            if matches!(device.driver, Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || min > 8)) {
-                return Err("this driver takes minutes to compile it".to_owned());
             }
             Ok(format!("a CPU driver with subgroups of {min}, the state in registers"))
         }

@@ -23,6 +23,8 @@ pub enum Driver {
         /// Mesa's major version; 0 where it is not known.
         mesa: u32,
     },
+    /// AMD's own Vulkan driver, of Windows and AMDVLK; Mesa's RADV is another.
+    Amd,
     /// Any other.
     Other,
 }

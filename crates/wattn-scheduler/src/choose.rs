@@ -4,8 +4,10 @@ use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
 use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape, Storage, TileShape};
 
 use crate::attention::Attention;
-use crate::capabilities::{Capabilities, DeviceKind, Driver};
+use crate::capabilities::{Capabilities, DeviceKind};
+use crate::cost::Task;
 use crate::error::PlanError;
+use crate::quirks::{self, Design};
 
 /// The pipeline for a problem, and the reason.
 pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(FlashKey, String), PlanError> {
@@ -37,6 +39,7 @@ fn order(attention: &Attention, device: &Capabilities) -> [Kernel; 4] {
 
 /// The kernel of linear attention, Lightning's or BASED's, in the order that suits the device; and the reason.
 pub(crate) fn linear(
+    (task, registers): (Task, u32),
     pinned: Option<Kernel>,
     device: &Capabilities,
     serves: impl Fn(Kernel) -> Result<String, String>,
@@ -45,7 +48,12 @@ pub(crate) fn linear(
         DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileUniversal, Kernel::TileSubgroup],
         _ => [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
     };
-    let (kernel, (), reason) = first_that_serves(pinned, &order, |kernel| serves(kernel).map(|why| ((), why)))?;
+    let serves = |kernel| {
+        let why = serves(kernel)?;
+        let note = quirks::judge(Design { task, kernel, registers, rows: 0 }, pinned.is_some(), device)?;
+        Ok(((), why + &note))
+    };
+    let (kernel, (), reason) = first_that_serves(pinned, &order, serves)?;
     Ok((kernel, reason))
 }
 
@@ -192,11 +200,25 @@ fn shape(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result
         Kernel::Matrix => matrix(attention, device),
         _ => Err("it is not in this version's menu".to_owned()),
     }?;
-    let invocations = found.0.invocations();
+    let (shape, why) = found;
+    let invocations = shape.invocations();
     if invocations > device.workgroup_invocations {
         return Err(format!("{invocations} invocations needed, {} available", device.workgroup_invocations));
     }
-    Ok(found)
+    let pinned = attention.kernel.is_some() || attention.shape.is_some();
+    let note = quirks::judge(design(kernel, shape, attention), pinned, device)?;
+    Ok((shape, why + &note))
+}
+
+/// What drivers may have trouble with.
+pub(crate) fn design(kernel: Kernel, shape: Shape, attention: &Attention) -> Design {
+    let dim = attention.head_dim.qk().max(attention.head_dim.value().min(table::VALUE_SPLIT));
+    let rows = match shape {
+        Shape::Lanes(shape) => shape.rows,
+        Shape::Tile(_) | Shape::Matrix(_) => 0,
+    };
+    let registers = rows * table::dim_class(dim).unwrap_or(table::VALUE_SPLIT);
+    Design { task: Task::Forward, kernel, registers, rows }
 }
 
 fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
@@ -217,41 +239,59 @@ fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String)
     let class = table::dim_class(head_dim)
         .ok_or_else(|| format!("head dim {head_dim} does not fit in registers, at most {} does", table::VALUE_SPLIT))?;
     let value_class = table::dim_class(attention.head_dim.value()).unwrap_or(table::VALUE_SPLIT);
-    let keys = table::least_keys(lanes, class, value_class)..=lanes;
+    let menu = table::least_keys(lanes, class, value_class)..=lanes;
+    let keys = |rows| table::forward_keys(lanes, rows, class, value_class);
     let shape = match attention.shape {
         Some(Shape::Lanes(shape))
             if shape.lanes == lanes
                 && table::LANE_ROWS.contains(&shape.rows)
                 && table::LANE_KEYS.contains(&shape.keys)
-                && keys.contains(&shape.keys) =>
+                && menu.contains(&shape.keys) =>
         {
             shape
         }
         Some(shape) => return Err(format!("shape {shape} is not on its menu for {lanes} lanes")),
         None => {
-            let rows = lane_rows(class.max(value_class), lanes, Kernel::Broadcast, attention, device);
-            LaneShape { lanes, rows, keys: table::forward_keys(lanes, rows, class, value_class) }
+            let rows = lane_rows(class.max(value_class), Kernel::Broadcast, attention);
+            LaneShape { lanes, rows, keys: keys(rows) }
         }
     };
+    let (mut shape, fewer) = allowed_rows(Kernel::Broadcast, shape, attention, device);
+    if attention.shape.is_none() {
+        shape.keys = keys(shape.rows);
+    }
     let what = if device.kind == DeviceKind::Cpu { "a CPU driver" } else { "a device" };
-    Ok((Shape::Lanes(shape), format!("{what} with subgroups of {lanes}, {} rows a lane", shape.rows)))
+    Ok((Shape::Lanes(shape), format!("{what} with subgroups of {lanes}, {} rows a lane{fewer}", shape.rows)))
 }
 
-/// More rows a lane use each load more often, until the driver's compiler or its registers give out.
-fn lane_rows(dim: u32, lanes: u32, kernel: Kernel, attention: &Attention, device: &Capabilities) -> u32 {
+/// As many rows as the driver is not kept from, unless the caller says how many; and why there are not more.
+fn allowed_rows(
+    kernel: Kernel,
+    mut shape: LaneShape,
+    attention: &Attention,
+    device: &Capabilities,
+) -> (LaneShape, String) {
+    let (all, mut fewer) = (shape.rows, String::new());
+    while let Some(quirk) = quirks::known(design(kernel, Shape::Lanes(shape), attention), device) {
+        if attention.shape.is_some() || shape.rows == 1 {
+            break;
+        }
+        shape.rows /= 2;
+        fewer = format!(", not {all}: {quirk}");
+    }
+    (shape, fewer)
+}
+
+/// More rows a lane use each load more often, until registers give out.
+fn lane_rows(dim: u32, kernel: Kernel, attention: &Attention) -> u32 {
     let rows = match dim {
         0..=16 => 16,
         17..=32 if kernel != Kernel::Broadcast => 16,
         17..=64 => 8,
         _ => 4,
     };
-    match device.driver {
-        // LLVM takes minutes over many rows from Mesa 23 to 25, and over 16 lanes from 23 on.
-        Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || lanes > 8) => 1,
-        // Each score has loads of its own, which take longest to compile.
-        _ if attention.options.masks_elements() => rows / 2,
-        _ => rows,
-    }
+    // Each score of a bias or a mask has loads of its own, which take longest to compile.
+    if attention.options.masks_elements() { rows / 2 } else { rows }
 }
 
 fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
@@ -272,9 +312,9 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
         Some(shape) => return Err(format!("shape {shape} is not on its menu")),
         None if cpu && own_rows => {
             let dim = attention.head_dim.qk().max(attention.head_dim.value());
-            let rows = lane_rows(dim, ROWS_CPU.lanes, kernel, attention, device).min(ROWS_CPU.rows);
-            let shape = LaneShape { rows, ..ROWS_CPU };
-            return Ok((Shape::Lanes(shape), format!("a CPU driver, {rows} rows an invocation")));
+            let rows = lane_rows(dim, kernel, attention).min(ROWS_CPU.rows);
+            let (shape, fewer) = allowed_rows(kernel, LaneShape { rows, ..ROWS_CPU }, attention, device);
+            return Ok((Shape::Lanes(shape), format!("a CPU driver, {} rows an invocation{fewer}", shape.rows)));
         }
         None => table::gpu_tiles(attention.head_dim.value()),
     };
@@ -314,9 +354,6 @@ fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String
         Some(side) => side,
     };
     let subgroups = device.subgroups.ok_or("the device has no subgroups")?;
-    if matches!(device.driver, Driver::Llvmpipe { .. }) && subgroups != (8, 8) {
-        return Err(format!("this driver's matrices crash with subgroups of {} lanes", subgroups.0));
-    }
     let shape = Shape::Matrix(table::matrix_shape(side, subgroups));
     if attention.shape.is_some_and(|pinned| pinned != shape) {
         return Err("the pinned shape is not on its menu".to_owned());

@@ -29,8 +29,10 @@ mod linear_plan;
 mod order;
 mod pages;
 mod plan;
+mod quirks;
 mod segments;
 mod sweep;
+mod tune;
 mod work;
 
 pub use attention::{Attention, Causal, Extent, HeadDim, Heads};
@@ -55,6 +57,7 @@ pub use order::Order;
 pub use pages::{CacheError, CacheStep, PageCopy, Pages, SequenceId, StepSequence};
 pub use plan::{Part, Plan, grid};
 pub use sweep::{Sweep, Tensor};
+pub use tune::{Choice, Tunable};
 pub use wattn_shaders as shaders;
 pub use work::{
     Lengths, key_range, key_work_list, query_range, sequences, tile_keys, tile_queries, visited_scores, work_list,

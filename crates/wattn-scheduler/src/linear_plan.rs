@@ -4,7 +4,7 @@ use std::fmt;
 
 use wattn_shaders::{Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, LinearKey, LinearOp, Storage, table};
 
-use crate::capabilities::{Capabilities, Driver};
+use crate::capabilities::Capabilities;
 use crate::choose;
 use crate::cost::{Cost, Estimate, Task, share};
 use crate::decay_plan::PlannedDecay;
@@ -118,7 +118,9 @@ impl LinearPlan {
         lightning.check()?;
         check(lightning, extent)?;
         let (kernel, mut reason) =
-            choose::linear(lightning.kernel, device, |kernel| serves(kernel, lightning, device))?;
+            choose::linear((Task::Linear, registers(lightning)), lightning.kernel, device, |kernel| {
+                serves(kernel, lightning, device)
+            })?;
         let mut sweeps: Vec<PlannedSweep> =
             lightning.sweeps().into_iter().map(|s| planned(lightning, s, kernel, device)).collect();
         let heads = u64::from(lightning.heads);
@@ -269,6 +271,13 @@ fn class(dim: u32) -> u32 {
     HEAD_CLASSES.into_iter().find(|&class| dim <= class).unwrap_or(0)
 }
 
+/// Rows of a state that `broadcast` keeps in registers.
+pub(crate) fn registers(lightning: &Lightning) -> u32 {
+    let backward = lightning.pass == Pass::Backward;
+    let dim = if backward { lightning.dims.qk().max(lightning.dims.value()) } else { lightning.dims.qk() };
+    class(dim)
+}
+
 /// Why a kernel can serve, or why not.
 fn serves(kernel: Kernel, lightning: &Lightning, device: &Capabilities) -> Result<String, String> {
     match (kernel, device.subgroups) {
@@ -294,9 +303,6 @@ fn serves(kernel: Kernel, lightning: &Lightning, device: &Capabilities) -> Resul
             let dim = if backward { lightning.dims.qk().max(lightning.dims.value()) } else { lightning.dims.qk() };
             if dim > BROADCAST_CLASS {
                 return Err(format!("a key dim of {dim} does not fit in registers, at most {BROADCAST_CLASS} does"));
-            }
-            if matches!(device.driver, Driver::Llvmpipe { mesa } if mesa > 22 && (mesa < 26 || min > 8)) {
-                return Err("this driver takes minutes to compile it".to_owned());
             }
             Ok(format!("a CPU driver with subgroups of {min}, the state in registers"))
         }

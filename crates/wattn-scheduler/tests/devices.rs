@@ -4,7 +4,10 @@ mod common;
 
 use common::devices;
 use wattn_scheduler::shaders::{self, Kernel, Key, Shape, Storage, table};
-use wattn_scheduler::{Attention, BackwardPlan, Capabilities, DeviceKind, Extent, HeadDim, Heads, Plan, PlanError};
+use wattn_scheduler::{
+    Attention, BackwardPlan, Capabilities, DeviceKind, Driver, Extent, HeadDim, Heads, Lightning, LinearPlan, Plan,
+    PlanError, Tokens,
+};
 
 fn attention(heads: u32, dim: u32) -> Attention {
     Attention::new(Heads::new(heads).unwrap(), HeadDim::new(dim).unwrap())
@@ -253,4 +256,51 @@ fn extents_beyond_all_limits_are_refused_without_overflow() {
     }
     let error = Plan::new(&attention(1, 64), Extent::new(1, most + 1, 1), &devices()[0].1).unwrap_err();
     assert!(error.to_string().contains("536870912"), "{error}");
+}
+
+#[test]
+fn menus_keep_drivers_from_what_they_compile_for_long() {
+    let device = |mesa, lanes| {
+        let lavapipe = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
+        Capabilities { driver: Driver::Llvmpipe { mesa }, subgroups: Some((lanes, lanes)), ..lavapipe }
+    };
+    let extent = Extent::new(1, 64, 64);
+    let rows = |attention: Attention, device| match Plan::new(&attention, extent, &device).unwrap().key.shape {
+        Shape::Lanes(shape) => shape.rows,
+        other => panic!("{other}"),
+    };
+    // Dims, with the rows that compile quickly on Mesa 22, 25 and 26; of 25, with 8 and with 16 lanes: each below 5 seconds on 25.0.7.
+    for (dim, by_driver) in [(32, [8, 8, 8, 1]), (64, [8, 4, 8, 1]), (128, [4, 2, 4, 1])] {
+        let found =
+            [(22, 8), (25, 8), (26, 8), (25, 16)].map(|(mesa, lanes)| rows(attention(2, dim), device(mesa, lanes)));
+        assert_eq!(found, by_driver, "head dim {dim}");
+        let alone = Capabilities { subgroups: None, ..device(25, 8) };
+        assert!(rows(attention(2, dim), alone) * dim <= 128);
+    }
+    let plan = Plan::new(&attention(2, 64), extent, &device(25, 8)).unwrap();
+    assert!(plan.to_string().contains("4 rows a lane, not 8: Mesa 23 to 25 takes"), "{plan}");
+
+    // Linear attention has no fewer rows to go to, but another kernel; who pins it all the same, is told.
+    let lightning = Lightning::new(2, HeadDim::new(128).unwrap());
+    let linear =
+        |lightning: &Lightning, mesa| LinearPlan::new(lightning, Tokens::new(1, 64), &device(mesa, 8)).unwrap();
+    assert_eq!(linear(&lightning, 22).sweeps[0].walk.kernel, Kernel::Broadcast);
+    let plan = linear(&lightning, 25);
+    assert_eq!(plan.sweeps[0].walk.kernel, Kernel::TileUniversal);
+    assert!(plan.to_string().contains("not broadcast: Mesa 23 to 25 takes"), "{plan}");
+    let plan = linear(&lightning.kernel(Kernel::Broadcast), 25);
+    assert_eq!(plan.sweeps[0].walk.kernel, Kernel::Broadcast);
+    assert!(plan.to_string().contains("pinned although Mesa 23 to 25"), "{plan}");
+}
+
+#[test]
+fn matrices_that_a_driver_may_only_pretend_to_have_are_for_who_pins_them() {
+    let nvidia = devices().into_iter().find(|d| d.0 == "NVIDIA").unwrap().1;
+    let amd = Capabilities { driver: Driver::Amd, ..nvidia };
+    let half = attention(8, 64).storage(Storage::F16);
+    let plan = Plan::new(&half, Extent::new(1, 64, 64), &amd).unwrap();
+    assert_eq!(plan.key.kernel, Kernel::TileSubgroup);
+    assert!(plan.to_string().contains("not matrix: AMD's own driver"), "{plan}");
+    let plan = Plan::new(&half.kernel(Kernel::Matrix), Extent::new(1, 64, 64), &amd).unwrap();
+    assert!(plan.to_string().contains("pinned although AMD's own driver"), "{plan}");
 }

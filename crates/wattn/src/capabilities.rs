@@ -2,7 +2,7 @@
 
 use wattn_scheduler::shaders::table::MATRIX_SIDES;
 use wattn_scheduler::{Capabilities, DeviceKind, Driver};
-use wgpu::{AdapterInfo, CooperativeMatrixProperties, CooperativeScalarType, DeviceType, Features, Limits};
+use wgpu::{AdapterInfo, Backend, CooperativeMatrixProperties, CooperativeScalarType, DeviceType, Features, Limits};
 
 /// The features that wattn makes use of and this adapter has: subgroups; on CPU drivers 64-bit integers too, for wider loads. All
 /// are optional: ask for them with the device's own.
@@ -69,7 +69,7 @@ pub(crate) fn capabilities(
         DeviceType::Cpu => DeviceKind::Cpu,
         DeviceType::VirtualGpu | DeviceType::Other => DeviceKind::Other,
     };
-    let subgroups = features.contains(Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size));
+    let subgroups = features.contains(Features::SUBGROUP).then_some(subgroup_sizes(info));
     Capabilities {
         kind,
         driver: driver(info),
@@ -89,7 +89,19 @@ pub(crate) fn capabilities(
     }
 }
 
+/// The least and the greatest size of subgroups. wgpu says 4 and 64 of all that Metal runs on (gfx-rs/wgpu#9876); Apple's own GPUs have 32
+/// lanes, as browsers take for granted too (gpuweb/gpuweb#6240).
+fn subgroup_sizes(info: &AdapterInfo) -> (u32, u32) {
+    if info.backend == Backend::Metal && info.name.starts_with("Apple") {
+        return (32, 32);
+    }
+    (info.subgroup_min_size, info.subgroup_max_size)
+}
+
 fn driver(info: &AdapterInfo) -> Driver {
+    if info.backend == Backend::Vulkan && info.driver.starts_with("AMD ") {
+        return Driver::Amd;
+    }
     if !info.driver.contains("llvmpipe") && !info.name.contains("llvmpipe") {
         return Driver::Other;
     }

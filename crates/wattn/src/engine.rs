@@ -17,6 +17,8 @@ use crate::capabilities::capabilities;
 use crate::error::EncodeError;
 use crate::operator::{Operator, Prepared};
 use crate::ring::Ring;
+#[cfg(feature = "tune")]
+use crate::tune::Tuning;
 
 /// Runs attention on one wgpu device: plans problems, compiles and keeps their pipelines. Cheap to clone; clones share all.
 ///
@@ -40,9 +42,18 @@ pub(crate) struct Inner {
     pub(crate) queue: Queue,
     pub(crate) capabilities: Capabilities,
     pub(crate) ring: Ring,
+    /// The device and its driver.
+    #[cfg(feature = "tune")]
+    pub(crate) name: String,
+    #[cfg(feature = "tune")]
+    pub(crate) tuning: Mutex<Tuning>,
+    rewrite: Option<Rewrite>,
     cache: Option<wgpu::PipelineCache>,
     pipelines: Mutex<HashMap<Key, Arc<Pipeline>>>,
 }
+
+/// What changes the source of kernels before they are compiled.
+type Rewrite = fn(&Key, String) -> String;
 
 pub(crate) struct Pipeline {
     pub(crate) pipeline: ComputePipeline,
@@ -64,6 +75,9 @@ pub struct EngineBuilder {
     loop_turns: Option<u32>,
     rates: Option<Rates>,
     matrices: Vec<wgpu::CooperativeMatrixProperties>,
+    rewrite: Option<Rewrite>,
+    #[cfg(feature = "tune")]
+    tuning: Tuning,
 }
 
 impl EngineBuilder {
@@ -97,15 +111,45 @@ impl EngineBuilder {
         self
     }
 
+    /// Plans as was measured on this device before, and remembers what [`Engine::tune`] finds.
+    #[cfg(feature = "tune")]
+    #[must_use]
+    pub fn tuning(mut self, tuning: Tuning) -> Self {
+        self.tuning = tuning;
+        self
+    }
+
+    /// Changes the source of kernels before they are compiled: for tests that a wrong one is found out.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn rewrite(mut self, rewrite: fn(&Key, String) -> String) -> Self {
+        self.rewrite = Some(rewrite);
+        self
+    }
+
     /// The engine. Nothing is compiled yet.
     #[must_use]
     pub fn build(self) -> Engine {
-        let Self { device, queue, cache, loop_turns, rates, matrices } = self;
-        let mut capabilities = capabilities(&device.adapter_info(), device.features(), &device.limits(), &matrices);
-        capabilities.loop_turns = loop_turns.or(capabilities.loop_turns);
-        capabilities.rates = rates;
-        let ring = Ring::new(capabilities.binding_alignment);
-        Engine { inner: Arc::new(Inner { device, queue, capabilities, ring, cache, pipelines: Mutex::default() }) }
+        let (device, queue) = (self.device, self.queue);
+        let info = device.adapter_info();
+        let mut capabilities = capabilities(&info, device.features(), &device.limits(), &self.matrices);
+        capabilities.loop_turns = self.loop_turns.or(capabilities.loop_turns);
+        capabilities.rates = self.rates;
+        Engine {
+            inner: Arc::new(Inner {
+                ring: Ring::new(capabilities.binding_alignment),
+                device,
+                queue,
+                capabilities,
+                #[cfg(feature = "tune")]
+                name: format!("{} ({:?}, {} {})", info.name, info.backend, info.driver, info.driver_info),
+                #[cfg(feature = "tune")]
+                tuning: Mutex::new(self.tuning),
+                rewrite: self.rewrite,
+                cache: self.cache,
+                pipelines: Mutex::default(),
+            }),
+        }
     }
 }
 
@@ -115,7 +159,17 @@ impl Engine {
     #[must_use]
     pub fn builder(device: &Device, queue: &Queue) -> EngineBuilder {
         let (device, queue) = (device.clone(), queue.clone());
-        EngineBuilder { device, queue, cache: None, loop_turns: None, rates: None, matrices: Vec::new() }
+        EngineBuilder {
+            device,
+            queue,
+            cache: None,
+            loop_turns: None,
+            rates: None,
+            matrices: Vec::new(),
+            rewrite: None,
+            #[cfg(feature = "tune")]
+            tuning: Tuning::default(),
+        }
     }
 
     /// Plans an operator over `extent`: which kernel, which tile, what it costs. Compiles nothing.
@@ -172,7 +226,7 @@ impl Engine {
         let device = &self.inner.device;
         let label = key.to_string();
         log::debug!("compiling {label}");
-        let mut source = compose(key);
+        let mut source = self.inner.rewrite.map_or_else(|| compose(key), |rewrite| rewrite(key, compose(key)));
         // Browsers ask for the directive, which naga does not know.
         if device.adapter_info().backend == wgpu::Backend::BrowserWebGpu && source.contains("subgroup") {
             source.insert_str(0, "enable subgroups;\n");

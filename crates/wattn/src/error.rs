@@ -183,3 +183,27 @@ pub enum RunError {
     #[error("the device did not finish: {0}")]
     Device(String),
 }
+
+/// Why tuning failed.
+#[cfg(feature = "tune")]
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TuneError {
+    /// A problem that was refused, or a device that failed.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The operator's kernel, shape or schedule is pinned.
+    #[error("the kernel, shape or schedule is pinned: there is nothing to choose")]
+    Pinned,
+    /// What the planner chooses by itself does not run, or not all is a number that it writes.
+    #[error("the planner's own choice fails: {0}")]
+    Own(String),
+    /// A file of tuned choices that cannot be read or written.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+}

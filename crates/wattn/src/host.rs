@@ -14,7 +14,15 @@ use crate::engine::Engine;
 use crate::error::RunError;
 use crate::view::View;
 
-use call::{Call, Results};
+pub(crate) use call::{Call, Results};
+#[cfg(feature = "tune")]
+pub(crate) use call::{Loaded, Written};
+#[cfg(feature = "tune")]
+pub(crate) use linear::{LoadedBased, LoadedLinear};
+#[cfg(feature = "tune")]
+pub(crate) use memory::buffer;
+#[cfg(feature = "tune")]
+pub(crate) use softmax::LoadedSoftmax;
 
 pub use backward::{HostGradients, HostIncoming};
 pub use linear::{HostLinear, HostLinearOutput};
@@ -78,7 +86,7 @@ impl Blocking {
     }
 
     /// Waits for a call's results.
-    fn results(&self, mut call: Call) -> Result<Results, RunError> {
+    pub(crate) fn results(&self, mut call: Call) -> Result<Results, RunError> {
         for submission in std::mem::take(&mut call.submissions) {
             self.wait(Some(submission))?;
         }
@@ -88,7 +96,7 @@ impl Blocking {
         call.results()
     }
 
-    fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<(), RunError> {
+    pub(crate) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<(), RunError> {
         let wait = PollType::Wait { submission_index, timeout: Some(self.timeout) };
         self.engine.device().poll(wait).map(drop).map_err(|error| RunError::Device(error.to_string()))
     }

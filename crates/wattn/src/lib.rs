@@ -25,6 +25,8 @@ mod operator;
 mod plan;
 mod ring;
 mod state;
+#[cfg(feature = "tune")]
+mod tune;
 mod view;
 
 pub use backward_operands::BackwardOperands;
@@ -36,6 +38,8 @@ pub use capabilities::{matrix_features, wanted_features, wanted_limits};
 pub use decode_plan::{AnyWork, DecodePlan};
 pub use device_work::DeviceWork;
 pub use engine::{Engine, EngineBuilder};
+#[cfg(feature = "tune")]
+pub use error::TuneError;
 pub use error::{CacheError, EncodeError, PlanError, RunError};
 pub use host::{
     Blocking, HostGradients, HostIncoming, HostLayout, HostLinear, HostLinearOutput, HostOperands, HostOutput,
@@ -47,11 +51,13 @@ pub use operands::Operands;
 pub use operator::{Operator, Prepared};
 pub use plan::Plan;
 pub use state::{BasedState, LightningState, Recurrent, State};
+#[cfg(feature = "tune")]
+pub use tune::{Candidate, Tune, Tuned, Tuning};
 pub use view::View;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, MatrixShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
-    Attention, AttentionBackward, Based, BasedLayer, CacheLayout, CacheStep, Capabilities, Causal, Decay, DecayModel,
-    Decode, DeviceKind, Driver, Estimate, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Rates, Schedule,
-    SequenceId, Split, Tokens, Work,
+    Attention, AttentionBackward, Based, BasedLayer, CacheLayout, CacheStep, Capabilities, Causal, Choice, Decay,
+    DecayModel, Decode, DeviceKind, Driver, Estimate, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Rates,
+    Schedule, SequenceId, Split, Tokens, Tunable, Work,
 };
 pub use wgpu;

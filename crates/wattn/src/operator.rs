@@ -10,6 +10,8 @@ use crate::device_work::DeviceWork;
 use crate::engine::Engine;
 use crate::linear_plan::LinearPlan;
 use crate::plan::Plan;
+#[cfg(feature = "tune")]
+use crate::tune::plan as tuned;
 
 /// An operator that an [`Engine`] plans: [`Attention`], [`AttentionBackward`], [`Decode`], [`Lightning`] or [`Based`].
 pub trait Operator {
@@ -30,7 +32,8 @@ impl Operator for Attention {
     type Plan = Plan;
 
     fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<Plan, PlanError> {
-        Ok(Plan::new(engine.clone(), wattn_scheduler::Plan::new(self, extent, engine.capabilities())?))
+        let plan = |operator: &Self| wattn_scheduler::Plan::new(operator, extent, engine.capabilities());
+        Ok(Plan::new(engine.clone(), tuned(engine, self, extent, plan, |plan| &mut plan.reason)?))
     }
 }
 
@@ -57,7 +60,8 @@ impl Operator for Lightning {
     type Plan = LinearPlan;
 
     fn plan_on(&self, engine: &Engine, extent: Tokens) -> Result<LinearPlan, PlanError> {
-        Ok(LinearPlan::new(engine.clone(), wattn_scheduler::LinearPlan::new(self, extent, engine.capabilities())?))
+        let plan = |operator: &Self| wattn_scheduler::LinearPlan::new(operator, extent, engine.capabilities());
+        Ok(LinearPlan::new(engine.clone(), tuned(engine, self, extent, plan, |plan| &mut plan.reason)?))
     }
 }
 
@@ -66,8 +70,21 @@ impl Operator for Based {
     type Plan = BasedPlan;
 
     fn plan_on(&self, engine: &Engine, extent: Tokens) -> Result<BasedPlan, PlanError> {
-        Ok(BasedPlan::new(engine.clone(), wattn_scheduler::BasedPlan::new(self, extent, engine.capabilities())?))
+        let plan = |operator: &Self| wattn_scheduler::BasedPlan::new(operator, extent, engine.capabilities());
+        Ok(BasedPlan::new(engine.clone(), tuned(engine, self, extent, plan, |plan| &mut plan.reason)?))
     }
+}
+
+/// Nothing was tuned.
+#[cfg(not(feature = "tune"))]
+fn tuned<O: wattn_scheduler::Tunable, P>(
+    _: &Engine,
+    operator: &O,
+    _: O::Size,
+    plan: impl Fn(&O) -> Result<P, PlanError>,
+    _: impl Fn(&mut P) -> &mut String,
+) -> Result<P, PlanError> {
+    plan(operator)
 }
 
 /// A plan whose pipelines can be compiled ahead.

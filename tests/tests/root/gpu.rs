@@ -119,6 +119,13 @@ impl Gpu {
         self.device(wanted_features(&self.adapter), limits)
     }
 
+    /// An engine on another device of this adapter, with timestamps where it has any.
+    pub(crate) fn timing(&self) -> Result<Engine> {
+        let timestamps = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+        let features = wanted_features(&self.adapter) | (self.adapter.features() & timestamps);
+        self.device(features, wanted_limits(&self.adapter))
+    }
+
     /// An engine that plans as if the driver ended loops as early as plans can do with.
     pub(crate) fn ending_loops(&self) -> Result<Engine> {
         let engine = self.limited(|_| {})?;

@@ -19,6 +19,7 @@ mod harness;
 mod host;
 mod linear;
 mod linear_calls;
+mod tune;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
                 linear_calls::trials(gpu),
                 based::trials(gpu, &based),
                 based_calls::trials(gpu),
+                tune::trials(gpu),
             ];
             all.into_iter().flatten()
         })

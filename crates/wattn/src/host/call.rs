@@ -12,8 +12,18 @@ use crate::engine::{Engine, ready};
 use crate::error::{EncodeError, RunError};
 use crate::view::View;
 
+/// Operands of calls on the device, apart from the plan `P` that reads and writes them.
+#[cfg_attr(not(feature = "tune"), expect(unreachable_pub, reason = "what can be tuned is known by it"))]
+pub trait Loaded<P> {
+    /// Records a slice of a plan; see [`Plan::encode_slice`](crate::Plan::encode_slice).
+    fn encode_slice(&self, plan: &P, encoder: &mut CommandEncoder, slice: u32) -> Result<(), EncodeError>;
+
+    /// What plans write.
+    fn written(&self) -> Vec<&Written>;
+}
+
 /// A call in flight.
-pub(super) struct Call {
+pub(crate) struct Call {
     engine: Engine,
     /// Not waited for yet.
     pub(super) submissions: Vec<SubmissionIndex>,
@@ -23,7 +33,9 @@ pub(super) struct Call {
 }
 
 /// A result in a buffer.
-pub(super) struct Written {
+#[derive(Debug)]
+#[cfg_attr(not(feature = "tune"), expect(unreachable_pub, reason = "what can be tuned is known by it"))]
+pub struct Written {
     argument: &'static str,
     pub(super) buffer: Buffer,
     elements: usize,
@@ -44,6 +56,25 @@ impl Written {
         Ok(Self { argument, buffer, elements, storage })
     }
 
+    /// Fills it with NaN, whatever the storage, so that what nobody writes shows.
+    #[cfg(feature = "tune")]
+    pub(crate) fn poison(&self, engine: &Engine) {
+        let bytes = usize::try_from(self.buffer.size()).unwrap_or(usize::MAX);
+        engine.queue().write_buffer(&self.buffer, 0, &vec![0xff; bytes]);
+    }
+
+    /// The storage of its numbers.
+    #[cfg(feature = "tune")]
+    pub(crate) fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// What it is called among the results.
+    #[cfg(feature = "tune")]
+    pub(crate) fn argument(&self) -> &'static str {
+        self.argument
+    }
+
     /// Its view, where there is one order of axes only.
     pub(super) fn view(&self) -> View<'_> {
         View::bhsd(&self.buffer)
@@ -59,7 +90,7 @@ struct Mapping {
 
 impl Call {
     /// What `make` submits and asks back.
-    pub(super) fn new(engine: &Engine, make: impl FnOnce(&mut Self) -> Result<(), RunError>) -> Result<Self, RunError> {
+    pub(crate) fn new(engine: &Engine, make: impl FnOnce(&mut Self) -> Result<(), RunError>) -> Result<Self, RunError> {
         let mut call =
             Self { engine: engine.clone(), submissions: Vec::new(), results: Vec::new(), mapping: Arc::default() };
         // A lost device shows as an error of whatever is done with it next.
@@ -72,7 +103,7 @@ impl Call {
     }
 
     /// Submits what `encode` records, for each slice on its own.
-    pub(super) fn submit(
+    pub(crate) fn submit(
         &mut self,
         slices: u32,
         encode: impl Fn(&mut CommandEncoder, u32) -> Result<(), EncodeError>,
@@ -85,8 +116,14 @@ impl Call {
         Ok(())
     }
 
+    /// Submits a plan of as many slices, and asks for all results back.
+    pub(crate) fn run<P>(&mut self, loaded: &dyn Loaded<P>, plan: &P, slices: u32) -> Result<(), RunError> {
+        self.submit(slices, |encoder, slice| loaded.encode_slice(plan, encoder, slice))?;
+        loaded.written().into_iter().try_for_each(|written| self.read(written))
+    }
+
     /// Asks for a result back.
-    pub(super) fn read(&mut self, written: &Written) -> Result<(), RunError> {
+    pub(crate) fn read(&mut self, written: &Written) -> Result<(), RunError> {
         let (source, usage) = (&written.buffer, BufferUsages::MAP_READ | BufferUsages::COPY_DST);
         let target = buffer(&self.engine, written.argument, source.size(), usage)?;
         let mut encoder = self.encoder();
@@ -142,9 +179,15 @@ impl Call {
 }
 
 /// What came back, by name.
-pub(super) struct Results(BTreeMap<&'static str, Vec<f32>>);
+pub(crate) struct Results(BTreeMap<&'static str, Vec<f32>>);
 
 impl Results {
+    /// A result, where it was asked for.
+    #[cfg(feature = "tune")]
+    pub(crate) fn get(&self, argument: &str) -> &[f32] {
+        self.0.get(argument).map_or(&[], Vec::as_slice)
+    }
+
     /// A result; nothing where it was not asked for.
     pub(super) fn take(&mut self, argument: &str) -> Vec<f32> {
         self.0.remove(argument).unwrap_or_default()

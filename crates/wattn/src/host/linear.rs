@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 
 use wattn_scheduler::shaders::Storage;
 use wattn_scheduler::{Based, HeadDim, Lightning, Pass, Tensor, Tokens};
-use wgpu::{Buffer, BufferUsages};
+use wgpu::{Buffer, BufferUsages, CommandEncoder};
 
-use super::call::{Call, Results, Written};
+use super::call::{Call, Loaded, Results, Written};
 use super::memory::{buffer, check, packed, upload};
 use super::{Blocking, HostLayout};
 use crate::based_operands::{self, BasedOperands};
+use crate::based_plan::BasedPlan;
 use crate::engine::Engine;
-use crate::error::RunError;
+use crate::error::{EncodeError, RunError};
 use crate::linear_operands::{self, LinearOperands, is_state};
+use crate::linear_plan::LinearPlan;
 use crate::view::View;
 
 /// Operands of linear attention on the host; what the call has no use for stays empty. Numbers are rounded to the storage that the
@@ -104,41 +106,8 @@ impl Blocking {
         let engine = &self.engine;
         let call = Call::new(engine, |call| {
             let plan = engine.plan(lightning, extent)?;
-            let sizes = Sizes::new(extent, lightning.heads(), lightning.dims());
-            check("gate", operands.gate.len(), if lightning.is_gated() { sizes.rows(1) } else { 0 })?;
-            check("key_lengths", operands.key_lengths.len(), 0)?;
-            let state = lightning.dims().qk() as usize * lightning.dims().value() as usize;
-            let in_place = lightning.pass() == Pass::Step { in_place: true };
-            let kind = Kind { storage: [lightning.q_storage(), lightning.kv_storage()], state, in_place };
-            let tensors = Tensors::new(engine, &sizes, kind, &linear_operands::used(plan.details()), operands)?;
-            let gate = upload(engine, "gate", bytemuck::cast_slice(operands.gate))?;
-            let decay = |gated: bool, name, elements| {
-                let wanted = lightning.has_decay_gradient() && lightning.is_gated() == gated;
-                wanted.then(|| Written::new(engine, name, elements, Storage::F32)).transpose()
-            };
-            let (dg, dslopes) = (decay(true, "dg", sizes.rows(1))?, decay(false, "dslopes", sizes.heads)?);
-            let workspace = buffer(engine, "workspace", plan.workspace_bytes(), BufferUsages::STORAGE)?;
-            let view = |tensor| tensors.view(tensor, operands.layout);
-            let [q, k, v] = tensors.rows.each_ref().map(|buffer| operands.layout.view(buffer));
-            let views = LinearOperands {
-                out: view(Tensor::Out),
-                state0: view(Tensor::State0),
-                state: view(Tensor::State),
-                gate: lightning.is_gated().then(|| View::bhsd(&gate)),
-                grad_out: view(Tensor::GradOut),
-                grad_state: view(Tensor::GradState),
-                dq: view(Tensor::Dq),
-                dk: view(Tensor::Dk),
-                dv: view(Tensor::Dv),
-                dstate: view(Tensor::Dstate),
-                dg: dg.as_ref().map(Written::view),
-                dslopes: dslopes.as_ref().map(Written::view),
-                bounds: operands.bounds,
-                workspace: Some(&workspace),
-                ..LinearOperands::new(q, k, v)
-            };
-            call.submit(plan.slices(), |encoder, slice| plan.encode_slice(encoder, &views, slice))?;
-            tensors.written.values().chain(&dg).chain(&dslopes).try_for_each(|written| call.read(written))
+            let loaded = LoadedLinear::new(engine, &plan, operands, plan.workspace_bytes())?;
+            call.run(&loaded, &plan, plan.slices())
         })?;
         self.results(call).map(HostLinearOutput::of)
     }
@@ -173,34 +142,137 @@ impl Blocking {
         let engine = &self.engine;
         let call = Call::new(engine, |call| {
             let plan = engine.plan(based, extent)?;
-            let sizes = Sizes::new(extent, based.heads(), based.dims());
-            check("gate", operands.gate.len(), 0)?;
-            let state = based.state_rows() as usize * (based.dims().value() as usize + 1);
-            let in_place = based.pass() == Pass::Step { in_place: true };
-            let kind = Kind { storage: [based.q_storage(), based.kv_storage()], state, in_place };
-            let tensors = Tensors::new(engine, &sizes, kind, &based_operands::used(plan.details()), operands)?;
-            let workspace = buffer(engine, "workspace", plan.workspace_bytes(), BufferUsages::STORAGE)?;
-            let view = |tensor| tensors.view(tensor, operands.layout);
-            let [q, k, v] = tensors.rows.each_ref().map(|buffer| operands.layout.view(buffer));
-            let views = BasedOperands {
-                out: view(Tensor::Out),
-                state0: view(Tensor::State0),
-                state: view(Tensor::State),
-                grad_out: view(Tensor::GradOut),
-                grad_state: view(Tensor::GradState),
-                dq: view(Tensor::Dq),
-                dk: view(Tensor::Dk),
-                dv: view(Tensor::Dv),
-                dstate: view(Tensor::Dstate),
-                bounds: operands.bounds,
-                key_lengths: operands.key_lengths,
-                workspace: Some(&workspace),
-                ..BasedOperands::new(q, k, v)
-            };
-            call.submit(plan.slices(), |encoder, slice| plan.encode_slice(encoder, &views, slice))?;
-            tensors.written.values().try_for_each(|written| call.read(written))
+            let loaded = LoadedBased::new(engine, &plan, operands, plan.workspace_bytes())?;
+            call.run(&loaded, &plan, plan.slices())
         })?;
         self.results(call).map(HostLinearOutput::of)
+    }
+}
+
+/// The operands of calls of [`Lightning`], on the device.
+pub(crate) struct LoadedLinear<'a> {
+    host: &'a HostLinear<'a>,
+    tensors: Tensors,
+    gate: Option<Buffer>,
+    dg: Option<Written>,
+    dslopes: Option<Written>,
+    workspace: Buffer,
+}
+
+impl<'a> LoadedLinear<'a> {
+    /// Those of a plan's operator, with as much scratch memory as the largest plan of it needs.
+    pub(crate) fn new(
+        engine: &Engine,
+        plan: &LinearPlan,
+        host: &'a HostLinear<'a>,
+        workspace_bytes: u64,
+    ) -> Result<Self, RunError> {
+        let wattn_scheduler::LinearPlan { lightning, extent, .. } = plan.details();
+        let sizes = Sizes::new(*extent, lightning.heads(), lightning.dims());
+        let gated = lightning.is_gated();
+        check("gate", host.gate.len(), if gated { sizes.rows(1) } else { 0 })?;
+        check("key_lengths", host.key_lengths.len(), 0)?;
+        let state = lightning.dims().qk() as usize * lightning.dims().value() as usize;
+        let in_place = lightning.pass() == Pass::Step { in_place: true };
+        let kind = Kind { storage: [lightning.q_storage(), lightning.kv_storage()], state, in_place };
+        let tensors = Tensors::new(engine, &sizes, kind, &linear_operands::used(plan.details()), host)?;
+        let gate = gated.then(|| upload(engine, "gate", bytemuck::cast_slice(host.gate))).transpose()?;
+        let decay = |of_gates: bool, name, elements| {
+            let wanted = lightning.has_decay_gradient() && gated == of_gates;
+            wanted.then(|| Written::new(engine, name, elements, Storage::F32)).transpose()
+        };
+        let (dg, dslopes) = (decay(true, "dg", sizes.rows(1))?, decay(false, "dslopes", sizes.heads)?);
+        let workspace = buffer(engine, "workspace", workspace_bytes, BufferUsages::STORAGE)?;
+        Ok(Self { host, tensors, gate, dg, dslopes, workspace })
+    }
+
+    fn operands(&self) -> LinearOperands<'_> {
+        let view = |tensor| self.tensors.view(tensor, self.host.layout);
+        let [q, k, v] = self.tensors.rows.each_ref().map(|buffer| self.host.layout.view(buffer));
+        LinearOperands {
+            out: view(Tensor::Out),
+            state0: view(Tensor::State0),
+            state: view(Tensor::State),
+            gate: self.gate.as_ref().map(View::bhsd),
+            grad_out: view(Tensor::GradOut),
+            grad_state: view(Tensor::GradState),
+            dq: view(Tensor::Dq),
+            dk: view(Tensor::Dk),
+            dv: view(Tensor::Dv),
+            dstate: view(Tensor::Dstate),
+            dg: self.dg.as_ref().map(Written::view),
+            dslopes: self.dslopes.as_ref().map(Written::view),
+            bounds: self.host.bounds,
+            workspace: Some(&self.workspace),
+            ..LinearOperands::new(q, k, v)
+        }
+    }
+}
+
+impl Loaded<LinearPlan> for LoadedLinear<'_> {
+    fn encode_slice(&self, plan: &LinearPlan, encoder: &mut CommandEncoder, slice: u32) -> Result<(), EncodeError> {
+        plan.encode_slice(encoder, &self.operands(), slice)
+    }
+
+    fn written(&self) -> Vec<&Written> {
+        self.tensors.written.values().chain(&self.dg).chain(&self.dslopes).collect()
+    }
+}
+
+/// The operands of calls of [`Based`], on the device.
+pub(crate) struct LoadedBased<'a> {
+    host: &'a HostLinear<'a>,
+    tensors: Tensors,
+    workspace: Buffer,
+}
+
+impl<'a> LoadedBased<'a> {
+    /// Those of a plan's operator, with as much scratch memory as the largest plan of it needs.
+    pub(crate) fn new(
+        engine: &Engine,
+        plan: &BasedPlan,
+        host: &'a HostLinear<'a>,
+        workspace_bytes: u64,
+    ) -> Result<Self, RunError> {
+        let wattn_scheduler::BasedPlan { based, extent, .. } = plan.details();
+        let sizes = Sizes::new(*extent, based.heads(), based.dims());
+        check("gate", host.gate.len(), 0)?;
+        let state = based.state_rows() as usize * (based.dims().value() as usize + 1);
+        let in_place = based.pass() == Pass::Step { in_place: true };
+        let kind = Kind { storage: [based.q_storage(), based.kv_storage()], state, in_place };
+        let tensors = Tensors::new(engine, &sizes, kind, &based_operands::used(plan.details()), host)?;
+        let workspace = buffer(engine, "workspace", workspace_bytes, BufferUsages::STORAGE)?;
+        Ok(Self { host, tensors, workspace })
+    }
+
+    fn operands(&self) -> BasedOperands<'_> {
+        let view = |tensor| self.tensors.view(tensor, self.host.layout);
+        let [q, k, v] = self.tensors.rows.each_ref().map(|buffer| self.host.layout.view(buffer));
+        BasedOperands {
+            out: view(Tensor::Out),
+            state0: view(Tensor::State0),
+            state: view(Tensor::State),
+            grad_out: view(Tensor::GradOut),
+            grad_state: view(Tensor::GradState),
+            dq: view(Tensor::Dq),
+            dk: view(Tensor::Dk),
+            dv: view(Tensor::Dv),
+            dstate: view(Tensor::Dstate),
+            bounds: self.host.bounds,
+            key_lengths: self.host.key_lengths,
+            workspace: Some(&self.workspace),
+            ..BasedOperands::new(q, k, v)
+        }
+    }
+}
+
+impl Loaded<BasedPlan> for LoadedBased<'_> {
+    fn encode_slice(&self, plan: &BasedPlan, encoder: &mut CommandEncoder, slice: u32) -> Result<(), EncodeError> {
+        plan.encode_slice(encoder, &self.operands(), slice)
+    }
+
+    fn written(&self) -> Vec<&Written> {
+        self.tensors.written.values().collect()
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) fn upload(engine: &Engine, argument: &'static str, bytes: &[u8]) -> R
 }
 
 /// A buffer of at least `bytes` (wgpu has no empty ones); refused memory is an error.
-pub(super) fn buffer(
+pub(crate) fn buffer(
     engine: &Engine,
     argument: &'static str,
     bytes: u64,

@@ -5,14 +5,15 @@ use std::task::Poll;
 
 use wattn_scheduler::shaders::Storage;
 use wattn_scheduler::{Attention, Decode, Extent, Lengths};
-use wgpu::{Buffer, BufferUsages, PollType};
+use wgpu::{Buffer, BufferUsages, CommandEncoder, PollType};
 
-use super::call::{Call, Results, Written};
+use super::call::{Call, Loaded, Results, Written};
 use super::memory::{buffer, check, mask_words, packed, upload};
 use super::{Blocking, HostLayout};
 use crate::engine::Engine;
-use crate::error::RunError;
+use crate::error::{EncodeError, RunError};
 use crate::operands::Operands;
+use crate::plan::Plan;
 use crate::view::View;
 
 /// A bias or a mask on the host: [batch or 1, heads or 1, queries, keys].
@@ -174,12 +175,36 @@ fn forward(
 ) -> Result<Call, RunError> {
     Call::new(engine, |call| {
         let plan = engine.plan(attention, extent)?;
-        let inputs = Inputs::upload(engine, attention, extent, operands)?;
-        let outputs = Outputs::new(engine, attention, extent)?;
-        let views = outputs.operands(&inputs);
-        call.submit(plan.slices(), |encoder, slice| plan.encode_slice(encoder, &views, slice))?;
-        outputs.read(call)
+        call.run(&LoadedSoftmax::new(engine, attention, extent, operands)?, &plan, plan.slices())
     })
+}
+
+/// The operands of a forward call, on the device.
+pub(crate) struct LoadedSoftmax<'a> {
+    inputs: Inputs<'a>,
+    outputs: Outputs,
+}
+
+impl<'a> LoadedSoftmax<'a> {
+    pub(crate) fn new(
+        engine: &Engine,
+        attention: &Attention,
+        extent: Extent,
+        host: &'a HostOperands<'a>,
+    ) -> Result<Self, RunError> {
+        let inputs = Inputs::upload(engine, attention, extent, host)?;
+        Ok(Self { inputs, outputs: Outputs::new(engine, attention, extent)? })
+    }
+}
+
+impl Loaded<Plan> for LoadedSoftmax<'_> {
+    fn encode_slice(&self, plan: &Plan, encoder: &mut CommandEncoder, slice: u32) -> Result<(), EncodeError> {
+        plan.encode_slice(encoder, &self.outputs.operands(&self.inputs), slice)
+    }
+
+    fn written(&self) -> Vec<&Written> {
+        self.outputs.lse.iter().chain([&self.outputs.out]).collect()
+    }
 }
 
 /// What a call reads, on the device.

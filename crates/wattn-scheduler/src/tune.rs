@@ -1,0 +1,258 @@
+//! What tuning chooses from: kernels of the menu, with the shapes and schedules that they have, the most promising first.
+
+use std::fmt;
+
+use wattn_shaders::table::{self, ROWS_CPU};
+use wattn_shaders::{Kernel, LaneShape, Shape};
+
+use crate::attention::{Attention, Causal, Extent};
+use crate::based::Based;
+use crate::based_plan::BasedPlan;
+use crate::capabilities::{Capabilities, DeviceKind};
+use crate::choose;
+use crate::cost::Task;
+use crate::error::PlanError;
+use crate::lightning::{Lightning, Pass, Schedule, Tokens};
+use crate::linear_plan::{LinearPlan, registers};
+use crate::plan::Plan;
+use crate::quirks::{self, Design};
+
+/// Choices that are worth a measurement, at most.
+const MOST: usize = 6;
+
+/// A kernel, in a shape where its menu has several, of linear attention in a schedule. Its [`Display`](fmt::Display) is its name in files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Choice {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The shape, of softmax attention.
+    pub shape: Option<Shape>,
+    /// How tokens are shared out, of linear attention.
+    pub schedule: Option<Schedule>,
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.kernel)?;
+        self.shape.map_or(Ok(()), |shape| write!(f, "/{shape}"))?;
+        self.schedule.map_or(Ok(()), |schedule| write!(f, "/{schedule}"))
+    }
+}
+
+/// An operator of which plans have a choice: [`Attention`], [`Lightning`] and [`Based`].
+pub trait Tunable: Clone {
+    /// How much there is to do.
+    type Size: Copy;
+
+    /// The problem in words, but for what is pinned and for numbers that change no kernel. Lengths are rounded up to powers of two, so
+    /// that what is like one another is one problem.
+    fn problem(&self, extent: Self::Size) -> String;
+
+    /// Whether the caller has made a choice.
+    fn is_pinned(&self) -> bool;
+
+    /// The same with this choice pinned.
+    #[must_use]
+    fn with(&self, choice: Choice) -> Self;
+
+    /// What the menu has for this device and its driver is not kept from, whether or not it can serve.
+    fn menu(&self, device: &Capabilities) -> Vec<Choice>;
+
+    /// What a plan chooses, and the seconds that it estimates.
+    ///
+    /// # Errors
+    /// As planning.
+    fn planned(&self, extent: Self::Size, device: &Capabilities) -> Result<(Choice, f64), PlanError>;
+
+    /// What is worth a measurement: the plan's own choice, then others that can serve, the fastest by estimate first.
+    ///
+    /// # Errors
+    /// As planning.
+    fn candidates(&self, extent: Self::Size, device: &Capabilities) -> Result<Vec<Choice>, PlanError> {
+        let (own, _) = self.planned(extent, device)?;
+        let serves = |choice: Choice| self.with(choice).planned(extent, device).ok().filter(|found| found.0 == choice);
+        let mut others: Vec<_> =
+            self.menu(device).into_iter().filter(|&choice| choice != own).filter_map(serves).collect();
+        others.sort_by(|a, b| a.1.total_cmp(&b.1));
+        Ok([own].into_iter().chain(others.into_iter().map(|found| found.0)).take(MOST).collect())
+    }
+}
+
+impl Tunable for Attention {
+    type Size = Extent;
+
+    fn problem(&self, extent: Extent) -> String {
+        let Extent { batch, queries, keys, packed } = extent;
+        let [batch, queries, keys] = [batch, queries, keys].map(round);
+        let (heads, dim) = (self.heads, self.head_dim);
+        let seen = match self.causal {
+            Causal::No => "",
+            Causal::BottomRight => ", causal",
+            Causal::TopLeft => ", causal top-left",
+        };
+        let side = |side: Option<u32>| side.map_or_else(|| "all".to_owned(), |n| round(n).to_string());
+        let window = match self.window {
+            (None, None) => String::new(),
+            (left, right) => format!(", window {} to {}", side(left), side(right)),
+        };
+        let options: String = self.options.names().map(|name| format!("+{name}")).collect();
+        format!(
+            "softmax attention {}: heads {}/{}, head dim {}/{}, {}/{} {:?}{seen}{window}{options}",
+            Extent { batch, queries, keys, packed },
+            heads.query(),
+            heads.key_value(),
+            dim.qk(),
+            dim.value(),
+            self.q,
+            self.kv,
+            self.access,
+        )
+    }
+
+    fn is_pinned(&self) -> bool {
+        self.kernel.is_some() || self.shape.is_some()
+    }
+
+    fn with(&self, choice: Choice) -> Self {
+        Self { kernel: Some(choice.kernel), shape: choice.shape, ..*self }
+    }
+
+    fn menu(&self, device: &Capabilities) -> Vec<Choice> {
+        let classes = [self.head_dim.qk(), self.head_dim.value()];
+        let [head, value] = classes.map(|dim| table::dim_class(dim).unwrap_or(table::VALUE_SPLIT));
+        let of = |kernel: Kernel, shapes: Vec<Shape>| {
+            let choice = move |shape| Choice { kernel, shape: Some(shape), schedule: None };
+            shapes.into_iter().map(choice)
+        };
+        let rows = |shape: LaneShape| table::LANE_ROWS.map(|rows| Shape::Lanes(LaneShape { rows, ..shape })).to_vec();
+        let tiles = || table::gpu_tiles(self.head_dim.value()).iter().copied().map(Shape::Tile).collect::<Vec<_>>();
+        // Many rows a lane are the most promising, as long as the driver compiles a step in seconds.
+        let broadcast = device.subgroups.map_or_else(Vec::new, |(lanes, _)| {
+            let keys = table::least_keys(lanes, head, value)..=lanes;
+            let shapes = table::LANE_ROWS
+                .into_iter()
+                .rev()
+                .flat_map(|rows| table::LANE_KEYS.into_iter().rev().map(move |keys| LaneShape { lanes, rows, keys }));
+            let short = |s: &LaneShape| s.rows * s.keys * head.max(value) <= 256 * lanes && keys.contains(&s.keys);
+            shapes.filter(short).map(Shape::Lanes).collect()
+        });
+        let matrix = device.matrix.zip(device.subgroups);
+        let matrix = matrix.map(|(side, subgroups)| Shape::Matrix(table::matrix_shape(side, subgroups)));
+        // Rows in registers of one invocation are for vectors of a CPU: GPUs spill them.
+        let alone = if device.kind == DeviceKind::Cpu { rows(ROWS_CPU) } else { Vec::new() };
+        of(Kernel::Matrix, matrix.into_iter().collect())
+            .chain(of(Kernel::TileSubgroup, tiles()))
+            .chain(of(Kernel::TileUniversal, tiles()))
+            .chain(of(Kernel::Broadcast, broadcast))
+            .chain(of(Kernel::TileUniversal, alone))
+            .filter(|c| {
+                c.shape.is_none_or(|shape| quirks::known(choose::design(c.kernel, shape, self), device).is_none())
+            })
+            .collect()
+    }
+
+    fn planned(&self, extent: Extent, device: &Capabilities) -> Result<(Choice, f64), PlanError> {
+        let plan = Plan::new(self, extent, device)?;
+        let choice = Choice { kernel: plan.key.kernel, shape: Some(plan.key.shape), schedule: None };
+        Ok((choice, plan.estimate.seconds))
+    }
+}
+
+impl Tunable for Lightning {
+    type Size = Tokens;
+
+    fn problem(&self, extent: Tokens) -> String {
+        let decay = if self.is_gated() { "gates" } else { "slopes" };
+        let gradient = if self.decay_gradient { "+decay gradient" } else { "" };
+        let name = format!("linear attention with {decay}{gradient}");
+        linear_problem(&name, self.pass, extent, self.heads, [self.dims.qk(), self.dims.value()])
+            + &format!(", {}/{} {:?}", self.q, self.kv, self.access)
+            + states(self.initial_state, self.final_state)
+    }
+
+    fn is_pinned(&self) -> bool {
+        self.kernel.is_some() || self.schedule.is_some()
+    }
+
+    fn with(&self, choice: Choice) -> Self {
+        Self { kernel: Some(choice.kernel), schedule: choice.schedule, ..self.clone() }
+    }
+
+    fn menu(&self, device: &Capabilities) -> Vec<Choice> {
+        linear_menu(Task::Linear, registers(self), device)
+    }
+
+    fn planned(&self, extent: Tokens, device: &Capabilities) -> Result<(Choice, f64), PlanError> {
+        let plan = LinearPlan::new(self, extent, device)?;
+        let kernel = plan.sweeps.first().map_or(Kernel::TileUniversal, |sweep| sweep.walk.kernel);
+        Ok((Choice { kernel, shape: None, schedule: Some(plan.schedule) }, plan.estimate.seconds))
+    }
+}
+
+impl Tunable for Based {
+    type Size = Tokens;
+
+    fn problem(&self, extent: Tokens) -> String {
+        let causal = if self.causal { "" } else { ", every query sees every key" };
+        let normalize = if self.normalize { "" } else { ", without denominator" };
+        linear_problem("BASED attention", self.pass, extent, self.heads, [self.dims.qk(), self.dims.value()])
+            + &format!(", {}/{} {:?}{causal}{normalize}", self.q, self.kv, self.access)
+            + states(self.initial_state, self.final_state)
+    }
+
+    fn is_pinned(&self) -> bool {
+        self.kernel.is_some() || self.schedule.is_some()
+    }
+
+    fn with(&self, choice: Choice) -> Self {
+        Self { kernel: Some(choice.kernel), schedule: choice.schedule, ..self.clone() }
+    }
+
+    fn menu(&self, device: &Capabilities) -> Vec<Choice> {
+        linear_menu(Task::Based, self.dims.qk(), device)
+    }
+
+    fn planned(&self, extent: Tokens, device: &Capabilities) -> Result<(Choice, f64), PlanError> {
+        let plan = BasedPlan::new(self, extent, device)?;
+        let choice = Choice { kernel: plan.kernel, shape: None, schedule: Some(plan.schedule) };
+        Ok((choice, plan.estimate.seconds))
+    }
+}
+
+fn linear_menu(task: Task, registers: u32, device: &Capabilities) -> Vec<Choice> {
+    [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast]
+        .into_iter()
+        .filter(|&kernel| quirks::known(Design { task, kernel, registers, rows: 0 }, device).is_none())
+        .flat_map(|kernel| {
+            [Schedule::Sequential, Schedule::Segments].map(|schedule| Choice {
+                kernel,
+                shape: None,
+                schedule: Some(schedule),
+            })
+        })
+        .collect()
+}
+
+fn linear_problem(name: &str, pass: Pass, extent: Tokens, heads: u32, [qk, value]: [u32; 2]) -> String {
+    let pass = match pass {
+        Pass::Forward => "",
+        Pass::Backward => ", backward",
+        Pass::Step { .. } => ", one step",
+    };
+    let extent = Tokens { batch: round(extent.batch), tokens: round(extent.tokens), ..extent };
+    format!("{name}{pass} {extent}: heads {heads}, head dim {qk}/{value}")
+}
+
+fn states(initial: bool, end: bool) -> &'static str {
+    match (initial, end) {
+        (false, false) => "",
+        (true, false) => ", from states",
+        (false, true) => ", to states",
+        (true, true) => ", from and to states",
+    }
+}
+
+/// The next power of two, of lengths that plans allow.
+fn round(n: u32) -> u32 {
+    n.checked_next_power_of_two().unwrap_or(n)
+}

@@ -1,0 +1,106 @@
+//! What is worth a measurement on simulated devices.
+
+mod common;
+
+use common::devices;
+use wattn_scheduler::shaders::{Kernel, Shape, Storage};
+use wattn_scheduler::{
+    Attention, Based, Capabilities, Choice, DeviceKind, Driver, Extent, HeadDim, Heads, Lightning, Schedule, Tokens,
+    Tunable,
+};
+
+fn attention(dim: u32) -> Attention {
+    Attention::new(Heads::new(4).unwrap(), HeadDim::new(dim).unwrap())
+}
+
+#[test]
+fn the_planners_choice_comes_first_and_all_candidates_serve() {
+    for (name, device, _) in devices() {
+        for dim in [16, 64, 128, 576] {
+            for attention in [attention(dim), attention(dim).causal().bias(), attention(dim).storage(Storage::F16)] {
+                let extent = Extent::new(1, 512, 512);
+                let candidates = attention.candidates(extent, &device).unwrap();
+                assert_eq!(candidates[0], attention.planned(extent, &device).unwrap().0, "{name}");
+                assert!((1..=6).contains(&candidates.len()), "{name}: {candidates:?}");
+                for (at, &choice) in candidates.iter().enumerate() {
+                    let pinned = attention.with(choice);
+                    assert_eq!(pinned.planned(extent, &device).unwrap().0, choice, "{name}");
+                    assert!(!candidates[..at].contains(&choice), "{name}: {choice} twice");
+                    let lanes = matches!(choice.shape, Some(Shape::Lanes(_)));
+                    assert!(device.kind == DeviceKind::Cpu || !lanes, "{name}: {choice}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn several_kernels_and_schedules_are_tried() {
+    let device = |name: &str| devices().into_iter().find(|d| d.0 == name).unwrap().1;
+    let names = |choices: Vec<Choice>| choices.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let extent = Extent::new(1, 512, 512);
+    let half = names(attention(128).storage(Storage::F16).candidates(extent, &device("NVIDIA")).unwrap());
+    assert!(half[0].starts_with("matrix/"), "{half:?}");
+    for other in ["tile-subgroup/8x16of4x4", "tile-subgroup/16x8of4x4", "tile-universal/8x16of4x4"] {
+        assert!(half.iter().any(|name| name == other), "{half:?}");
+    }
+    let linear = names(
+        Lightning::new(2, HeadDim::new(64).unwrap()).candidates(Tokens::new(1, 4096), &device("NVIDIA")).unwrap(),
+    );
+    assert_eq!(linear[0], "tile-subgroup/segments");
+    assert!(linear.iter().any(|name| name == "tile-universal/sequential"), "{linear:?}");
+}
+
+#[test]
+fn nothing_is_tried_that_the_driver_is_kept_from() {
+    let lavapipe = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
+    let device = Capabilities { driver: Driver::Llvmpipe { mesa: 25 }, ..lavapipe };
+    for choice in attention(64).candidates(Extent::new(1, 512, 512), &device).unwrap() {
+        let Some(Shape::Lanes(shape)) = choice.shape else { continue };
+        assert!(shape.rows <= if choice.kernel == Kernel::Broadcast { 4 } else { 2 }, "{choice}");
+    }
+    let lightning = Lightning::new(2, HeadDim::new(128).unwrap());
+    let choices = lightning.candidates(Tokens::new(1, 512), &device).unwrap();
+    assert!(choices.iter().all(|choice| choice.kernel != Kernel::Broadcast), "{choices:?}");
+}
+
+#[test]
+fn like_problems_have_one_name_and_unlike_ones_have_not() {
+    let extent = |queries, keys| Extent::new(1, queries, keys);
+    let of = |attention: Attention| attention.problem(extent(1000, 1000));
+    let plain = attention(64);
+    assert_eq!(plain.problem(extent(513, 1024)), plain.problem(extent(1024, 700)));
+    assert_eq!(of(plain.scale(0.5).kernel(Kernel::Broadcast)), of(plain), "neither changes what there is to choose");
+    let all = [
+        of(plain),
+        plain.problem(extent(1000, 1025)),
+        plain.problem(Extent::packed(1, 1000, 1000)),
+        of(attention(32)),
+        of(plain.causal()),
+        of(plain.causal_top_left()),
+        of(plain.sliding(128)),
+        of(plain.bias()),
+        of(plain.lse()),
+        of(plain.storage(Storage::F16)),
+        of(plain.any_strides()),
+    ];
+    let lightning = Lightning::new(4, HeadDim::new(64).unwrap());
+    let based = Based::new(4, HeadDim::with_value(16, 64).unwrap());
+    let tokens = Tokens::new(1, 1000);
+    let linear = [
+        lightning.problem(tokens),
+        lightning.clone().backward().problem(tokens),
+        lightning.clone().final_state().problem(tokens),
+        lightning.clone().decay(wattn_scheduler::Decay::Gates).problem(tokens),
+        based.problem(tokens),
+        based.clone().causal(false).problem(tokens),
+        based.clone().normalize(false).problem(tokens),
+        based.clone().backward().problem(Tokens::packed(2, 1000)),
+    ];
+    let names: Vec<&String> = all.iter().chain(&linear).collect();
+    for (at, name) in names.iter().enumerate() {
+        assert!(!names[..at].contains(name), "{name} twice");
+    }
+    assert_eq!(lightning.clone().schedule(Schedule::Segments).problem(tokens), lightning.problem(tokens));
+    assert!(lightning.schedule(Schedule::Segments).is_pinned() && !based.is_pinned());
+}

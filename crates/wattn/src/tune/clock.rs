@@ -1,0 +1,93 @@
+//! How long calls take: by the device's timestamps where they can be believed, else by the wall clock.
+
+use std::time::Instant;
+
+use wgpu::{Buffer, BufferUsages, Features, MapMode, QuerySet, QuerySetDescriptor, QueryType};
+
+use crate::engine::Engine;
+use crate::error::RunError;
+use crate::host::{Loaded, buffer};
+
+pub(super) struct Clock<'a> {
+    engine: &'a Engine,
+    queries: Option<Queries>,
+}
+
+struct Queries {
+    set: QuerySet,
+    resolved: Buffer,
+    readable: Buffer,
+}
+
+impl<'a> Clock<'a> {
+    pub(super) fn new(engine: &'a Engine) -> Result<Self, RunError> {
+        let device = engine.device();
+        let needed = Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+        if !device.features().contains(needed) {
+            return Ok(Self { engine, queries: None });
+        }
+        let set = device.create_query_set(&QuerySetDescriptor {
+            label: Some("timestamps"),
+            ty: QueryType::Timestamp,
+            count: 2,
+        });
+        let resolved = buffer(engine, "timestamps", 16, BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC)?;
+        let readable = buffer(engine, "timestamps", 16, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
+        Ok(Self { engine, queries: Some(Queries { set, resolved, readable }) })
+    }
+
+    /// Seconds of `calls` calls of a plan, each slice of all of them submitted on its own.
+    pub(super) fn time<P>(&self, loaded: &dyn Loaded<P>, plan: &P, slices: u32, calls: u32) -> Result<f64, RunError> {
+        let mut commands = Vec::new();
+        for slice in 0..slices {
+            let mut encoder = self.engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            if let Some(queries) = self.queries.as_ref().filter(|_| slice == 0) {
+                encoder.write_timestamp(&queries.set, 0);
+            }
+            for _ in 0..calls {
+                loaded.encode_slice(plan, &mut encoder, slice)?;
+            }
+            if let Some(queries) = self.queries.as_ref().filter(|_| slice + 1 == slices) {
+                encoder.write_timestamp(&queries.set, 1);
+                encoder.resolve_query_set(&queries.set, 0..2, &queries.resolved, 0);
+                encoder.copy_buffer_to_buffer(&queries.resolved, 0, &queries.readable, 0, 16);
+            }
+            commands.push(encoder.finish());
+        }
+        let blocking = self.engine.blocking();
+        let started = Instant::now();
+        commands.into_iter().try_for_each(|command| blocking.wait(Some(self.engine.queue().submit([command]))))?;
+        let wall = started.elapsed().as_secs_f64();
+        let Some(queries) = &self.queries else { return Ok(wall) };
+
+        let slice = queries.readable.slice(..);
+        slice.map_async(MapMode::Read, |_| ());
+        blocking.wait(None)?;
+        let bytes = slice.get_mapped_range().map_err(|error| RunError::Device(error.to_string()))?.to_vec();
+        queries.readable.unmap();
+        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
+        let period = f64::from(self.engine.queue().get_timestamp_period()) * 1e-9;
+        Ok(plausible([ticks[0], ticks[1]], period, wall).unwrap_or(wall))
+    }
+}
+
+/// The seconds between two timestamps. Some drivers write zeros, or the end before the beginning; and nothing that was waited for took
+/// longer than the wait.
+fn plausible([begin, end]: [u64; 2], period: f64, wall: f64) -> Option<f64> {
+    #[expect(clippy::cast_precision_loss, reason = "a difference of ticks")]
+    let seconds = end.checked_sub(begin)? as f64 * period;
+    (begin > 0 && seconds > 0.0 && seconds <= wall).then_some(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_that_cannot_be_are_not_believed() {
+        assert_eq!(plausible([1_024, 3_072], 0.5, 1e9), Some(1_024.0));
+        for ticks in [[0, 0], [7, 7], [9, 8], [0, 5], [1, 2_000_000_000]] {
+            assert_eq!(plausible(ticks, 1e-9, 1.0), None, "{ticks:?}");
+        }
+    }
+}

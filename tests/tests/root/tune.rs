@@ -1,0 +1,227 @@
+//! Tuning: what is measured is right, remembered, and chosen from then on.
+
+use std::env::temp_dir;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use wattn::{
+    Attention, Based, Candidate, Engine, Extent, HeadDim, Heads, Kernel, Lightning, Storage, Tokens, Tune, TuneError,
+    Tuned, Tuning,
+};
+use wattn_cases::{BasedRecipe, Causal, Comparison, LinearRecipe, Recipe, Rows};
+use wattn_shaders::Key;
+use wattn_tests::{attention, based, based_tokens, extent, judge_all, judge_based, judge_linear, lightning, tokens};
+
+use crate::gpu::Gpu;
+
+pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
+    type Body = fn(&Gpu) -> Result<()>;
+    let bodies: [(&str, Body); 6] = [
+        ("softmax", softmax),
+        ("lightning", lightning_and_gates),
+        ("based", based_attention),
+        ("wrong_candidates_are_never_chosen", wrong_candidates_are_never_chosen),
+        ("broken_files_and_pinned_operators", broken_files_and_pinned_operators),
+        ("every_option", every_option),
+    ];
+    bodies.map(|(name, body)| gpu.trial(&format!("tune/{name}"), body)).into()
+}
+
+/// A file of its own for each trial.
+struct File(PathBuf);
+
+impl File {
+    fn new(gpu: &Gpu, name: &str) -> Self {
+        let file = format!("wattn-tune-{}-{}-{name}.json", process::id(), gpu.label.replace('/', "-"));
+        Self(temp_dir().join(file))
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // Where a trial fails early there is none.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Another engine on the same device.
+fn opened(gpu: &Gpu, path: &Path) -> Result<Engine> {
+    Ok(Engine::builder(gpu.engine.device(), gpu.engine.queue()).tuning(Tuning::open(path)?).build())
+}
+
+/// Tunes, and checks what the file and later engines make of it; `judge` runs a case by what an engine plans.
+fn tuned<O: Tune>(
+    gpu: &Gpu,
+    name: &str,
+    operator: &O,
+    extent: <O as wattn::Operator>::Extent,
+    judge: impl Fn(&Engine) -> Result<(String, Vec<Comparison>)>,
+) -> Result<Tuned>
+where
+    <O as wattn::Operator>::Plan: ToString,
+{
+    let file = File::new(gpu, name);
+    let engine = opened(gpu, &file.0)?;
+    let untuned = engine.plan(operator, extent)?.to_string();
+    let tuned = engine.tune(operator, extent)?;
+    ensure!(tuned.candidates.len() > 1, "{tuned}");
+    for Candidate { choice, seconds } in &tuned.candidates {
+        let seconds = seconds.as_ref().map_err(|why| anyhow::anyhow!("{choice}: {why}"))?;
+        ensure!(*seconds > 0.0, "{tuned}");
+    }
+    let found = format!("by {}", tuned.best);
+
+    // By the engine that tuned, and by another that reads the file.
+    for engine in [&engine, &opened(gpu, &file.0)?] {
+        let plan = engine.plan(operator, extent)?.to_string();
+        ensure!(plan.contains("(tuned: ") && plan.contains(&found), "{plan}");
+        let (planned, comparisons) = judge(engine)?;
+        ensure!(planned.contains("(tuned: "), "{planned}");
+        comparisons.iter().try_for_each(|comparison| gpu.check(comparison))?;
+    }
+
+    // What other shaders were measured with, and what no menu has, is ignored, and that is said.
+    let text = fs::read_to_string(&file.0)?;
+    let best = format!(r#""choice": "{}""#, tuned.best);
+    for (from, to, why) in [
+        (wattn_shaders::FINGERPRINT, "0123456789abcdef", "measured with other shaders"),
+        (best.as_str(), r#""choice": "no-such-kernel""#, "no-such-kernel is not on the menu"),
+    ] {
+        ensure!(text.contains(from), "{from} is not in {text}");
+        fs::write(&file.0, text.replace(from, to))?;
+        let plan = opened(gpu, &file.0)?.plan(operator, extent)?.to_string();
+        ensure!(plan.contains(why), "{plan}");
+        let pipeline = |plan: &str| plan.lines().find(|line| line.contains("pipeline")).map(str::to_owned);
+        ensure!(pipeline(&plan) == pipeline(&untuned), "{plan}\ninstead of\n{untuned}");
+    }
+    Ok(tuned)
+}
+
+fn softmax(gpu: &Gpu) -> Result<()> {
+    let (name, causal) = ("tune/softmax", Some(Causal::BottomRight));
+    let recipe = Recipe { name, queries: 70, keys: 140, head_dim: 16, value_dim: 16, causal, ..Recipe::default() };
+    let case = recipe.build();
+    tuned(gpu, "softmax", &attention(&case)?, extent(&case)?, |engine| {
+        let (plan, comparisons) = judge_all(engine, &case, None, Rows::All)?;
+        Ok((plan.to_string(), comparisons))
+    })?;
+    Ok(())
+}
+
+fn lightning_and_gates(gpu: &Gpu) -> Result<()> {
+    let name = "tune/lightning";
+    let case =
+        LinearRecipe { name, tokens: 200, key_dim: 16, value_dim: 16, grad_out: false, ..LinearRecipe::default() };
+    let case = case.build();
+    let reference = case.reference();
+    tuned(gpu, "lightning", &lightning(&case)?, tokens(&case)?, |engine| {
+        let (plan, comparisons) = judge_linear(engine, &case, None, &reference)?;
+        Ok((plan.to_string(), comparisons))
+    })?;
+    Ok(())
+}
+
+fn based_attention(gpu: &Gpu) -> Result<()> {
+    let name = "tune/based";
+    let recipe =
+        BasedRecipe { name, tokens: 150, feature_dim: 8, value_dim: 16, state: true, ..BasedRecipe::default() };
+    let case = BasedRecipe { grad_out: false, ..recipe }.build();
+    let reference = case.reference();
+    tuned(gpu, "based", &based(&case)?, based_tokens(&case)?, |engine| {
+        let (plan, comparisons) = judge_based(engine, &case, None, &reference)?;
+        Ok((plan.to_string(), comparisons))
+    })?;
+    Ok(())
+}
+
+/// What the trial below does to every kernel but the planner's own: results that are a hundredth off, and none at all, at no time.
+const MUTATIONS: [fn(&str) -> String; 2] = [
+    |source| source.replace("1.0 / l", "1.01 / l"),
+    |source| {
+        let main = source.find("fn main(").expect("an entry point");
+        let body = main + source[main..].find('{').expect("its body") + 1;
+        format!("{} if true {{ return; }} {}", &source[..body], &source[body..])
+    },
+];
+
+fn wrong_candidates_are_never_chosen(gpu: &Gpu) -> Result<()> {
+    let attention = Attention::new(Heads::new(2)?, HeadDim::new(16)?);
+    let extent = Extent::new(1, 40, 40);
+    if is_mutated(gpu.engine.plan(&attention, extent)?.details().key.kernel) {
+        return Ok(()); // without subgroups there is no other design to hold it against
+    }
+    let rewrites: [fn(&Key, String) -> String; 2] =
+        [|key, source| mutated(key, source, 0), |key, source| mutated(key, source, 1)];
+    for (rewrite, message) in rewrites.into_iter().zip(["off by", "NaN"]) {
+        let engine = Engine::builder(gpu.engine.device(), gpu.engine.queue()).rewrite(rewrite).build();
+        let tuned = engine.tune(&attention, extent)?;
+        let mut wrong = 0;
+        for Candidate { choice, seconds } in &tuned.candidates {
+            match seconds {
+                Ok(_) => ensure!(!is_mutated(choice.kernel), "{tuned}"),
+                Err(why) => {
+                    ensure!(is_mutated(choice.kernel) && why.contains(message), "{choice}: {why}");
+                    wrong += 1;
+                }
+            }
+        }
+        ensure!(wrong > 0, "none was mutated: {tuned}");
+        ensure!(!is_mutated(tuned.best.kernel), "{tuned}");
+        let plan = engine.plan(&attention, extent)?;
+        ensure!(!is_mutated(plan.details().key.kernel), "{plan}");
+    }
+    Ok(())
+}
+
+/// The design that no planner puts first where it has the choice.
+fn is_mutated(kernel: Kernel) -> bool {
+    kernel == Kernel::TileUniversal
+}
+
+fn mutated(key: &Key, source: String, mutation: usize) -> String {
+    match key {
+        Key::Flash(key) if is_mutated(key.kernel) => {
+            let mutated = MUTATIONS[mutation](&source);
+            assert_ne!(mutated, source, "{key} is as it was");
+            mutated
+        }
+        _ => source,
+    }
+}
+
+fn broken_files_and_pinned_operators(gpu: &Gpu) -> Result<()> {
+    let file = File::new(gpu, "broken");
+    fs::write(&file.0, "{ \"version\": 1, ")?;
+    let error = Tuning::open(&file.0).err().context("a broken file is read")?;
+    ensure!(matches!(error, TuneError::File { .. }) && error.to_string().contains("-broken.json: "), "{error}");
+
+    let pinned = Attention::new(Heads::new(2)?, HeadDim::new(16)?).kernel(Kernel::TileUniversal);
+    let error = gpu.engine.tune(&pinned, Extent::new(1, 8, 8)).err().context("a pinned kernel was tuned")?;
+    ensure!(matches!(error, TuneError::Pinned), "{error}");
+    let step = Lightning::new(2, HeadDim::new(16)?).step();
+    let error = gpu.engine.tune(&step, Tokens::new(1, 1)).err().context("a step was tuned")?;
+    ensure!(error.to_string() == "pass: one step given, allowed is forward or backward, to be tuned", "{error}");
+    Ok(())
+}
+
+/// Operands for all options are made, and the candidates agree on them; by the device's clock.
+fn every_option(gpu: &Gpu) -> Result<()> {
+    // One of its own, since what it remembers would have a say in other trials.
+    let engine = gpu.timing()?;
+    let right = |tuned: Tuned| {
+        let wrong = tuned.candidates.iter().find(|candidate| candidate.seconds.is_err());
+        ensure!(wrong.is_none(), "{tuned}");
+        Ok(())
+    };
+    let plain = Attention::new(Heads::grouped(4, 2)?, HeadDim::with_value(16, 8)?).lse().sinks().alibi().softcap(20.0);
+    right(engine.tune(&plain.bias().mask(), Extent::new(2, 20, 40))?)?;
+    right(engine.tune(&plain.sliding(9).storage(Storage::F16), Extent::packed(3, 50, 70))?)?;
+    let backward = Lightning::new(2, HeadDim::new(16)?).decay(wattn::Decay::Gates).backward().decay_gradient();
+    right(engine.tune(&backward.initial_state().final_state(), Tokens::packed(3, 170))?)?;
+    let backward = Based::new(2, HeadDim::with_value(8, 16)?).backward().initial_state().final_state();
+    right(engine.tune(&backward.storage(Storage::F16), Tokens::packed(2, 130))?)
+}
