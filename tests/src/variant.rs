@@ -61,6 +61,13 @@ impl Variant {
         EVERY.into_iter().flat_map(Self::schedules).collect()
     }
 
+    /// [These](Self::linear), and `matrix` too where q, and k and v are in f16.
+    #[must_use]
+    pub fn linear_of(storage: [Storage; 2]) -> Vec<Self> {
+        let matrix = (storage == [Storage::F16; 2]).then(|| Self::schedules(Kernel::Matrix));
+        Self::linear().into_iter().chain(matrix.into_iter().flatten()).collect()
+    }
+
     /// A kernel in both schedules of linear attention.
     #[must_use]
     pub fn schedules(kernel: Kernel) -> [Self; 2] {

@@ -310,6 +310,7 @@ fn scan(walk: &Walk, to: Option<BasedStates>) -> BasedStep {
         op: LinearOp::Scan,
         kernel: Kernel::TileUniversal,
         lanes: 0,
+        square: None,
         q: Storage::F32,
         kv: Storage::F32,
         access: Access::Any,
