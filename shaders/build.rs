@@ -86,7 +86,7 @@ fn keys() -> Vec<Key> {
     keys.extend(split_keys());
     keys.extend(flash_backward_keys().map(Key::FlashBackward));
     keys.extend(linear_keys().chain(linear_matrix_keys()).map(Key::Linear));
-    keys.extend(based_keys().map(Key::Based));
+    keys.extend(based_keys().chain(based_matrix_keys()).map(Key::Based));
     keys
 }
 
@@ -283,6 +283,7 @@ fn based_keys() -> impl Iterator<Item = BasedKey> {
             op,
             kernel,
             lanes: if kernel == Kernel::Broadcast { 8 } else { 0 },
+            square: None,
             q: Storage::F32,
             kv: Storage::F32,
             access: if all { Access::Any } else { Access::Vec4 },
@@ -295,6 +296,36 @@ fn based_keys() -> impl Iterator<Item = BasedKey> {
             values: if gradient { 4 } else { 0 },
             passes: all && gradient,
         }
+    })
+}
+
+/// The same on matrices of both sides.
+fn based_matrix_keys() -> impl Iterator<Item = BasedKey> {
+    let forms = [
+        (BasedOp::Chunk, true, true),
+        (BasedOp::Chunk, false, false),
+        (BasedOp::State, true, true),
+        (BasedOp::Read, true, false),
+        (BasedOp::Read, false, false),
+    ];
+    table::MATRIX_SIDES.into_iter().zip([(8, 8), (32, 64)]).flat_map(move |(side, subgroups)| {
+        forms.map(|(op, weights, state)| BasedKey {
+            op,
+            kernel: Kernel::Matrix,
+            lanes: 0,
+            square: Some(table::matrix_square(side, subgroups)),
+            q: Storage::F16,
+            kv: Storage::F16,
+            access: if weights { Access::Any } else { Access::Vec4 },
+            class: 8,
+            padded: true,
+            weights,
+            state,
+            resumed: state && op == BasedOp::Chunk,
+            reversed: false,
+            values: 0,
+            passes: false,
+        })
     })
 }
 

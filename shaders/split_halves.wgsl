@@ -11,6 +11,10 @@ fn split(x: vec4<f32>) -> Halves {
     return Halves(halves(high), halves(x - high));
 }
 
+fn whole(x: array<f16, 4>) -> vec4<f32> {
+    return vec4<f32>(f32(x[0]), f32(x[1]), f32(x[2]), f32(x[3]));
+}
+
 // The power of two for numbers of at most `top`, and its inverse.
 struct Reach {
     down: f32,

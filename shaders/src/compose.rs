@@ -144,6 +144,7 @@ files!(
     "state_number_store",
     "based_chunk_lanes",
     "based_chunk_tile",
+    "based_chunk_matrix",
     "based_gradient",
     "based_step",
 );
@@ -228,6 +229,7 @@ pub fn on_matrices(key: &Key) -> bool {
     match key {
         Key::Flash(key) => key.kernel == Kernel::Matrix,
         Key::Linear(key) => key.kernel == Kernel::Matrix,
+        Key::Based(key) => key.kernel == Kernel::Matrix,
         _ => false,
     }
 }

@@ -3,8 +3,8 @@
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wattn_shaders::{
     Access, BROADCAST_CLASS, BackwardOp, BasedKey, BasedOp, FEATURE_CLASSES, FlashBackwardKey, FlashKey, HEAD_CLASSES,
-    Kernel, Key, LaneShape, LinearKey, LinearOp, MatrixSquare, ScoreOptions, Shape, Storage, bindings, compose, gradient_values,
-    on_matrices, table,
+    Kernel, Key, LaneShape, LinearKey, LinearOp, MATRIX_FEATURES, MatrixSquare, ScoreOptions, Shape, Storage, bindings,
+    compose, gradient_values, on_matrices, table,
 };
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
@@ -174,6 +174,7 @@ fn based_keys() -> Vec<BasedKey> {
         op: BasedOp::Chunk,
         kernel: Kernel::TileUniversal,
         lanes: 0,
+        square: None,
         q: Storage::F32,
         kv: Storage::F32,
         access: Access::Vec4,
@@ -456,13 +457,62 @@ fn linear_kernels_on_matrices_are_what_their_keys_say() {
     }
 }
 
+/// BASED on matrices, every form that they serve.
+fn based_matrix_keys() -> Vec<BasedKey> {
+    let mut keys = Vec::new();
+    for side in table::MATRIX_SIDES {
+        for subgroups in [(8, 8), (16, 16), (32, 32), (32, 64), (64, 64)] {
+            for class in [8, MATRIX_FEATURES] {
+                for (op, weights, state) in [
+                    (BasedOp::Chunk, false, false),
+                    (BasedOp::Chunk, true, false),
+                    (BasedOp::Chunk, true, true),
+                    (BasedOp::State, true, true),
+                    (BasedOp::Read, false, false),
+                    (BasedOp::Read, true, false),
+                ] {
+                    let key = BasedKey {
+                        op,
+                        kernel: Kernel::Matrix,
+                        lanes: 0,
+                        square: Some(table::matrix_square(side, subgroups)),
+                        q: Storage::F16,
+                        kv: Storage::F16,
+                        access: if weights { Access::Any } else { Access::Vec4 },
+                        class,
+                        padded: class < MATRIX_FEATURES,
+                        weights,
+                        state,
+                        resumed: state && op == BasedOp::Chunk,
+                        reversed: false,
+                        values: 0,
+                        passes: false,
+                    };
+                    keys.push(key);
+                }
+            }
+        }
+    }
+    keys
+}
+
+#[test]
+fn based_kernels_on_matrices_are_what_their_keys_say() {
+    for key in based_matrix_keys() {
+        let (module, info) = parse(&Key::Based(key));
+        squares_are_sound(&Key::Based(key), &module, key.square, key.workgroup_bytes(), key.invocations());
+        written_for_matrices(&key.to_string(), &module, &info);
+    }
+}
+
 /// Workgroup memory, which begins with what matrices are made of, bindings, and that all squares are staged and shared out evenly.
 fn squares_are_sound(key: &Key, module: &naga::Module, square: Option<MatrixSquare>, bytes: u32, invocations: u32) {
     assert_eq!(declared_bytes(module), bytes, "{key}");
     assert!(bytes <= 32_768, "{key}: {bytes}");
     let shared = declared_memory(module);
     let rest = shared.iter().skip_while(|m| m.1.is_multiple_of(16)).map(|m| m.0);
-    assert!(rest.into_iter().all(|name| ["sh_top_value", "sh_top_state", "sh_gate", "sh_decay"].contains(&name)), "{key}");
+    let single = ["sh_top_value", "sh_top_key", "sh_top_state", "sh_gate", "sh_decay"];
+    assert!(rest.into_iter().all(|name| single.contains(&name)), "{key}");
     assert_eq!(module.entry_points[0].workgroup_size, [invocations, 1, 1], "{key}");
     let listed: Vec<_> = bindings(key).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
     assert_eq!(declared_bindings(module), listed, "{key}");

@@ -113,7 +113,8 @@ impl Variant {
     /// # Errors
     /// Sizes that no kernel takes.
     pub fn based_refusal(self, engine: &Engine, case: &BasedCase) -> Result<Option<String>> {
-        for based in [based(case)?, based_backward(case)?] {
+        let passes = [Some(based(case)?), if case.has_backward() { Some(based_backward(case)?) } else { None }];
+        for based in passes.into_iter().flatten() {
             if let Err(PlanError::Kernel { reason, .. }) = engine.plan(&self.force_based(based), based_tokens(case)?) {
                 return Ok(Some(reason));
             }

@@ -107,9 +107,8 @@ fn gpus_with_matrices_multiply_on_them_in_f16() {
     }
     let lavapipe = Capabilities { driver: Driver::Llvmpipe { mesa: 26 }, matrix: Some(8), ..lavapipe() };
     let half = lightning(8, 64).storage(Storage::F16);
-    let kernel = |half: &Lightning| {
-        LinearPlan::new(half, Tokens::new(2, 100), &lavapipe).unwrap().sweeps[0].walk.kernel
-    };
+    let kernel =
+        |half: &Lightning| LinearPlan::new(half, Tokens::new(2, 100), &lavapipe).unwrap().sweeps[0].walk.kernel;
     assert_eq!(kernel(&half), Kernel::Broadcast);
     assert_eq!(kernel(&half.kernel(Kernel::Matrix)), Kernel::Matrix);
 }
