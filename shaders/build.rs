@@ -96,8 +96,8 @@ fn keys() -> Vec<Key> {
     keys.extend(matrix_keys().map(Key::Flash));
     keys.extend(split_keys());
     keys.extend(flash_backward_keys().map(Key::FlashBackward));
-    keys.extend(linear_keys().map(Key::Linear));
-    keys.extend(based_keys().map(Key::Based));
+    keys.extend(linear_keys().chain(linear_matrix_keys()).map(Key::Linear));
+    keys.extend(based_keys().chain(based_matrix_keys()).map(Key::Based));
     keys
 }
 
@@ -236,6 +236,7 @@ fn linear_keys() -> impl Iterator<Item = LinearKey> {
                     op,
                     kernel,
                     lanes: if kernel == Kernel::Broadcast { 8 } else { 0 },
+                    square: None,
                     q,
                     kv: Storage::F32,
                     access,
@@ -245,6 +246,29 @@ fn linear_keys() -> impl Iterator<Item = LinearKey> {
                     state,
                     resumed: gated && state && op == LinearOp::Chunk,
                 })
+            })
+        })
+    })
+}
+
+/// Both sides of matrices, with one slab and with several.
+fn linear_matrix_keys() -> impl Iterator<Item = LinearKey> {
+    let forms = [(Access::Vec4, false, false), (Access::Any, true, true)];
+    table::MATRIX_SIDES.into_iter().zip([(8, 8), (32, 64)]).flat_map(move |(side, subgroups)| {
+        forms.into_iter().flat_map(move |(access, gated, state)| {
+            [LinearOp::Chunk, LinearOp::Segment].map(|op| LinearKey {
+                op,
+                kernel: Kernel::Matrix,
+                lanes: 0,
+                square: Some(table::matrix_square(side, subgroups)),
+                q: Storage::F16,
+                kv: Storage::F16,
+                access,
+                head_class: if gated { 16 } else { 64 },
+                padded: gated,
+                gated,
+                state,
+                resumed: state && op == LinearOp::Chunk,
             })
         })
     })
@@ -270,6 +294,7 @@ fn based_keys() -> impl Iterator<Item = BasedKey> {
             op,
             kernel,
             lanes: if kernel == Kernel::Broadcast { 8 } else { 0 },
+            square: None,
             q: Storage::F32,
             kv: Storage::F32,
             access: if all { Access::Any } else { Access::Vec4 },
@@ -282,6 +307,36 @@ fn based_keys() -> impl Iterator<Item = BasedKey> {
             values: if gradient { 4 } else { 0 },
             passes: all && gradient,
         }
+    })
+}
+
+/// The same on matrices of both sides.
+fn based_matrix_keys() -> impl Iterator<Item = BasedKey> {
+    let forms = [
+        (BasedOp::Chunk, true, true),
+        (BasedOp::Chunk, false, false),
+        (BasedOp::State, true, true),
+        (BasedOp::Read, true, false),
+        (BasedOp::Read, false, false),
+    ];
+    table::MATRIX_SIDES.into_iter().zip([(8, 8), (32, 64)]).flat_map(move |(side, subgroups)| {
+        forms.map(|(op, weights, state)| BasedKey {
+            op,
+            kernel: Kernel::Matrix,
+            lanes: 0,
+            square: Some(table::matrix_square(side, subgroups)),
+            q: Storage::F16,
+            kv: Storage::F16,
+            access: if weights { Access::Any } else { Access::Vec4 },
+            class: 8,
+            padded: true,
+            weights,
+            state,
+            resumed: state && op == BasedOp::Chunk,
+            reversed: false,
+            values: 0,
+            passes: false,
+        })
     })
 }
 

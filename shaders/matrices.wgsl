@@ -1,12 +1,4 @@
-// Cooperative matrices: factors in f16, sums in f32.
-alias Left = coop_matSIDExSIDE<f16, A>;
-alias Right = coop_matSIDExSIDE<f16, B>;
-alias Sum = coop_matSIDExSIDE<f32, C>;
-
 // The workgroup memory that they are loaded from and stored to, before all other, so that it begins at a multiple of 16 bytes.
-// Four f16 are stored at once; by 16 bytes, that matrices are loaded from whole ones.
-alias Half8 = array<array<f16, 4>, 2>;
-
 var<workgroup> sh_slab: array<Half8, SLAB>;   // queries or keys [row, HEAD_STRIDE], values at VALUES_AT [column, KEY_STRIDE]
 var<workgroup> sh_scores: array<array<f32, 4>, TILE_Q * SCORE_STRIDE>;   // [query, key], then output [query, GROUP columns]
 var<workgroup> sh_weights: array<Half8, TILE_Q * KEY_STRIDE>;            // [query, key]

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, StartState, elements, file};
-use crate::key::{Access, Kernel, Storage};
+use crate::compose::{Binding, Element, Output, StartState, elements, file, matrix_types};
+use crate::key::{Access, Kernel, MatrixSquare, Storage};
 use crate::linear::MAX_LINEAR_DIM;
 
 /// What a kernel of BASED does with a segment of tokens.
@@ -32,6 +32,8 @@ pub struct BasedKey {
     pub kernel: Kernel,
     /// Lanes of a subgroup, of `broadcast`; else 0.
     pub lanes: u32,
+    /// The layout of `matrix`.
+    pub square: Option<MatrixSquare>,
     /// Storage of q and of the output.
     pub q: Storage,
     /// Storage of k and v.
@@ -40,7 +42,7 @@ pub struct BasedKey {
     pub access: Access,
     /// Upper bound of the feature dim; 0 where it does not shape the kernel.
     pub class: u32,
-    /// Whether the feature dim is below its class, so that what lies past it must be zeroed.
+    /// Whether the feature dim is below its class, of `matrix` below [`MATRIX_FEATURES`], so that what lies past it must be zeroed.
     pub padded: bool,
     /// Whether the sums of weights are kept: for the denominator, or for the state.
     pub weights: bool,
@@ -64,6 +66,9 @@ pub const MAX_FEATURE_DIM: u32 = 32;
 
 /// The largest class whose state `broadcast` keeps in registers.
 pub const BROADCAST_FEATURES: u32 = 16;
+
+/// The largest class whose state `matrix` keeps in registers. Rows of queries and keys have as many units there, whatever the class.
+pub const MATRIX_FEATURES: u32 = 16;
 
 /// Tokens a chunk of the tile kernels.
 const CHUNK: u32 = 32;
@@ -104,11 +109,22 @@ impl BasedKey {
         }
         match (self.kernel, self.class) {
             (Kernel::Broadcast, _) => self.lanes,
+            (Kernel::Matrix, _) => self.edge() / 4,
             // As many as leave a block of the state to each invocation, within 16 KiB.
             (_, 8) => 8,
             (_, 16) => 4,
             _ => 1,
         }
+    }
+
+    /// Tokens, columns and rows of the state in the squares of `matrix`.
+    fn edge(&self) -> u32 {
+        self.square.map_or(CHUNK, |square| square.edge)
+    }
+
+    /// Squares that the state of `matrix` takes.
+    fn slabs(&self) -> u32 {
+        feature_rows(self.class).div_ceil(self.edge())
     }
 
     /// Tokens of a chunk.
@@ -124,7 +140,7 @@ impl BasedKey {
                 }
             }
             _ if self.kernel == Kernel::Broadcast => 1,
-            _ => CHUNK,
+            _ => self.edge(),
         }
     }
 
@@ -142,6 +158,11 @@ impl BasedKey {
         if self.kernel == Kernel::Broadcast {
             return 1;
         }
+        if let Some(square) = self.square {
+            // Units of rows, and one wherever a subgroup looks whether it has a matrix.
+            let units = (MATRIX_FEATURES / 4).div_ceil(square.threads / square.edge);
+            return 1 + 2 * units + (self.slabs() + 1) * square.own.1;
+        }
         // Scores, the state that is read, keys that are weighed, keys that are added, and their weights.
         let (reads, adds) = (self.out_rows() / self.read_rows(), 4 / self.add_rows());
         8 + fours + reads * fours * (fours + 6) + (2 + adds) * (CHUNK + 1)
@@ -156,7 +177,7 @@ impl BasedKey {
                 feature_rows(self.class).div_ceil(self.rows_each()).next_multiple_of(32)
             }
             _ if self.kernel == Kernel::Broadcast => self.lanes,
-            _ => THREADS,
+            _ => self.square.map_or(THREADS, |square| square.threads),
         }
     }
 
@@ -203,10 +224,27 @@ impl BasedKey {
             _ if self.kernel == Kernel::Broadcast => return 0,
             _ => {}
         }
+        if let Some(square) = self.square {
+            return self.matrix_bytes(square);
+        }
         let (fours, pairs) = self.blocks();
         let scores = if self.op == BasedOp::Chunk { 4 * CHUNK * self.weight_stride() } else { 0 };
         let counts = if self.weights { 16 * (4 * pairs + fours) } else { 0 };
         scores + 16 * (16 * pairs + 4 * fours + 1) * self.columns() + counts
+    }
+
+    fn matrix_bytes(&self, square: MatrixSquare) -> u32 {
+        let (factors, sums) = square.bytes();
+        // Queries have 1 among their units, keys 1 and 0.
+        let query_units = 16 * square.edge * (MATRIX_FEATURES / 8 + 1);
+        let key_units = 16 * (MATRIX_FEATURES + 2) * (square.edge / 8 + 1);
+        let rows = self.slabs() * square.edge;
+        let part = |on: bool, bytes: u32| if on { bytes } else { 0 };
+        // Of queries: units, features, the state in two halves, its largest; of keys: units, features in two halves, values, the largest.
+        let out = part(self.reads_queries(), query_units + 3 * factors + 16);
+        let keys = part(self.adds_keys(), key_units + 3 * factors + 16);
+        let scores = part(self.op == BasedOp::Chunk, sums);
+        out + keys + scores + sums + 12 * rows + part(self.weights, 4 * rows)
     }
 
     fn gradient_bytes(&self) -> u32 {
@@ -307,11 +345,20 @@ impl BasedKey {
             all.extend([("LANES", self.lanes), ("FEATURES", self.class), ("UNITS", self.class + 1)]);
             return all;
         }
+        all.extend([("RAW", flag(!self.weights)), ("SCORES", flag(self.op == BasedOp::Chunk))]);
+        if let Some(square) = self.square {
+            all.extend(square.constants());
+            all.extend([
+                ("COUNTED", flag(self.adds_keys() && self.weights)),
+                ("SLABS", self.slabs()),
+                ("LAST", self.slabs() - 1),
+                ("UNIT_BLOCKS", MATRIX_FEATURES / square.side),
+            ]);
+            return all;
+        }
         let (fours, pairs) = self.blocks();
         let columns = self.columns();
         all.extend([
-            ("RAW", flag(!self.weights)),
-            ("SCORES", flag(self.op == BasedOp::Chunk)),
             ("CHUNK", CHUNK),
             ("THREADS", THREADS),
             ("TX", 8),
@@ -407,10 +454,21 @@ impl BasedKey {
             (BasedOp::Step, _) => vec!["feature_pair", "based_step"],
             (BasedOp::Gradient | BasedOp::ReadGradient, _) => vec!["feature_pair", "based_gradient"],
             (_, Kernel::Broadcast) => vec!["based_chunk_lanes"],
+            (_, Kernel::Matrix) => {
+                vec![
+                    "feature_pair",
+                    "value_padded",
+                    "split_halves",
+                    "invocation_subgroup",
+                    "rows_subgroup",
+                    "based_chunk_matrix",
+                ]
+            }
             (_, Kernel::TileSubgroup) => vec!["invocation_subgroup", "based_chunk_tile"],
             (_, _) => vec!["invocation", "based_chunk_tile"],
         });
         let plain = files.into_iter().map(|name| file(name).to_owned());
+        let plain = plain.chain(self.square.map(|square| matrix_types(square.side)));
         plain.chain(self.state_loads()).chain(elements(&tensors, out.as_slice())).collect()
     }
 
@@ -419,6 +477,7 @@ impl BasedKey {
         let given = self.reads_state().then_some(if self.binds_state0_written() { "state0_written" } else { "state0" });
         let stored = match self.op {
             BasedOp::Step => vec!["state", "state_number_store"],
+            _ if self.writes_state() && self.square.is_some() => vec!["state", "state_rows_store", "features_store"],
             _ if self.writes_state() => vec!["state", "state_store", "features_store"],
             _ => Vec::new(),
         };
@@ -430,6 +489,8 @@ impl BasedKey {
         let features = self.weights || self.is_gradient();
         let files: &[_] = match (self.op, features) {
             (BasedOp::Step, _) => &["state_number"],
+            (_, true) if self.square.is_some() => &["state_rows_load", "features_load"],
+            (_, false) if self.square.is_some() => &["state_rows_load"],
             (_, true) => &["state_load", "features_load"],
             (_, false) => &["state_load"],
         };
@@ -458,6 +519,9 @@ impl fmt::Display for BasedKey {
         write!(f, "/{}", self.kernel)?;
         if self.lanes > 0 {
             write!(f, "/{}", self.lanes)?;
+        }
+        if let Some(square) = self.square {
+            write!(f, "/{square}")?;
         }
         write!(f, "/{}", self.q)?;
         if self.kv != self.q {

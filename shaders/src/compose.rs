@@ -75,7 +75,9 @@ files!(
     "flash_forward_tile",
     "flash_forward_rows",
     "flash_forward_matrix",
+    "matrix_types",
     "matrices",
+    "split_halves",
     "flash_split_lanes",
     "flash_split_tile",
     "flash_merge",
@@ -102,6 +104,8 @@ files!(
     "state_load",
     "state",
     "state_store",
+    "state_rows_load",
+    "state_rows_store",
     "state_total_gates",
     "decay_slopes",
     "decay_chunk_slopes",
@@ -117,6 +121,7 @@ files!(
     "scan_gates",
     "lightning_chunk_lanes",
     "lightning_chunk_tile",
+    "lightning_chunk_matrix",
     "lightning_scan",
     "lightning_step",
     "lightning_decay_lanes",
@@ -139,6 +144,7 @@ files!(
     "state_number_store",
     "based_chunk_lanes",
     "based_chunk_tile",
+    "based_chunk_matrix",
     "based_gradient",
     "based_step",
 );
@@ -202,7 +208,7 @@ pub fn compose(key: &Key) -> String {
     };
     let lookup = |name: &str| constants.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
     let mut wgsl = format!("// {key}\n\n");
-    if matches!(key, Key::Flash(key) if key.kernel == Kernel::Matrix) {
+    if on_matrices(key) {
         wgsl += "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
     }
     for (name, value) in &constants {
@@ -215,6 +221,22 @@ pub fn compose(key: &Key) -> String {
         wgsl.push('\n');
     }
     wgsl
+}
+
+/// Whether a key's kernel multiplies cooperative matrices.
+#[must_use]
+pub fn on_matrices(key: &Key) -> bool {
+    match key {
+        Key::Flash(key) => key.kernel == Kernel::Matrix,
+        Key::Linear(key) => key.kernel == Kernel::Matrix,
+        Key::Based(key) => key.kernel == Kernel::Matrix,
+        _ => false,
+    }
+}
+
+/// The types of matrices of `side` rows and columns.
+pub(crate) fn matrix_types(side: u32) -> String {
+    file("matrix_types").replace("SIDExSIDE", &format!("{side}x{side}"))
 }
 
 /// The text of `params`, sequences lying in `aux` too.
@@ -391,13 +413,12 @@ fn parts(key: &FlashKey) -> Vec<String> {
     if lanes || key.kernel == Kernel::Matrix {
         parts.push(file(if key.padded { "head_padded" } else { "head_whole" }).to_owned());
     }
+    if let Shape::Matrix(shape) = key.shape {
+        parts.push(matrix_types(shape.side));
+    }
     parts.extend(
         kernel_files(key).into_iter().map(|name| key_sharing(key.kernel, &["k_a", "k_b", "v_a", "v_b"], file(name))),
     );
-    if let Shape::Matrix(shape) = key.shape {
-        let side = shape.side.to_string();
-        parts.iter_mut().for_each(|part| *part = part.replace("SIDExSIDE", &format!("{side}x{side}")));
-    }
     parts
 }
 

@@ -157,6 +157,51 @@ pub struct MatrixShape {
     pub threads: u32,
 }
 
+/// What is fixed when a kernel of linear attention on cooperative matrices is compiled: it multiplies squares of as many tokens, columns
+/// of the value dim and rows of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MatrixSquare {
+    /// Rows and columns of a matrix.
+    pub side: u32,
+    /// Rows and columns of a square.
+    pub edge: u32,
+    /// Matrices of a square that one subgroup has, at least and at most, all in one column.
+    pub own: (u32, u32),
+    /// Invocations a workgroup.
+    pub threads: u32,
+}
+
+impl MatrixSquare {
+    /// The constants that shape it.
+    pub(crate) fn constants(self) -> [(&'static str, u32); 10] {
+        let Self { side, edge, own, threads } = self;
+        let tx = threads / edge;
+        [
+            ("SIDE", side),
+            ("EDGE", edge),
+            ("CHUNK", edge),
+            ("GRID", edge / side),
+            ("OWN", own.1),
+            ("GUARDED", (own.0 != own.1).into()),
+            ("THREADS", threads),
+            ("TX", tx),
+            ("TX_LOG2", tx.ilog2()),
+            ("EACH", edge / tx / 4),
+        ]
+    }
+
+    /// Bytes of a square of factors in f16, and of one of sums in f32; rows of either are 16 longer than needed.
+    pub(crate) fn bytes(self) -> (u32, u32) {
+        (16 * self.edge * (self.edge / 8 + 1), 16 * self.edge * (self.edge / 4 + 1))
+    }
+}
+
+impl fmt::Display for MatrixSquare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}of{}-{}own{}to{}", self.edge / self.side, self.side, self.threads, self.own.0, self.own.1)
+    }
+}
+
 /// The register and workgroup layout of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Shape {

@@ -18,11 +18,14 @@ pub mod table;
 mod unroll;
 
 pub use based::{
-    BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, MAX_FEATURE_DIM, feature_rows, gradient_values,
+    BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, MATRIX_FEATURES, MAX_FEATURE_DIM, feature_rows,
+    gradient_values,
 };
-pub use compose::{Binding, bindings, compose};
+pub use compose::{Binding, bindings, compose, on_matrices};
 pub use flash_backward::{BackwardOp, DBIAS_TILE, FlashBackwardKey};
-pub use key::{Access, FlashKey, Kernel, Key, LaneShape, MatrixShape, ScoreOptions, Shape, Storage, TileShape};
+pub use key::{
+    Access, FlashKey, Kernel, Key, LaneShape, MatrixShape, MatrixSquare, ScoreOptions, Shape, Storage, TileShape,
+};
 pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
 pub use params::{LengthsParams, LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};
 pub use split::{AppendKey, LengthsKey, MergeKey, SPLIT_ROWS, SplitKey};

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, StartState, elements, file};
-use crate::key::{Access, Kernel, Storage};
+use crate::compose::{Binding, Element, Output, StartState, elements, file, matrix_types};
+use crate::key::{Access, Kernel, MatrixSquare, Storage};
 
 /// What a linear-attention kernel does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +33,8 @@ pub struct LinearKey {
     pub kernel: Kernel,
     /// Lanes of a subgroup, of `broadcast`; else 0.
     pub lanes: u32,
+    /// The layout of `matrix`.
+    pub square: Option<MatrixSquare>,
     /// Storage of q and of the output.
     pub q: Storage,
     /// Storage of k and v.
@@ -41,7 +43,7 @@ pub struct LinearKey {
     pub access: Access,
     /// Upper bound of the key dim; 0 where it does not shape the kernel.
     pub head_class: u32,
-    /// Whether the key dim is below its class, so that what lies past it must be zeroed (of `broadcast`).
+    /// Whether the key dim is below its class, so that what lies past it must be zeroed (of `broadcast` and `matrix`).
     pub padded: bool,
     /// Whether each token brings its own log decay; else each head has a slope.
     pub gated: bool,
@@ -82,10 +84,21 @@ impl LinearKey {
             (LinearOp::Scan | LinearOp::ScanWithin, _) => THREADS,
             (LinearOp::Step, _) => 8,
             (_, Kernel::Broadcast) => self.lanes / self.shares(),
+            (_, Kernel::Matrix) => self.edge() / 4,
             // As much of the state as registers and 8 KiB hold, four rows an invocation at least.
             _ if self.head_class == 16 => 16,
             _ => (512 / self.head_class).min(8),
         }
+    }
+
+    /// Tokens, columns and rows of the state in the squares of `matrix`.
+    fn edge(&self) -> u32 {
+        self.square.map_or(CHUNK, |square| square.edge)
+    }
+
+    /// Squares that the state of `matrix` takes.
+    fn slabs(&self) -> u32 {
+        self.head_class.div_ceil(self.edge())
     }
 
     /// Lanes of `broadcast` that share a column.
@@ -96,7 +109,7 @@ impl LinearKey {
     /// Tokens of a chunk.
     #[must_use]
     pub fn chunk(&self) -> u32 {
-        if self.kernel == Kernel::Broadcast { self.lanes } else { CHUNK }
+        if self.kernel == Kernel::Broadcast { self.lanes } else { self.edge() }
     }
 
     /// Turns of its loops that a chunk takes at most.
@@ -105,20 +118,29 @@ impl LinearKey {
         let chunks = key_dim.div_ceil(4);
         match (self.op, self.kernel) {
             (LinearOp::Chunk, Kernel::Broadcast) => 2 + self.lanes,
+            (LinearOp::Chunk, Kernel::Matrix) => self.matrix_turns(),
             (LinearOp::Chunk, _) => {
                 let scores = chunks.div_ceil(K_CHUNKS) * (3 + K_CHUNKS);
                 8 + scores + chunks + CHUNK + if self.gated { CHUNK } else { 0 }
             }
             (LinearOp::Segment, Kernel::Broadcast) => 1,
+            (LinearOp::Segment, Kernel::Matrix) => self.matrix_turns(),
             (LinearOp::Segment, _) => 4 + CHUNK + if self.gated { CHUNK } else { 0 },
             _ => 1,
         }
+    }
+
+    /// Those of `matrix`: one wherever a subgroup looks whether it has a matrix.
+    fn matrix_turns(&self) -> u32 {
+        let own = self.square.map_or(1, |square| square.own.1);
+        1 + (self.slabs() + 1) * own + if self.gated { self.edge() } else { 0 }
     }
 
     /// Invocations a workgroup.
     #[must_use]
     pub fn invocations(&self) -> u32 {
         match (self.op, self.kernel) {
+            (LinearOp::Chunk | LinearOp::Segment, Kernel::Matrix) => self.square.map_or(THREADS, |s| s.threads),
             (LinearOp::Chunk | LinearOp::Segment | LinearOp::Decay, Kernel::Broadcast) => self.lanes,
             _ => THREADS,
         }
@@ -128,8 +150,15 @@ impl LinearKey {
     #[must_use]
     pub fn workgroup_bytes(&self) -> u32 {
         let tile = self.kernel != Kernel::Broadcast;
-        let gates = if self.gated && tile { 4 * CHUNK + (4 * (CHUNK + 1)).next_multiple_of(16) } else { 0 };
+        let chunk = self.chunk();
+        let gates = if self.gated && tile { 4 * chunk + (4 * (chunk + 1)).next_multiple_of(16) } else { 0 };
         match self.op {
+            LinearOp::Chunk | LinearOp::Segment if self.kernel == Kernel::Matrix => {
+                let (factors, sums) = self.square.map_or((0, 0), MatrixSquare::bytes);
+                // Keys by row and values with their decay; queries, keys, values, scores and the state, which has two halves.
+                let out = if self.op == LinearOp::Chunk { 5 * factors + sums + 16 } else { 0 };
+                3 * factors + sums + 16 + out + gates
+            }
             LinearOp::Chunk if tile => {
                 let slab = 16 * CHUNK * (K_CHUNKS + 1);
                 let weights = 4 * CHUNK * (CHUNK + 1);
@@ -210,7 +239,10 @@ impl LinearKey {
                     ("TOTAL", flag(op == LinearOp::Segment && self.gated)),
                     ("HEAD_DIM", self.head_class),
                 ]);
-                if kernel == Kernel::Broadcast {
+                if let (Kernel::Matrix, Some(square)) = (kernel, self.square) {
+                    all.extend(square.constants());
+                    all.extend([("SLABS", self.slabs()), ("LAST", self.slabs() - 1)]);
+                } else if kernel == Kernel::Broadcast {
                     let shares = self.shares();
                     all.extend([
                         ("LANES", self.lanes),
@@ -289,9 +321,10 @@ impl LinearKey {
                 ));
                 let start = if self.resumed { StartState::Resumed } else { StartState::Given };
                 files.extend((start == StartState::Given).then_some("state0"));
-                parts.push(start.fill("state_load"));
+                let matrix = self.kernel == Kernel::Matrix;
+                parts.push(start.fill(if matrix { "state_rows_load" } else { "state_load" }));
                 if self.state || !out {
-                    files.extend(["state", "state_store"]);
+                    files.extend(["state", if matrix { "state_rows_store" } else { "state_store" }]);
                 }
                 if self.gated && !out {
                     files.push("state_total_gates");
@@ -301,9 +334,16 @@ impl LinearKey {
                     (true, true) => vec!["decay_chunk_gates_lane"],
                     (true, false) => vec!["decay_chunk_gates_tile"],
                 });
-                if lanes {
+                if lanes || matrix {
                     files.push(if self.padded { "head_padded" } else { "head_whole" });
+                }
+                if lanes {
                     files.push("lightning_chunk_lanes");
+                } else if let Some(square) = self.square {
+                    // What matrices are loaded from comes before the workgroup memory of gates.
+                    files.insert(0, "lightning_chunk_matrix");
+                    files.extend(["value_padded", "split_halves", "invocation_subgroup", "rows_subgroup"]);
+                    parts.push(matrix_types(square.side));
                 } else {
                     files.push(if self.kernel == Kernel::TileSubgroup { "invocation_subgroup" } else { "invocation" });
                     files.push("lightning_chunk_tile");
@@ -329,6 +369,9 @@ impl fmt::Display for LinearKey {
             write!(f, "/{}", self.kernel)?;
             if self.lanes > 0 {
                 write!(f, "/{}", self.lanes)?;
+            }
+            if let Some(square) = self.square {
+                write!(f, "/{square}")?;
             }
             write!(f, "/{}", self.q)?;
             if self.kv != self.q {

@@ -1,6 +1,6 @@
 //! The kernel table: for each kernel its files, its menu of shapes, its workgroup memory and what it can serve.
 
-use crate::key::{FlashKey, Kernel, LaneShape, MatrixShape, Shape, TileShape};
+use crate::key::{FlashKey, Kernel, LaneShape, MatrixShape, MatrixSquare, Shape, TileShape};
 
 /// The widest part of the value dim that one workgroup handles; wider values are split over workgroups.
 pub const VALUE_SPLIT: u32 = 128;
@@ -173,6 +173,16 @@ pub fn matrix_shape(side: u32, (min, max): (u32, u32)) -> MatrixShape {
     let strips = (threads / 2).max(32) / side;
     let own = (strips * min / threads, (strips * max).div_ceil(threads));
     MatrixShape { side, strips, own, key_blocks: (threads / 2).min(32) / side, threads }
+}
+
+/// The square of linear attention for matrices of `side` and subgroups of `min` to `max` lanes: 32 x 32, less for subgroups so small that
+/// many matrices would wait for few. Each subgroup has matrices of one column, so that there are at least as many as columns.
+#[must_use]
+pub fn matrix_square(side: u32, (min, max): (u32, u32)) -> MatrixSquare {
+    let edge = if side == 16 || min >= 32 { 32 } else { 16 };
+    let grid = edge / side;
+    let threads = (4 * min).max(grid * max).max(2 * edge);
+    MatrixSquare { side, edge, own: (grid * grid * min / threads, (grid * grid * max).div_ceil(threads)), threads }
 }
 
 /// Columns of queries and keys that lie in the slab of `matrix` at a time.

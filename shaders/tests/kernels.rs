@@ -3,8 +3,8 @@
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wattn_shaders::{
     Access, BROADCAST_CLASS, BackwardOp, BasedKey, BasedOp, FEATURE_CLASSES, FlashBackwardKey, FlashKey, HEAD_CLASSES,
-    Kernel, Key, LaneShape, LinearKey, LinearOp, ScoreOptions, Shape, Storage, bindings, compose, gradient_values,
-    table,
+    Kernel, Key, LaneShape, LinearKey, LinearOp, MATRIX_FEATURES, MatrixSquare, ScoreOptions, Shape, Storage, bindings,
+    compose, gradient_values, on_matrices, table,
 };
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
@@ -81,17 +81,48 @@ fn matrix_keys() -> Vec<FlashKey> {
     keys
 }
 
+/// The linear family on matrices, likewise.
+fn linear_matrix_keys() -> Vec<LinearKey> {
+    let mut keys = Vec::new();
+    for side in table::MATRIX_SIDES {
+        for subgroups in [(8, 8), (16, 16), (32, 32), (32, 64), (64, 64)] {
+            for (head_class, access, gated, state) in [
+                (16, Access::Vec4, false, true),
+                (64, Access::Vec4, true, false),
+                (128, Access::Any, false, true),
+                (256, Access::Any, true, true),
+            ] {
+                let plain = LinearKey {
+                    op: LinearOp::Chunk,
+                    kernel: Kernel::Matrix,
+                    lanes: 0,
+                    square: Some(table::matrix_square(side, subgroups)),
+                    q: Storage::F16,
+                    kv: Storage::F16,
+                    access,
+                    head_class,
+                    padded: access == Access::Any,
+                    gated,
+                    state,
+                    resumed: false,
+                };
+                keys.extend([plain, LinearKey { resumed: state, ..plain }]);
+                keys.push(LinearKey { op: LinearOp::Segment, state: false, ..plain });
+            }
+        }
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
 fn parse(key: &Key) -> (naga::Module, ModuleInfo) {
     let source = compose(key);
     let module =
         naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&source)));
     let plain = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    let capabilities = match key {
-        Key::Flash(key) if key.kernel == Kernel::Matrix => {
-            plain | Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX
-        }
-        _ => plain,
-    };
+    let matrices = Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+    let capabilities = if on_matrices(key) { plain | matrices } else { plain };
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     let info = validator.validate(&module).unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&source)));
     (module, info)
@@ -111,8 +142,21 @@ fn linear_keys() -> Vec<LinearKey> {
                     for (gated, state) in [(false, false), (true, false), (false, true), (true, true)] {
                         let (kv, padded) = (Storage::F32, lanes > 0 && gated);
                         let resumed = false;
-                        let key =
-                            LinearKey { op, kernel, lanes, q, kv, access, head_class, padded, gated, state, resumed };
+                        let square = None;
+                        let key = LinearKey {
+                            op,
+                            kernel,
+                            lanes,
+                            square,
+                            q,
+                            kv,
+                            access,
+                            head_class,
+                            padded,
+                            gated,
+                            state,
+                            resumed,
+                        };
                         keys.push(key);
                         if state && op == LinearOp::Chunk {
                             keys.push(LinearKey { resumed: true, ..key });
@@ -131,6 +175,7 @@ fn based_keys() -> Vec<BasedKey> {
         op: BasedOp::Chunk,
         kernel: Kernel::TileUniversal,
         lanes: 0,
+        square: None,
         q: Storage::F32,
         kv: Storage::F32,
         access: Access::Vec4,
@@ -391,12 +436,91 @@ fn matrix_kernels_are_what_their_keys_say() {
         let listed: Vec<_> =
             bindings(&Key::Flash(key)).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
         assert_eq!(declared_bindings(&module), listed, "{key}");
-        let spv = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
-        naga::back::spv::write_vec(&module, &info, &spv, None).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
-        let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
-        naga::back::msl::write_string(&module, &info, &msl, &naga::back::msl::PipelineOptions::default())
-            .unwrap_or_else(|e| panic!("{key}: MSL: {e}"));
+        written_for_matrices(&key.to_string(), &module, &info);
     }
+}
+
+/// The back ends of devices with matrices take a module.
+fn written_for_matrices(key: &str, module: &naga::Module, info: &ModuleInfo) {
+    let spv = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+    naga::back::spv::write_vec(module, info, &spv, None).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
+    let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+    naga::back::msl::write_string(module, info, &msl, &naga::back::msl::PipelineOptions::default())
+        .unwrap_or_else(|e| panic!("{key}: MSL: {e}"));
+}
+
+#[test]
+fn linear_kernels_on_matrices_are_what_their_keys_say() {
+    for key in linear_matrix_keys() {
+        let (module, info) = parse(&Key::Linear(key));
+        squares_are_sound(&Key::Linear(key), &module, key.square, key.workgroup_bytes(), key.invocations());
+        written_for_matrices(&key.to_string(), &module, &info);
+    }
+}
+
+/// BASED on matrices, every form that they serve.
+fn based_matrix_keys() -> Vec<BasedKey> {
+    let mut keys = Vec::new();
+    for side in table::MATRIX_SIDES {
+        for subgroups in [(8, 8), (16, 16), (32, 32), (32, 64), (64, 64)] {
+            for class in [8, MATRIX_FEATURES] {
+                for (op, weights, state) in [
+                    (BasedOp::Chunk, false, false),
+                    (BasedOp::Chunk, true, false),
+                    (BasedOp::Chunk, true, true),
+                    (BasedOp::State, true, true),
+                    (BasedOp::Read, false, false),
+                    (BasedOp::Read, true, false),
+                ] {
+                    let key = BasedKey {
+                        op,
+                        kernel: Kernel::Matrix,
+                        lanes: 0,
+                        square: Some(table::matrix_square(side, subgroups)),
+                        q: Storage::F16,
+                        kv: Storage::F16,
+                        access: if weights { Access::Any } else { Access::Vec4 },
+                        class,
+                        padded: class < MATRIX_FEATURES,
+                        weights,
+                        state,
+                        resumed: state && op == BasedOp::Chunk,
+                        reversed: false,
+                        values: 0,
+                        passes: false,
+                    };
+                    keys.push(key);
+                }
+            }
+        }
+    }
+    keys
+}
+
+#[test]
+fn based_kernels_on_matrices_are_what_their_keys_say() {
+    for key in based_matrix_keys() {
+        let (module, info) = parse(&Key::Based(key));
+        squares_are_sound(&Key::Based(key), &module, key.square, key.workgroup_bytes(), key.invocations());
+        written_for_matrices(&key.to_string(), &module, &info);
+    }
+}
+
+/// Workgroup memory, which begins with what matrices are made of, bindings, and that all squares are staged and shared out evenly.
+fn squares_are_sound(key: &Key, module: &naga::Module, square: Option<MatrixSquare>, bytes: u32, invocations: u32) {
+    assert_eq!(declared_bytes(module), bytes, "{key}");
+    assert!(bytes <= 32_768, "{key}: {bytes}");
+    let shared = declared_memory(module);
+    let rest = shared.iter().skip_while(|m| m.1.is_multiple_of(16)).map(|m| m.0);
+    let single = ["sh_top_value", "sh_top_key", "sh_top_state", "sh_gate", "sh_decay"];
+    assert!(rest.into_iter().all(|name| single.contains(&name)), "{key}");
+    assert_eq!(module.entry_points[0].workgroup_size, [invocations, 1, 1], "{key}");
+    let listed: Vec<_> = bindings(key).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+    assert_eq!(declared_bindings(module), listed, "{key}");
+    assert!(listed.len() <= 8, "{key}");
+    let MatrixSquare { side, edge, own, threads } = square.unwrap();
+    assert!((edge * edge / 4).is_multiple_of(threads) && edge * edge / 16 <= threads && threads > edge, "{key}");
+    assert!(own.1 >= 1 && own.1 <= edge / side, "{key}");
 }
 
 #[test]

@@ -61,6 +61,13 @@ impl Variant {
         EVERY.into_iter().flat_map(Self::schedules).collect()
     }
 
+    /// [These](Self::linear), and `matrix` too where q, and k and v are in f16.
+    #[must_use]
+    pub fn linear_of(storage: [Storage; 2]) -> Vec<Self> {
+        let matrix = (storage == [Storage::F16; 2]).then(|| Self::schedules(Kernel::Matrix));
+        Self::linear().into_iter().chain(matrix.into_iter().flatten()).collect()
+    }
+
     /// A kernel in both schedules of linear attention.
     #[must_use]
     pub fn schedules(kernel: Kernel) -> [Self; 2] {
@@ -106,7 +113,8 @@ impl Variant {
     /// # Errors
     /// Sizes that no kernel takes.
     pub fn based_refusal(self, engine: &Engine, case: &BasedCase) -> Result<Option<String>> {
-        for based in [based(case)?, based_backward(case)?] {
+        let passes = [Some(based(case)?), if case.has_backward() { Some(based_backward(case)?) } else { None }];
+        for based in passes.into_iter().flatten() {
             if let Err(PlanError::Kernel { reason, .. }) = engine.plan(&self.force_based(based), based_tokens(case)?) {
                 return Ok(Some(reason));
             }

@@ -50,7 +50,9 @@ enum Problem {
     Half(Recipe),
     Decode(Recipe),
     Linear(LinearRecipe),
+    HalfLinear(LinearRecipe),
     Based(BasedRecipe),
+    HalfBased(BasedRecipe),
 }
 
 /// A case with what must come out of it.
@@ -59,7 +61,9 @@ enum Judge {
     Half(Box<SoftmaxCase>, Reference),
     Decode(Box<SoftmaxCase>, Reference),
     Linear(Box<LinearCase>, References),
+    HalfLinear(Box<LinearCase>, References),
     Based(Box<BasedCase>, References),
+    HalfBased(Box<BasedCase>, References),
 }
 
 impl Problem {
@@ -69,17 +73,28 @@ impl Problem {
             let half = case.in_f16().filter(|_| !case.has_backward()).map(|_| Self::Half(recipe));
             [Some(Self::Softmax(recipe)), half].into_iter().flatten()
         });
-        let linear = linear_catalogue().into_iter().map(Self::Linear);
+        let linear = linear_catalogue().into_iter().flat_map(|recipe| {
+            let half = recipe.build().in_f16().map(|_| Self::HalfLinear(recipe));
+            [Some(Self::Linear(recipe)), half].into_iter().flatten()
+        });
+        let based = based_catalogue().into_iter().flat_map(|recipe| {
+            let half = recipe.build().in_f16().map(|_| Self::HalfBased(recipe));
+            [Some(Self::Based(recipe)), half].into_iter().flatten()
+        });
         let softmax = softmax.chain(decode_catalogue().into_iter().map(Self::Decode));
-        softmax.chain(linear).chain(based_catalogue().into_iter().map(Self::Based)).collect()
+        softmax.chain(linear).chain(based).collect()
     }
 
     fn name(&self) -> &'static str {
         match self {
             Self::Softmax(recipe) | Self::Half(recipe) | Self::Decode(recipe) => recipe.name,
-            Self::Linear(recipe) => recipe.name,
-            Self::Based(recipe) => recipe.name,
+            Self::Linear(recipe) | Self::HalfLinear(recipe) => recipe.name,
+            Self::Based(recipe) | Self::HalfBased(recipe) => recipe.name,
         }
+    }
+
+    fn is_half(&self) -> bool {
+        matches!(self, Self::Half(_) | Self::HalfLinear(_) | Self::HalfBased(_))
     }
 
     fn build(&self) -> Judge {
@@ -104,10 +119,20 @@ impl Problem {
                 let reference = case.reference();
                 Judge::Linear(Box::new(case), reference)
             }
+            Self::HalfLinear(recipe) => {
+                let case = recipe.build().in_f16().expect("such problems alone are listed");
+                let reference = case.reference();
+                Judge::HalfLinear(Box::new(case), reference)
+            }
             Self::Based(recipe) => {
                 let case = recipe.build();
                 let reference = case.reference();
                 Judge::Based(Box::new(case), reference)
+            }
+            Self::HalfBased(recipe) => {
+                let case = recipe.build().in_f16().expect("such problems alone are listed");
+                let reference = case.reference();
+                Judge::HalfBased(Box::new(case), reference)
             }
         }
     }
@@ -119,7 +144,9 @@ impl Judge {
             Self::Softmax(case, _) => Variant::of(case, device.engine.capabilities()),
             Self::Half(..) => vec![Kernel::Matrix.into()],
             Self::Decode(..) => DECODE_KERNELS.map(Variant::from).to_vec(),
-            Self::Linear(..) | Self::Based(..) => Variant::linear(),
+            Self::Linear(case, _) => Variant::linear_of([case.q.storage, case.k.storage]),
+            Self::Based(case, _) => Variant::linear_of([case.q.storage, case.k.storage]),
+            Self::HalfLinear(..) | Self::HalfBased(..) => Variant::schedules(Kernel::Matrix).to_vec(),
         };
         variants.retain(|variant| pinned.is_none_or(|kernel| kernel == variant.kernel));
         variants
@@ -132,8 +159,8 @@ impl Judge {
                 Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
                 _ => Ok(None),
             },
-            Self::Linear(case, _) => variant.linear_refusal(&device.engine, case),
-            Self::Based(case, _) => variant.based_refusal(&device.engine, case),
+            Self::Linear(case, _) | Self::HalfLinear(case, _) => variant.linear_refusal(&device.engine, case),
+            Self::Based(case, _) | Self::HalfBased(case, _) => variant.based_refusal(&device.engine, case),
         }
     }
 
@@ -148,11 +175,11 @@ impl Judge {
                 let (plan, comparisons) = judge_decode(&device.engine, case, kernel, SHORT, reference)?;
                 Ok(Ran::decode(&plan, comparisons.into()))
             }
-            Self::Linear(case, reference) => {
+            Self::Linear(case, reference) | Self::HalfLinear(case, reference) => {
                 let (plan, comparisons) = judge_linear(&device.engine, case, Some(variant), reference)?;
                 Ok(Ran::linear(&plan, comparisons))
             }
-            Self::Based(case, reference) => {
+            Self::Based(case, reference) | Self::HalfBased(case, reference) => {
                 let (plan, comparisons) = judge_based(&device.engine, case, Some(variant), reference)?;
                 Ok(Ran::based(&plan, comparisons))
             }
@@ -165,8 +192,8 @@ impl Judge {
                 ["out", "lse"].into_iter().chain(reference.gradients.keys().copied()).collect()
             }
             Self::Decode(..) => vec!["out", "lse"],
-            Self::Linear(_, reference) => reference.keys().copied().collect(),
-            Self::Based(_, reference) => reference.keys().copied().collect(),
+            Self::Linear(_, reference) | Self::HalfLinear(_, reference) => reference.keys().copied().collect(),
+            Self::Based(_, reference) | Self::HalfBased(_, reference) => reference.keys().copied().collect(),
         }
     }
 
@@ -178,12 +205,12 @@ impl Judge {
                 case.expect_reference();
                 case.into()
             }
-            Self::Linear(case, _) => {
+            Self::Linear(case, _) | Self::HalfLinear(case, _) => {
                 let mut case = case.as_ref().clone();
                 case.expect_reference();
                 case.into()
             }
-            Self::Based(case, _) => {
+            Self::Based(case, _) | Self::HalfBased(case, _) => {
                 let mut case = case.as_ref().clone();
                 case.expect_reference();
                 case.into()
@@ -211,7 +238,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let pinned = args.selection.kernel;
     let matrices = pinned.map_or(device.engine.capabilities().matrix.is_some(), |kernel| kernel == Kernel::Matrix);
     let mut problems = Problem::all();
-    problems.retain(|problem| problem.name().contains(filter) && (matrices || !matches!(problem, Problem::Half(_))));
+    problems.retain(|problem| problem.name().contains(filter) && (matrices || !problem.is_half()));
 
     let start = Instant::now();
     let progress = progress(problems.len());

@@ -73,6 +73,11 @@ impl Tensor {
         Self { storage, shape: shape.to_vec(), values }
     }
 
+    /// The same, rounded to `storage`.
+    pub(crate) fn stored(&self, storage: Storage) -> Self {
+        Self::new(storage, &self.shape, self.values.clone())
+    }
+
     /// The elements as a device reads them: little-endian, without padding.
     pub fn bytes(&self) -> Vec<u8> {
         let values = self.values.iter();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use wattn_shaders::{Access, BROADCAST_FEATURES, BasedKey, Kernel, Key, Storage, table};
+use wattn_shaders::{Access, BROADCAST_FEATURES, BasedKey, Kernel, Key, MATRIX_FEATURES, Storage, table};
 
 use crate::based::Based;
 use crate::based_steps::{BasedStates, BasedStep, steps};
@@ -317,8 +317,28 @@ fn serves(kernel: Kernel, based: &Based, device: &Capabilities) -> Result<String
             }
             Ok(format!("a CPU driver with subgroups of {min}, the state in registers"))
         }
+        (Kernel::Matrix, _) => matrix(based, device),
         _ => Err("it is not in this version's menu".to_owned()),
     }
+}
+
+fn matrix(based: &Based, device: &Capabilities) -> Result<String, String> {
+    match based.pass {
+        Pass::Forward => {}
+        Pass::Backward => return Err("it has no backward pass".to_owned()),
+        Pass::Step { .. } => return Err("a step has nothing that matrices multiply".to_owned()),
+    }
+    if based.dims.qk() > MATRIX_FEATURES {
+        return Err(format!(
+            "the state of a feature dim of {} does not fit in registers, that of {MATRIX_FEATURES} does",
+            based.dims.qk()
+        ));
+    }
+    let square = choose::matrix_square([based.q, based.kv], device)?;
+    let steps = steps(based, Kernel::Matrix, Schedule::Segments, 1, device);
+    let bytes = steps.iter().filter_map(BasedStep::based_key).map(BasedKey::workgroup_bytes).max().unwrap_or(0);
+    choose::fits(bytes, square.threads, device)?;
+    Ok(format!("matrices of {0} x {0}, {bytes} bytes fit {1}", square.side, device.workgroup_bytes))
 }
 
 impl fmt::Display for BasedPlan {

@@ -2,11 +2,13 @@
 //! the queries, from the last to the first, for those of k, v and the state, in which keys look at queries.
 
 use wattn_shaders::{
-    Access, BasedKey, BasedOp, FEATURE_CLASSES, Kernel, Key, LinearKey, LinearOp, Storage, gradient_values,
+    Access, BasedKey, BasedOp, FEATURE_CLASSES, Kernel, Key, LinearKey, LinearOp, MATRIX_FEATURES, Storage,
+    gradient_values,
 };
 
 use crate::based::Based;
 use crate::capabilities::Capabilities;
+use crate::choose;
 use crate::lightning::{Pass, Schedule};
 use crate::sweep::Tensor;
 
@@ -184,15 +186,18 @@ impl Steps<'_> {
         // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
         let wide = lanes > 0 && features.is_multiple_of(8) && device.int64 && lanes < 16;
         let class = FEATURE_CLASSES.into_iter().find(|&class| features <= class).unwrap_or(0);
+        let storage = [based.q, based.kv];
+        let square = if kernel == Kernel::Matrix { choose::matrix_square(storage, device).ok() } else { None };
         BasedKey {
             op,
             kernel,
             lanes,
+            square,
             q: Storage::F32,
             kv: Storage::F32,
             access: if wide { Access::Vec8 } else { based.access },
             class,
-            padded: class > features,
+            padded: square.map_or(class, |_| MATRIX_FEATURES) > features,
             weights: false,
             state: false,
             resumed: false,
@@ -310,6 +315,7 @@ fn scan(walk: &Walk, to: Option<BasedStates>) -> BasedStep {
         op: LinearOp::Scan,
         kernel: Kernel::TileUniversal,
         lanes: 0,
+        square: None,
         q: Storage::F32,
         kv: Storage::F32,
         access: Access::Any,

@@ -1,7 +1,7 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
 use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
-use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape, Storage, TileShape};
+use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, MatrixSquare, Shape, Storage, TileShape};
 
 use crate::attention::Attention;
 use crate::capabilities::{Capabilities, DeviceKind};
@@ -45,8 +45,8 @@ pub(crate) fn linear(
     serves: impl Fn(Kernel) -> Result<String, String>,
 ) -> Result<(Kernel, String), PlanError> {
     let order = match device.kind {
-        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileUniversal, Kernel::TileSubgroup],
-        _ => [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
+        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Matrix],
+        _ => [Kernel::Matrix, Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
     };
     let serves = |kernel| {
         let why = serves(kernel)?;
@@ -341,7 +341,21 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
 }
 
 fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
-    for (tensor, storage) in [("q", attention.q), ("k and v", attention.kv)] {
+    let (side, subgroups) = matrices([attention.q, attention.kv], device)?;
+    let shape = Shape::Matrix(table::matrix_shape(side, subgroups));
+    if attention.shape.is_some_and(|pinned| pinned != shape) {
+        return Err("the pinned shape is not on its menu".to_owned());
+    }
+    let bytes = table::workgroup_bytes(&key(Kernel::Matrix, shape, attention, device));
+    if bytes > device.workgroup_bytes {
+        return Err(format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes));
+    }
+    Ok((shape, format!("matrices of {side} x {side}, {bytes} bytes fit {}", device.workgroup_bytes)))
+}
+
+/// The side of the device's matrices and its subgroups, where these can multiply what is stored like q, and like k and v.
+fn matrices([q, kv]: [Storage; 2], device: &Capabilities) -> Result<(u32, (u32, u32)), String> {
+    for (tensor, storage) in [("q", q), ("k and v", kv)] {
         if storage != Storage::F16 {
             return Err(format!("matrices take f16, {tensor} would be {storage}"));
         }
@@ -354,13 +368,22 @@ fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String
         Some(side) => side,
     };
     let subgroups = device.subgroups.ok_or("the device has no subgroups")?;
-    let shape = Shape::Matrix(table::matrix_shape(side, subgroups));
-    if attention.shape.is_some_and(|pinned| pinned != shape) {
-        return Err("the pinned shape is not on its menu".to_owned());
-    }
-    let bytes = table::workgroup_bytes(&key(Kernel::Matrix, shape, attention, device));
+    Ok((side, subgroups))
+}
+
+/// The squares of matrices of linear attention.
+pub(crate) fn matrix_square(storage: [Storage; 2], device: &Capabilities) -> Result<MatrixSquare, String> {
+    let (side, subgroups) = matrices(storage, device)?;
+    Ok(table::matrix_square(side, subgroups))
+}
+
+/// Whether a workgroup may be so large.
+pub(crate) fn fits(bytes: u32, invocations: u32, device: &Capabilities) -> Result<(), String> {
     if bytes > device.workgroup_bytes {
         return Err(format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes));
     }
-    Ok((shape, format!("matrices of {side} x {side}, {bytes} bytes fit {}", device.workgroup_bytes)))
+    if invocations > device.workgroup_invocations {
+        return Err(format!("{invocations} invocations needed, {} available", device.workgroup_invocations));
+    }
+    Ok(())
 }

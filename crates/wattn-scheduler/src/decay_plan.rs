@@ -65,11 +65,11 @@ impl PlannedDecay {
         });
         let longest = longest_walk(&sweeps, device);
         let scan = sweeps[0].states.map_or(sweeps[0].walk, |[_, scan]| scan);
-        // Of the tile kernels neither needs subgroups here.
+        // Of the tile kernels neither needs subgroups here, and matrices have no part in it.
         let walk = sweeps[0].states.map_or(sweeps[0].walk, |[segment, _]| segment);
         let chunk = LinearKey {
             op: LinearOp::Decay,
-            kernel: walk.kernel,
+            kernel: if walk.kernel == Kernel::Matrix { Kernel::TileUniversal } else { walk.kernel },
             lanes: walk.lanes,
             q: lightning.q,
             kv: lightning.kv,

@@ -57,6 +57,7 @@ impl PlannedSweep {
             op: LinearOp::Scan,
             kernel: Kernel::TileUniversal,
             lanes: 0,
+            square: None,
             q: Storage::F32,
             kv: Storage::F32,
             access: Access::Any,
@@ -306,8 +307,20 @@ fn serves(kernel: Kernel, lightning: &Lightning, device: &Capabilities) -> Resul
             }
             Ok(format!("a CPU driver with subgroups of {min}, the state in registers"))
         }
+        (Kernel::Matrix, _) => matrix(lightning, device),
         _ => Err("it is not in this version's menu".to_owned()),
     }
+}
+
+fn matrix(lightning: &Lightning, device: &Capabilities) -> Result<String, String> {
+    if matches!(lightning.pass, Pass::Step { .. }) {
+        return Err("a step has nothing that matrices multiply".to_owned());
+    }
+    let square = choose::matrix_square([lightning.q, lightning.kv], device)?;
+    let sweeps = lightning.sweeps().into_iter().map(|sweep| key(lightning, &sweep, Kernel::Matrix, device));
+    let bytes = sweeps.map(|key| key.workgroup_bytes()).max().unwrap_or(0);
+    choose::fits(bytes, square.threads, device)?;
+    Ok(format!("matrices of {0} x {0}, {bytes} bytes fit {1}", square.side, device.workgroup_bytes))
 }
 
 /// The pipeline of a sweep's outputs.
@@ -323,15 +336,19 @@ fn key(lightning: &Lightning, sweep: &Sweep, kernel: Kernel, device: &Capabiliti
     // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
     let wide = lanes > 0 && head_dim.is_multiple_of(8) && device.int64 && lanes < 16;
     let head_class = if step { 0 } else { class(head_dim) };
+    let square = if kernel == Kernel::Matrix { choose::matrix_square([q, kv], device).ok() } else { None };
+    // Squares of matrices may be larger than the class.
+    let staged = square.map_or(head_class, |square| head_class.next_multiple_of(square.edge));
     LinearKey {
         op: if step { LinearOp::Step } else { LinearOp::Chunk },
         kernel,
         lanes,
+        square,
         q,
         kv,
         access: if wide { Access::Vec8 } else { lightning.access },
         head_class,
-        padded: lanes > 0 && head_class > head_dim,
+        padded: (lanes > 0 || square.is_some()) && staged > head_dim,
         gated: lightning.is_gated(),
         state: match lightning.pass {
             Pass::Step { in_place } => in_place,

@@ -220,7 +220,7 @@ impl Tunable for Based {
 }
 
 fn linear_menu(task: Task, registers: u32, device: &Capabilities) -> Vec<Choice> {
-    [Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast]
+    Kernel::ALL
         .into_iter()
         .filter(|&kernel| quirks::known(Design { task, kernel, registers, rows: 0 }, device).is_none())
         .flat_map(|kernel| {

@@ -1,8 +1,9 @@
 //! What is planned for BASED linear attention on simulated devices.
 
-use wattn_scheduler::shaders::{BasedOp, Kernel, Key};
+use wattn_scheduler::shaders::{BasedOp, Kernel, Key, Storage, table};
 use wattn_scheduler::{
-    Based, BasedPlan, BasedStates, BasedStep, Capabilities, DeviceKind, Driver, HeadDim, Schedule, Tensor, Tokens,
+    Based, BasedPlan, BasedStates, BasedStep, Capabilities, DeviceKind, Driver, HeadDim, PlanError, Schedule, Tensor,
+    Tokens,
 };
 
 fn gpu() -> Capabilities {
@@ -145,6 +146,51 @@ fn each_device_gets_its_kernel_and_no_plan_exceeds_it() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn gpus_with_matrices_multiply_on_them_in_f16() {
+    for side in table::MATRIX_SIDES {
+        let device = Capabilities { matrix: Some(side), ..gpu() };
+        for feature in [2, 8, 16] {
+            let half = Based::new(8, HeadDim::with_value(feature, 64).unwrap()).storage(Storage::F16);
+            for based in [half.clone(), half.clone().normalize(false).final_state(), half.clone().causal(false)] {
+                for schedule in [Schedule::Sequential, Schedule::Segments] {
+                    let plan = plan(&based.clone().schedule(schedule), 1000, &device);
+                    assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{plan}");
+                    assert!(plan.reason.contains(&format!("matrices of {side} x {side}")), "{plan}");
+                    assert!(
+                        plan.steps.iter().filter_map(BasedStep::based_key).all(|key| key.kernel == Kernel::Matrix),
+                        "{plan}"
+                    );
+                }
+            }
+            assert_eq!(plan(&half.clone().storage(Storage::F32), 1000, &device).kernel, Kernel::TileSubgroup);
+            assert_eq!(plan(&half.clone().backward(), 1000, &device).kernel, Kernel::TileSubgroup);
+            assert_eq!(plan(&half.step(), 1, &device).kernel, Kernel::TileSubgroup);
+        }
+    }
+}
+
+#[test]
+fn matrices_that_cannot_serve_are_refused_with_the_reason() {
+    let device = Capabilities { matrix: Some(16), ..gpu() };
+    let pinned = based(8, 64).kernel(Kernel::Matrix);
+    let half = pinned.clone().storage(Storage::F16);
+    let wide = Based::new(8, HeadDim::with_value(24, 64).unwrap()).storage(Storage::F16).kernel(Kernel::Matrix);
+    for (based, device, needle) in [
+        (pinned, device, "q would be f32"),
+        (half.clone(), gpu(), "no square matrices"),
+        (half.clone(), Capabilities { workgroup_bytes: 16_384, ..device }, "16384 available"),
+        (half.clone().backward(), device, "no backward pass"),
+        (half.step(), device, "a step"),
+        (wide, device, "feature dim of 24"),
+    ] {
+        let tokens = if needle == "a step" { 1 } else { 100 };
+        let error = BasedPlan::new(&based, Tokens::new(1, tokens), &device).unwrap_err();
+        assert!(matches!(error, PlanError::Kernel { kernel: Kernel::Matrix, .. }), "{error}");
+        assert!(error.to_string().contains(needle), "{error}");
     }
 }
 

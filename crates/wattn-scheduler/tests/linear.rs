@@ -1,7 +1,9 @@
 //! What is planned for linear attention on simulated devices.
 
-use wattn_scheduler::shaders::Kernel;
-use wattn_scheduler::{Capabilities, Decay, DeviceKind, Driver, HeadDim, Lightning, LinearPlan, Schedule, Tokens};
+use wattn_scheduler::shaders::{Kernel, Storage, table};
+use wattn_scheduler::{
+    Capabilities, Decay, DeviceKind, Driver, HeadDim, Lightning, LinearPlan, PlanError, Schedule, Tokens,
+};
 
 fn gpu() -> Capabilities {
     Capabilities {
@@ -72,6 +74,63 @@ fn each_device_gets_its_kernel_and_no_plan_exceeds_it() {
                 assert!(plan.to_string().contains(plan.sweeps[0].walk.kernel.name()), "{plan}");
             }
         }
+    }
+}
+
+#[test]
+fn gpus_with_matrices_multiply_on_them_in_f16() {
+    for side in table::MATRIX_SIDES {
+        let device = Capabilities { matrix: Some(side), ..gpu() };
+        for dim in [16, 26, 64, 128, 256] {
+            let half = lightning(8, dim).storage(Storage::F16);
+            for lightning in [half.clone(), half.clone().backward(), half.clone().decay(Decay::Gates)] {
+                for schedule in [Schedule::Sequential, Schedule::Segments] {
+                    let lightning = lightning.clone().schedule(schedule);
+                    let plan = LinearPlan::new(&lightning, Tokens::new(2, 1000), &device).unwrap();
+                    assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{plan}");
+                    assert!(plan.reason.contains(&format!("matrices of {side} x {side}")), "{plan}");
+                    for sweep in &plan.sweeps {
+                        assert_eq!(sweep.walk.kernel, Kernel::Matrix, "{plan}");
+                        assert_eq!(sweep.states.map(|[states, _]| states.kernel), sweep.states.map(|_| Kernel::Matrix));
+                    }
+                }
+            }
+            // The gradient of the decay takes no part in it, and what is not f16, or one token, is no matter of matrices.
+            let gradient = half.clone().decay(Decay::Gates).backward().decay_gradient();
+            let plan = LinearPlan::new(&gradient, Tokens::new(2, 1000), &device).unwrap();
+            assert_eq!(plan.decay.unwrap().chunk.kernel, Kernel::TileUniversal);
+            for (lightning, tokens) in [(lightning(8, dim), 1000), (half.step(), 1)] {
+                let plan = LinearPlan::new(&lightning, Tokens::new(2, tokens), &device).unwrap();
+                assert_eq!(plan.sweeps[0].walk.kernel, Kernel::TileSubgroup, "{plan}");
+            }
+        }
+    }
+    let lavapipe = Capabilities { driver: Driver::Llvmpipe { mesa: 26 }, matrix: Some(8), ..lavapipe() };
+    let half = lightning(8, 64).storage(Storage::F16);
+    let kernel =
+        |half: &Lightning| LinearPlan::new(half, Tokens::new(2, 100), &lavapipe).unwrap().sweeps[0].walk.kernel;
+    assert_eq!(kernel(&half), Kernel::Broadcast);
+    assert_eq!(kernel(&half.kernel(Kernel::Matrix)), Kernel::Matrix);
+}
+
+#[test]
+fn matrices_that_cannot_serve_are_refused_with_the_reason() {
+    let device = Capabilities { matrix: Some(16), ..gpu() };
+    let pinned = lightning(8, 64).kernel(Kernel::Matrix);
+    let half = pinned.clone().storage(Storage::F16);
+    for (lightning, device, needle) in [
+        (pinned.clone(), device, "q would be f32"),
+        (pinned.mixed_storage(Storage::F16, Storage::Bf16), device, "k and v would be bf16"),
+        (half.clone(), gpu(), "no square matrices"),
+        (half.clone(), Capabilities { workgroup_bytes: 16_384, ..device }, "16384 available"),
+        (half.clone(), Capabilities { workgroup_invocations: 64, ..device }, "64 available"),
+        (half.clone(), Capabilities { subgroups: None, ..device }, "no subgroups"),
+        (half.step(), device, "a step"),
+    ] {
+        let tokens = if needle == "a step" { 1 } else { 100 };
+        let error = LinearPlan::new(&lightning, Tokens::new(1, tokens), &device).unwrap_err();
+        assert!(matches!(error, PlanError::Kernel { kernel: Kernel::Matrix, .. }), "{error}");
+        assert!(error.to_string().contains(needle), "{error}");
     }
 }
 

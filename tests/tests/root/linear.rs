@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
+use wattn::Kernel;
 use wattn_cases::{Case, CaseFile, LinearCase, References, linear_catalogue};
 use wattn_tests::{Variant, judge_linear, linear_expected};
 
@@ -14,12 +15,30 @@ use crate::gpu::Gpu;
 pub(crate) struct Linear {
     name: String,
     case: LinearCase,
+    /// The only kernel that runs it, where it is the catalogue's rounded to what that kernel takes.
+    only: Option<Kernel>,
     reference: OnceLock<References>,
 }
 
 impl Linear {
     fn new(name: String, case: LinearCase) -> Arc<Self> {
-        Arc::new(Self { name, case, reference: OnceLock::new() })
+        Arc::new(Self { name, case, only: None, reference: OnceLock::new() })
+    }
+
+    /// A problem of the catalogue, and where it has that form, the same in f16.
+    fn both(name: &str, case: LinearCase) -> impl Iterator<Item = Arc<Self>> {
+        let half = case.in_f16().map(|case| {
+            let (only, reference) = (Some(Kernel::Matrix), OnceLock::new());
+            Arc::new(Self { name: name.to_owned(), case, only, reference })
+        });
+        [Self::new(name.to_owned(), case)].into_iter().chain(half)
+    }
+
+    fn variants(&self) -> Vec<Variant> {
+        match self.only {
+            Some(kernel) => Variant::schedules(kernel).to_vec(),
+            None => Variant::linear_of([self.case.q.storage, self.case.k.storage]),
+        }
     }
 
     /// What its file expects, else what the oracle calculates.
@@ -32,7 +51,7 @@ impl Linear {
 
 /// The catalogue, and the files of `tests/golden`.
 pub(crate) fn cases() -> Vec<Arc<Linear>> {
-    let catalogue = linear_catalogue().into_iter().map(|recipe| Linear::new(recipe.name.to_owned(), recipe.build()));
+    let catalogue = linear_catalogue().into_iter().flat_map(|recipe| Linear::both(recipe.name, recipe.build()));
     catalogue.chain(["lightning", "gated_linear"].into_iter().flat_map(files)).collect()
 }
 
@@ -55,7 +74,7 @@ fn files(op: &str) -> Vec<Arc<Linear>> {
 pub(crate) fn trials(gpu: &Arc<Gpu>, cases: &[Arc<Linear>]) -> Vec<Trial> {
     let mut trials = Vec::new();
     for case in cases {
-        for variant in Variant::linear() {
+        for variant in case.variants() {
             let (shared, name) = (Arc::clone(case), &case.name);
             trials.push(match variant.linear_refusal(&gpu.engine, &case.case) {
                 Ok(Some(_)) => gpu

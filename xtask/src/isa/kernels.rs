@@ -109,8 +109,13 @@ fn lightning(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<
     let plain = kernel.map_or(plain.clone(), |kernel| plain.kernel(kernel));
     let gates = plain.clone().decay(Decay::Gates);
     let [sequential, segments] = [Schedule::Sequential, Schedule::Segments].map(|by| plain.clone().schedule(by));
+    let mut operators = vec![sequential, segments, gates];
+    if on_matrices(kernel, device) {
+        operators.extend(operators.clone().into_iter().map(|operator| operator.storage(Storage::F16)));
+    }
+    operators.extend([plain.clone().step(), plain.backward().decay_gradient()]);
     let mut keys = Vec::new();
-    for operator in [sequential, segments, plain.clone().step(), plain.backward().decay_gradient(), gates] {
+    for operator in operators {
         let plan = planned(LinearPlan::new(&operator, tokens(operator.pass()), device), kernel)?;
         keys.extend(plan.iter().flat_map(LinearPlan::keys).map(Key::Linear));
     }
@@ -122,12 +127,22 @@ fn based(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Vec<
     let plain = kernel.map_or(plain.clone(), |kernel| plain.kernel(kernel));
     let [sequential, segments] = [Schedule::Sequential, Schedule::Segments].map(|by| plain.clone().schedule(by));
     let all = plain.clone().causal(false);
+    let mut operators = vec![sequential, segments, all.clone()];
+    if on_matrices(kernel, device) {
+        operators.extend(operators.clone().into_iter().map(|operator| operator.storage(Storage::F16)));
+    }
+    operators.extend([plain.clone().step(), plain.backward(), all.backward()]);
     let mut keys = Vec::new();
-    for operator in [sequential, segments, plain.clone().step(), plain.backward(), all.clone(), all.backward()] {
+    for operator in operators {
         let plan = planned(BasedPlan::new(&operator, tokens(operator.pass()), device), kernel)?;
         keys.extend(plan.iter().flat_map(BasedPlan::keys));
     }
     Ok(keys)
+}
+
+/// Whether linear attention is looked at in f16 too: where matrices may multiply it, which take nothing else.
+fn on_matrices(kernel: Option<Kernel>, device: &Capabilities) -> bool {
+    device.matrix.is_some() && kernel.is_none_or(|kernel| kernel == Kernel::Matrix)
 }
 
 fn attention(heads: Heads, dim: u32, kernel: Option<Kernel>) -> Result<Attention> {

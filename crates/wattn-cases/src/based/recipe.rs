@@ -21,6 +21,8 @@ pub struct BasedRecipe {
     pub q_storage: Storage,
     /// Of keys and values, and of their gradients.
     pub kv_storage: Storage,
+    /// Factors of q, k and v.
+    pub sizes: [f32; 3],
     /// Makes the layout [`Layout::Bshd`].
     pub bshd: bool,
     pub scale: Option<f64>,
@@ -53,6 +55,7 @@ impl Default for BasedRecipe {
             value_dim: 64,
             q_storage: Storage::F32,
             kv_storage: Storage::F32,
+            sizes: [1.0; 3],
             bshd: false,
             scale: None,
             eps: None,
@@ -82,7 +85,10 @@ impl BasedRecipe {
         let tokens = if layout == Layout::Packed { self.sequences.iter().sum::<u32>() as usize } else { self.tokens };
         let keys = layout.shape([self.batch, self.heads, tokens, self.feature_dim]);
         let values = layout.shape([self.batch, self.heads, tokens, self.value_dim]);
-        let mut normal = |storage, shape: &[usize]| Tensor::new(storage, shape, source.normals(shape.iter().product()));
+        let mut sized = |storage, shape: &[usize], size: f32| {
+            let normals = source.normals(shape.iter().product());
+            Tensor::new(storage, shape, normals.into_iter().map(|x| x * size).collect())
+        };
         let mut case = BasedCase {
             name: self.name.into(),
             source: None,
@@ -91,19 +97,19 @@ impl BasedRecipe {
             eps: self.eps,
             causal: self.causal,
             normalize: self.normalize,
-            q: normal(self.q_storage, &keys),
-            k: normal(self.kv_storage, &keys),
-            v: normal(self.kv_storage, &values),
+            q: sized(self.q_storage, &keys, self.sizes[0]),
+            k: sized(self.kv_storage, &keys, self.sizes[1]),
+            v: sized(self.kv_storage, &values, self.sizes[2]),
             kv_lens: (!self.kv_lens.is_empty()).then(|| self.kv_lens.to_vec()),
             cu_seqlens,
             state: None,
-            grad_out: self.grad_out.then(|| normal(self.q_storage, &values)),
+            grad_out: self.grad_out.then(|| sized(self.q_storage, &values, 1.0)),
             grad_state: None,
             rms_tolerance: self.rms_tolerance,
             expect: BTreeMap::new(),
         };
         let states = case.state_shape();
-        case.grad_state = self.grad_state.then(|| normal(Storage::F32, &states));
+        case.grad_state = self.grad_state.then(|| sized(Storage::F32, &states, 1.0));
         case.state = self.state.then(|| self.five_keys(&states, &mut source));
         if self.poison {
             poison(&mut case);

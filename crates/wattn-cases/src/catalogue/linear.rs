@@ -116,6 +116,23 @@ fn storage() -> Vec<LinearRecipe> {
     vec![
         with_state(stored(F16, F16, lightning("lightning/f16_state", 70))),
         LinearRecipe { bshd: true, ..stored(F16, F16, lightning("lightning/f16_bshd", 33)) },
+        // States and weights beyond the range of f16, and next to nothing in it; outputs within.
+        LinearRecipe {
+            decay: Decays::Slopes(&[0.0]),
+            sizes: [0.001, 256.0, 256.0],
+            grad_out: false,
+            ..stored(F16, F16, lightning("lightning/f16_large_state", 70))
+        },
+        LinearRecipe {
+            sizes: [64.0, 1024.0, 0.0005],
+            grad_out: false,
+            ..stored(F16, F16, lightning("lightning/f16_large_weights", 70))
+        },
+        LinearRecipe {
+            sizes: [256.0, 0.001, 0.001],
+            grad_out: false,
+            ..stored(F16, F16, lightning("lightning/f16_small_state", 70))
+        },
         // Small dims from here on, of which kernels are compiled in less time.
         stored(Bf16, Bf16, dims(32, 32, lightning("lightning/bf16", 70))),
         LinearRecipe {

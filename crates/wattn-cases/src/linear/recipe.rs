@@ -36,6 +36,8 @@ pub struct LinearRecipe {
     pub q_storage: Storage,
     /// Of keys and values, and of their gradients.
     pub kv_storage: Storage,
+    /// Factors of q, k and v.
+    pub sizes: [f32; 3],
     /// Makes the layout [`Layout::Bshd`].
     pub bshd: bool,
     pub scale: Option<f64>,
@@ -63,6 +65,7 @@ impl Default for LinearRecipe {
             value_dim: 64,
             q_storage: Storage::F32,
             kv_storage: Storage::F32,
+            sizes: [1.0; 3],
             bshd: false,
             scale: None,
             decay: Decays::Alibi,
@@ -91,20 +94,23 @@ impl LinearRecipe {
         let values = layout.shape([self.batch, self.heads, tokens, self.value_dim]);
         let sequences = if layout == Layout::Packed { self.sequences.len() } else { self.batch };
         let states = [sequences, self.heads, self.key_dim, self.value_dim];
-        let mut normal = |storage, shape: &[usize]| Tensor::new(storage, shape, source.normals(shape.iter().product()));
+        let mut sized = |storage, shape: &[usize], size: f32| {
+            let normals = source.normals(shape.iter().product());
+            Tensor::new(storage, shape, normals.into_iter().map(|x| x * size).collect())
+        };
         let mut case = LinearCase {
             name: self.name.into(),
             source: None,
             layout,
             scale: self.scale,
-            q: normal(self.q_storage, &keys),
-            k: normal(self.kv_storage, &keys),
-            v: normal(self.kv_storage, &values),
+            q: sized(self.q_storage, &keys, self.sizes[0]),
+            k: sized(self.kv_storage, &keys, self.sizes[1]),
+            v: sized(self.kv_storage, &values, self.sizes[2]),
             decay: Decay::Slopes(Vec::new()),
-            state: self.state.then(|| normal(Storage::F32, &states)),
+            state: self.state.then(|| sized(Storage::F32, &states, 1.0)),
             cu_seqlens,
-            grad_out: self.grad_out.then(|| normal(self.q_storage, &values)),
-            grad_state: self.grad_state.then(|| normal(Storage::F32, &states)),
+            grad_out: self.grad_out.then(|| sized(self.q_storage, &values, 1.0)),
+            grad_state: self.grad_state.then(|| sized(Storage::F32, &states, 1.0)),
             grad_decay: self.grad_decay,
             rms_tolerance: self.rms_tolerance,
             expect: BTreeMap::new(),
