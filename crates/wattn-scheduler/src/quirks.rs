@@ -39,7 +39,7 @@ pub(crate) struct Quirk {
 }
 
 /// All that is known. An entry is for what was seen, by us or in a public thread, and says where.
-const QUIRKS: [Quirk; 6] = [
+const QUIRKS: [Quirk; 7] = [
     Quirk {
         driver: |device| llvmpipe(device, 23..=25),
         design: |design| softmax(design) && design.kernel == Kernel::Broadcast && design.registers > 256,
@@ -73,6 +73,13 @@ const QUIRKS: [Quirk; 6] = [
         design: |design| design.kernel == Kernel::Matrix,
         harm: Harm::Crash,
         reason: "this driver's matrices crash with subgroups of other than 8 lanes",
+        seen: MEASURED,
+    },
+    Quirk {
+        driver: |device| device.driver == Driver::SwiftShader,
+        design: |design| softmax(design) && design.kernel == Kernel::TileUniversal && design.rows > 1,
+        harm: Harm::Slow,
+        reason: "SwiftShader takes minutes and gigabytes to compile several rows an invocation",
         seen: MEASURED,
     },
     Quirk {
@@ -125,7 +132,7 @@ mod tests {
         let wide = Capabilities { subgroups: Some((16, 16)), ..base };
         let drivers = [20, 22, 23, 25, 26].map(|mesa| Driver::Llvmpipe { mesa });
         let mut hit = [false; QUIRKS.len()];
-        for driver in drivers.into_iter().chain([Driver::Amd, Driver::Other]) {
+        for driver in drivers.into_iter().chain([Driver::Amd, Driver::SwiftShader, Driver::Other]) {
             for device in [base, wide].map(|device| Capabilities { driver, ..device }) {
                 for task in [Task::Forward, Task::Linear, Task::Based] {
                     let designs = || {
