@@ -7,7 +7,9 @@ alias Sum = coop_matSIDExSIDE<f32, C>;
 // Four f16 are stored at once; by 16 bytes, that matrices are loaded from whole ones.
 alias Half8 = array<array<f16, 4>, 2>;
 
-var<workgroup> sh_slab: array<Half8, SLAB>;   // queries or keys [row, HEAD_STRIDE], values at VALUES_AT [column, KEY_STRIDE]
-var<workgroup> sh_scores: array<array<f32, 4>, TILE_Q * SCORE_STRIDE>;   // [query, key], then output [query, GROUP columns]
-var<workgroup> sh_weights: array<Half8, TILE_Q * KEY_STRIDE>;            // [query, key]
-var<workgroup> sh_risen: atomic<u32>;   // whether the reference of a row with weights has moved
+var<workgroup> sh_slab: array<Half8, SLAB>;   // rows [row, dims], and columns [column, rows]
+var<workgroup> sh_scores: array<array<f32, 4>, STRIPS * SIDE * SCORE_STRIDE>;   // [row, tile], then what is stored [row, GROUP columns]
+
+fn halves(x: vec4<f32>) -> array<f16, 4> {
+    return array<f16, 4>(f16(x.x), f16(x.y), f16(x.z), f16(x.w));
+}

@@ -1,6 +1,6 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
-use crate::key::{Access, FlashKey, Kernel, Key, ScoreOptions, Shape, Storage};
+use crate::key::{Access, FlashKey, Kernel, Key, MatrixShape, ScoreOptions, Shape, Storage};
 use crate::split::{AppendKey, LengthsKey, MergeKey, key_places};
 use crate::table::{
     KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, matrix_stages_early, row_values, value_keys,
@@ -76,6 +76,7 @@ files!(
     "flash_forward_rows",
     "flash_forward_matrix",
     "matrices",
+    "slab_rows",
     "flash_split_lanes",
     "flash_split_tile",
     "flash_merge",
@@ -96,6 +97,7 @@ files!(
     "flash_backward_delta",
     "flash_backward_rows",
     "flash_backward_tile",
+    "flash_backward_matrix",
     "flash_backward_dbias",
     "flash_backward_sum",
     "state0",
@@ -202,7 +204,8 @@ pub fn compose(key: &Key) -> String {
     };
     let lookup = |name: &str| constants.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
     let mut wgsl = format!("// {key}\n\n");
-    if matches!(key, Key::Flash(key) if key.kernel == Kernel::Matrix) {
+    let matrices = matrices(key);
+    if matrices.is_some() {
         wgsl += "enable f16;\nenable wgpu_cooperative_matrix;\n\n";
     }
     for (name, value) in &constants {
@@ -214,7 +217,20 @@ pub fn compose(key: &Key) -> String {
         wgsl += &text;
         wgsl.push('\n');
     }
-    wgsl
+    match matrices {
+        Some(MatrixShape { side, .. }) => wgsl.replace("SIDExSIDE", &format!("{side}x{side}")),
+        None => wgsl,
+    }
+}
+
+/// The matrices that a kernel multiplies.
+fn matrices(key: &Key) -> Option<MatrixShape> {
+    let shape = match key {
+        Key::Flash(key) => key.shape,
+        Key::FlashBackward(key) => key.shape,
+        _ => return None,
+    };
+    if let Shape::Matrix(shape) = shape { Some(shape) } else { None }
 }
 
 /// The text of `params`, sequences lying in `aux` too.
@@ -342,37 +358,43 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
             ]
         }
         Shape::Matrix(shape) => {
-            let (tile_q, tile_k) = (key.shape.tile_queries(), key.shape.tile_keys());
-            let tx = shape.threads / tile_q;
-            let head_blocks = matrix_head_dims(key) / shape.side;
             let value_blocks = key.value_class / shape.side;
             let (slab, values_at) = matrix_slab(shape, key);
             let (held, early) = (key.head_class > 0, matrix_stages_early(key));
-            vec![
-                ("SIDE", shape.side),
-                ("STRIPS", shape.strips),
-                ("LEAST", shape.own.0.max(1)),
-                ("OWN", shape.own.1),
-                ("GUARDED", (shape.own.0 != shape.own.1).into()),
-                ("THREADS", shape.threads),
-                ("TX", tx),
-                ("TX_LOG2", tx.ilog2()),
-                ("KEY_BLOCKS", shape.key_blocks),
-                ("KEY_CHUNKS", tile_k / tx / 4),
-                ("HEAD_BLOCKS", head_blocks),
+            let mut all = matrix_constants(shape);
+            all.extend([
+                ("HEAD_BLOCKS", matrix_head_dims(key) / shape.side),
                 ("VALUE_BLOCKS", value_blocks),
                 ("VALUE_CHUNKS", value_chunks),
                 ("GROUP", shape.key_blocks.min(value_blocks)),
                 ("SLAB", slab),
                 ("VALUES_AT", values_at),
-                ("K_LOADS", tile_k * matrix_head_dims(key) / 4 / shape.threads),
+                ("K_LOADS", key.shape.tile_keys() * matrix_head_dims(key) / 4 / shape.threads),
                 ("HELD", held.into()),
                 ("STREAMED", (!held).into()),
                 ("EARLY", early.into()),
                 ("LATE", (!early).into()),
-            ]
+            ]);
+            all
         }
     }
+}
+
+/// The numbers of the header that a shape of matrices tells.
+pub(crate) fn matrix_constants(shape: MatrixShape) -> Vec<(&'static str, u32)> {
+    let tx = shape.threads / (shape.strips * shape.side);
+    vec![
+        ("SIDE", shape.side),
+        ("STRIPS", shape.strips),
+        ("LEAST", shape.own.0.max(1)),
+        ("OWN", shape.own.1),
+        ("GUARDED", (shape.own.0 != shape.own.1).into()),
+        ("THREADS", shape.threads),
+        ("TX", tx),
+        ("TX_LOG2", tx.ilog2()),
+        ("KEY_BLOCKS", shape.key_blocks),
+        ("KEY_CHUNKS", shape.key_blocks * shape.side / tx / 4),
+    ]
 }
 
 fn parts(key: &FlashKey) -> Vec<String> {
@@ -393,10 +415,6 @@ fn parts(key: &FlashKey) -> Vec<String> {
     parts.extend(
         kernel_files(key).into_iter().map(|name| key_sharing(key.kernel, &["k_a", "k_b", "v_a", "v_b"], file(name))),
     );
-    if let Shape::Matrix(shape) = key.shape {
-        let side = shape.side.to_string();
-        parts.iter_mut().for_each(|part| *part = part.replace("SIDExSIDE", &format!("{side}x{side}")));
-    }
     parts
 }
 

@@ -130,7 +130,7 @@ impl SoftmaxCase {
         }
     }
 
-    /// The same problem in f16, forward alone, for kernels that take nothing else: where it is in f32 and its dims are even. Queries
+    /// The same problem in f16, for kernels that take nothing else: where it is in f32 and its dims are even. Queries
     /// beyond the range of f16 are scaled down and the scale up, by a power of two, so that logits stay what they are.
     pub fn in_f16(&self) -> Option<Self> {
         let dims = self.dims();
@@ -149,8 +149,7 @@ impl SoftmaxCase {
             q: half(&self.q, factor),
             k: half(&self.k, 1.0),
             v: half(&self.v, 1.0),
-            grad_out: None,
-            grad_lse: None,
+            grad_out: self.grad_out.as_ref().map(|tensor| half(tensor, 1.0)),
             // What is stated for f32 says nothing of how f16 rounds the output.
             rms_tolerance: self.rms_tolerance.map(|tolerance| tolerance + 1e-3),
             expect: BTreeMap::new(),

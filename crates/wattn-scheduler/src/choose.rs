@@ -1,9 +1,10 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
 use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
-use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, Shape, Storage, TileShape};
+use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, MatrixShape, Shape, Storage, TileShape};
 
 use crate::attention::Attention;
+use crate::backward_plan::matrix_walks;
 use crate::capabilities::{Capabilities, DeviceKind, Driver};
 use crate::error::PlanError;
 
@@ -72,12 +73,13 @@ fn first_that_serves<S>(
     Err(PlanError::NoKernel { reasons: reasons.join("; ") })
 }
 
-/// The shapes of the walks of the backward pass: one with rows in registers, or a tile for results of the head dim and one for those
-/// of the value dim.
+/// The shapes of the walks of the backward pass: one with rows in registers, a tile for results of the head dim and one for those of the
+/// value dim, or one of matrices.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum BackwardShapes {
     Rows(LaneShape),
     Tiles { head: TileShape, value: TileShape },
+    Matrices(MatrixShape),
 }
 
 fn backward_shapes(
@@ -87,7 +89,11 @@ fn backward_shapes(
 ) -> Result<(BackwardShapes, String), String> {
     let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
     if kernel == Kernel::Matrix {
-        return Err("it has no backward pass".to_owned());
+        let shape = matrices(attention, device)?;
+        let walks = matrix_walks(attention, false, shape);
+        let bytes = walks.iter().map(|step| step.key.workgroup_bytes()).max().unwrap_or(0);
+        let why = matrices_fit(shape, bytes, device)?;
+        return Ok((BackwardShapes::Matrices(shape), why));
     }
     // Products with values take all of their dim, which the forward pass splits.
     let narrow = value <= table::VALUE_SPLIT;
@@ -288,6 +294,14 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
 }
 
 fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
+    let matrices = matrices(attention, device)?;
+    let shape = Shape::Matrix(matrices);
+    let bytes = table::workgroup_bytes(&key(Kernel::Matrix, shape, attention, device));
+    Ok((shape, matrices_fit(matrices, bytes, device)?))
+}
+
+/// The matrices of a device, where they can serve.
+fn matrices(attention: &Attention, device: &Capabilities) -> Result<MatrixShape, String> {
     for (tensor, storage) in [("q", attention.q), ("k and v", attention.kv)] {
         if storage != Storage::F16 {
             return Err(format!("matrices take f16, {tensor} would be {storage}"));
@@ -304,13 +318,21 @@ fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String
     if matches!(device.driver, Driver::Llvmpipe { .. }) && subgroups != (8, 8) {
         return Err(format!("this driver's matrices crash with subgroups of {} lanes", subgroups.0));
     }
-    let shape = Shape::Matrix(table::matrix_shape(side, subgroups));
-    if attention.shape.is_some_and(|pinned| pinned != shape) {
+    let shape = table::matrix_shape(side, subgroups);
+    if attention.shape.is_some_and(|pinned| pinned != Shape::Matrix(shape)) {
         return Err("the pinned shape is not on its menu".to_owned());
     }
-    let bytes = table::workgroup_bytes(&key(Kernel::Matrix, shape, attention, device));
+    Ok(shape)
+}
+
+/// That a workgroup of matrices fits the device.
+fn matrices_fit(shape: MatrixShape, bytes: u32, device: &Capabilities) -> Result<String, String> {
     if bytes > device.workgroup_bytes {
         return Err(format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes));
     }
-    Ok((shape, format!("matrices of {side} x {side}, {bytes} bytes fit {}", device.workgroup_bytes)))
+    if shape.threads > device.workgroup_invocations {
+        return Err(format!("{} invocations needed, {} available", shape.threads, device.workgroup_invocations));
+    }
+    let side = shape.side;
+    Ok(format!("matrices of {side} x {side}, {bytes} bytes fit {}", device.workgroup_bytes))
 }
