@@ -157,6 +157,20 @@ pub fn matrix_shape(side: u32, (min, max): (u32, u32)) -> MatrixShape {
     MatrixShape { side, strips, own, key_blocks: (threads / 2).min(32) / side, threads }
 }
 
+/// The tile of `matrix` in the backward pass. Where rows of wide dims stay in matrices, twice as many as in the forward pass, those of the
+/// largest subgroups would not hold more than 16.
+#[must_use]
+pub fn matrix_backward_shape(side: u32, (min, max): (u32, u32), head_dim: u32, value_dim: u32) -> MatrixShape {
+    let shape = matrix_shape(side, (min, max));
+    let widest = head_dim.max(value_dim);
+    if widest <= 64 || dim_class(widest).is_none() {
+        return shape;
+    }
+    let strips = shape.strips.min(16 / side * shape.threads.div_ceil(max));
+    let own = (strips * min / shape.threads, (strips * max).div_ceil(shape.threads));
+    MatrixShape { strips, own, ..shape }
+}
+
 /// Columns of queries and keys that lie in the slab of `matrix` at a time.
 pub(crate) fn matrix_head_dims(key: &FlashKey) -> u32 {
     if key.head_class > 0 { key.head_class } else { STREAM_DIMS }

@@ -74,6 +74,11 @@ pub struct SoftmaxCase {
     pub expect: BTreeMap<String, Tensor>,
 }
 
+/// Problems whose gradients are differences so small that, with an output in f16, rounding leaves less of them than results in f16 are held
+/// to: by any kernel, as they follow from the output.
+const CANCELLING: [&str; 3] =
+    ["softmax/backward_single_token", "softmax/backward_logits_30", "softmax/backward_sinks_packed"];
+
 impl SoftmaxCase {
     /// The extents of the problem.
     pub fn dims(&self) -> Dims {
@@ -130,12 +135,13 @@ impl SoftmaxCase {
         }
     }
 
-    /// The same problem in f16, for kernels that take nothing else: where it is in f32 and its dims are even. Queries
-    /// beyond the range of f16 are scaled down and the scale up, by a power of two, so that logits stay what they are.
+    /// The same problem in f16, for kernels that take nothing else: where it is in f32, its dims are even and it does
+    /// not cancel. Queries beyond the range of f16 are scaled down and the scale up, by a power of two, so that logits stay
+    /// what they are.
     pub fn in_f16(&self) -> Option<Self> {
         let dims = self.dims();
         let even = dims.head_dim.is_multiple_of(2) && dims.value_dim.is_multiple_of(2);
-        if !even || [self.q.storage, self.k.storage] != [Storage::F32; 2] {
+        if !even || CANCELLING.contains(&&*self.name) || [self.q.storage, self.k.storage] != [Storage::F32; 2] {
             return None;
         }
         let largest = self.q.values.iter().filter(|x| x.is_finite()).fold(1.0_f32, |most, x| most.max(x.abs()));

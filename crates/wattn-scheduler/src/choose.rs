@@ -89,10 +89,11 @@ fn backward_shapes(
 ) -> Result<(BackwardShapes, String), String> {
     let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
     if kernel == Kernel::Matrix {
-        let shape = matrices(attention, device)?;
+        let (side, subgroups) = matrices(attention, device)?;
+        let shape = table::matrix_backward_shape(side, subgroups, qk, value);
         let walks = matrix_walks(attention, false, shape);
         let bytes = walks.iter().map(|step| step.key.workgroup_bytes()).max().unwrap_or(0);
-        let why = matrices_fit(shape, bytes, device)?;
+        let why = matrices_fit(shape, bytes, attention, device)?;
         return Ok((BackwardShapes::Matrices(shape), why));
     }
     // Products with values take all of their dim, which the forward pass splits.
@@ -294,14 +295,15 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
 }
 
 fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
-    let matrices = matrices(attention, device)?;
+    let (side, subgroups) = matrices(attention, device)?;
+    let matrices = table::matrix_shape(side, subgroups);
     let shape = Shape::Matrix(matrices);
     let bytes = table::workgroup_bytes(&key(Kernel::Matrix, shape, attention, device));
-    Ok((shape, matrices_fit(matrices, bytes, device)?))
+    Ok((shape, matrices_fit(matrices, bytes, attention, device)?))
 }
 
-/// The matrices of a device, where they can serve.
-fn matrices(attention: &Attention, device: &Capabilities) -> Result<MatrixShape, String> {
+/// Rows of the matrices of a device, and its least and greatest subgroup size, where they can serve.
+fn matrices(attention: &Attention, device: &Capabilities) -> Result<(u32, (u32, u32)), String> {
     for (tensor, storage) in [("q", attention.q), ("k and v", attention.kv)] {
         if storage != Storage::F16 {
             return Err(format!("matrices take f16, {tensor} would be {storage}"));
@@ -318,15 +320,19 @@ fn matrices(attention: &Attention, device: &Capabilities) -> Result<MatrixShape,
     if matches!(device.driver, Driver::Llvmpipe { .. }) && subgroups != (8, 8) {
         return Err(format!("this driver's matrices crash with subgroups of {} lanes", subgroups.0));
     }
-    let shape = table::matrix_shape(side, subgroups);
+    Ok((side, subgroups))
+}
+
+/// That a workgroup of matrices is what was pinned, if any was, and fits the device.
+fn matrices_fit(
+    shape: MatrixShape,
+    bytes: u32,
+    attention: &Attention,
+    device: &Capabilities,
+) -> Result<String, String> {
     if attention.shape.is_some_and(|pinned| pinned != Shape::Matrix(shape)) {
         return Err("the pinned shape is not on its menu".to_owned());
     }
-    Ok(shape)
-}
-
-/// That a workgroup of matrices fits the device.
-fn matrices_fit(shape: MatrixShape, bytes: u32, device: &Capabilities) -> Result<String, String> {
     if bytes > device.workgroup_bytes {
         return Err(format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes));
     }
