@@ -10,9 +10,9 @@
 // `if` on what only a subgroup agrees on is a `loop`. Products pass through sh_scores, in f32, to TX invocations a row: first dO . v, then
 // the scores. What is summed goes back, in f16, at WEIGHTS_AT of the slab, beside what it is summed with.
 //
-// f16 has room for both without loss: weights, at most 1, are held times WEIGHT_UNIT; gradients of scores, of any size, times a power of
-// two that brings the largest that the workgroup has met below 2^15. One that rises takes the sums so far with it. What is 2^29 below the
-// largest begins to lose digits: no more than results in f16 lose themselves.
+// f16 has room for what is summed: weights, at most 1, are held times WEIGHT_UNIT; gradients of scores, of any size, times a power of two of
+// their row, which brings its largest to some 2^8. One that is MARGIN times that, 2^15, takes another, and the sums of all rows make a
+// detour through sh_scores, rarely. Of a row's largest, 2^-22 is held in full.
 
 const TILE_OWN: u32 = STRIPS * SIDE;
 const TILE_K: u32 = KEY_BLOCKS * SIDE;
@@ -36,16 +36,17 @@ const WEIGHTS_AT: u32 = VALUE_CHUNKS * 4u * KEY_STRIDE;   // what is summed, beh
 const WEIGHT_UNIT: f32 = 16384.0;
 //$ end
 //$ if GRADIENT
-var<workgroup> sh_largest: atomic<u32>;   // the largest gradient of a score so far, as bits
-const LEAST_EXPONENT: u32 = 15u;          // as small as both powers of two are normal numbers
+var<workgroup> sh_risen: atomic<u32>;   // whether a row with sums has taken another power
+const MARGIN: u32 = 7u;                 // its logarithm
+const LEAST_EXPONENT: u32 = 9u;         // of rows without gradients: as small as both powers below are normal numbers
 
-// What gradients of scores are multiplied by where the largest has this exponent, and its inverse.
+// What the gradients of a row are multiplied by where its largest has this exponent, as f32 stores it; and the inverse.
 fn unit(exponent: u32) -> f32 {
-    return bitcast<f32>((268u - exponent) << 23u);
+    return bitcast<f32>((262u - exponent) << 23u);
 }
 
 fn inverse_unit(exponent: u32) -> f32 {
-    return bitcast<f32>((exponent - 14u) << 23u);
+    return bitcast<f32>((exponent - 8u) << 23u);
 }
 //$ end
 //$ if OWNS_KEYS
@@ -101,10 +102,7 @@ fn main(
     var slope = 0.0;   // of this invocation's keys alone, until the end
     //$ end
     //$ if GRADIENT
-    var exponent = LEAST_EXPONENT;   // of the largest gradient of a score so far
-    if (thread == 0u) {
-        atomicStore(&sh_largest, 0u);
-    }
+    var exponent = LEAST_EXPONENT;   // that the power of this row is taken from
     //$ end
 
     let count = (STRIPS + subgroups - 1u - invocation.subgroup) / subgroups;   // strips of this subgroup
@@ -178,6 +176,11 @@ fn main(
         //$ end
         //$ end
         clear_seen(thread);
+        //$ if GRADIENT
+        if (thread == 0u) {
+            atomicStore(&sh_risen, 0u);
+        }
+        //$ end
         //$ if OWNS_KEYS
         if (thread < TILE_K) {
             sh_records[thread] = rows[record_at(s, head, min(w0 + thread, end - 1u))].xy;
@@ -318,22 +321,43 @@ fn main(
         //$ end
 
         //$ if GRADIENT
-        largest = subgroupMax(largest);
-        if (invocation.lane == 0u) {
-            atomicMax(&sh_largest, bitcast<u32>(largest));
+        let met = bitcast<u32>(row_max(thread, vec4<f32>(largest)).x) >> 23u;
+        let rises = met > exponent + MARGIN || (exponent == LEAST_EXPONENT && met > exponent);
+        if (rises && exponent != LEAST_EXPONENT) {
+            atomicOr(&sh_risen, 1u);
         }
-        let risen = max(workgroupUniformLoad(&sh_largest) >> 23u, LEAST_EXPONENT);   // a barrier too
-        loop {
-            if (risen == exponent) { break; }
-            let factor = unit(risen) * inverse_unit(exponent);
-            //$ for b in 0..OWN
-            //$ for v in 0..VALUE_BLOCKS
-            o_$b_$v = factor * o_$b_$v;
-            //$ end
-            //$ end
-            break;
-        }
+        let risen = select(exponent, met, rises);
+        let factor = unit(risen) * inverse_unit(exponent);
         exponent = risen;
+        if (workgroupUniformLoad(&sh_risen) != 0u) {
+            //$ for g in 0..VALUE_BLOCKS step GROUP
+            //$ for b in 0..OWN
+            loop {
+                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+                //$ for v in g..g+GROUP
+                coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
+                //$ end
+                break;
+            }
+            //$ end
+            workgroupBarrier();   // the group has been written
+            for (var c = tx; c < GROUP_CHUNKS; c += TX) {
+                let x = sh_scores[row * SCORE_STRIDE + c];
+                sh_scores[row * SCORE_STRIDE + c] = array<f32, 4>(x[0] * factor, x[1] * factor, x[2] * factor, x[3] * factor);
+            }
+            workgroupBarrier();   // it has been rescaled
+            //$ for b in 0..OWN
+            loop {
+                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+                //$ for v in g..g+GROUP
+                o_$b_$v = coopLoadT<Sum>(&sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
+                //$ end
+                break;
+            }
+            //$ end
+            workgroupBarrier();   // and read
+            //$ end
+        }
         let held = unit(exponent);
         //$ end
         //$ if VALUES

@@ -175,18 +175,18 @@ impl FlashBackwardKey {
         products.max((self.result_class() + owned) * (walked / 8 + 1))
     }
 
-    /// Bytes of the slab, of products in f32, of the largest gradient of a score, of the records of queries that are walked, and of the
-    /// keys seen.
+    /// Bytes of the slab, of products in f32, of the flag that a row has taken another power, of the records of queries that are walked,
+    /// and of the keys seen.
     fn matrix_bytes(&self, shape: MatrixShape) -> u32 {
         let (owned, walked) = (shape.strips * shape.side, shape.key_blocks * shape.side);
-        let largest = if self.gradient() { 16 } else { 0 };
+        let risen = if self.gradient() { 16 } else { 0 };
         let records = if self.owns_queries() { 0 } else { 8 * walked };
         let scores = owned * (walked / 4 + 1);
-        16 * (self.matrix_slab(shape) + scores) + largest + records + seen_bytes(walked, self.hides_keys())
+        16 * (self.matrix_slab(shape) + scores) + risen + records + seen_bytes(walked, self.hides_keys())
     }
 
-    /// Turns of the loops of `matrix` for a step, at most: where it stages, where sums are taken along, and one wherever a subgroup looks
-    /// whether it has a strip.
+    /// Turns of the loops of `matrix` for a step, at most: where it stages, where it rescales, and one wherever a subgroup looks whether it
+    /// has a strip.
     fn matrix_turns(&self, shape: MatrixShape, head_dim: u32, value_dim: u32) -> u32 {
         let (owned, walked) = (shape.strips * shape.side, shape.key_blocks * shape.side);
         let strips = shape.own.1;
@@ -195,7 +195,9 @@ impl FlashBackwardKey {
             _ => strips,
         };
         let columns = (walked * self.result_class() / 16).div_ceil(shape.threads);
-        2 + slabs(head_dim) + slabs(value_dim) + 3 * strips + columns
+        let rescale = (self.result_class() / 4).div_ceil(shape.threads / owned);
+        let groups = self.result_class().div_ceil(walked);
+        1 + slabs(head_dim) + slabs(value_dim) + columns + rescale + strips * (3 + 2 * groups)
     }
 
     /// Whether a key that is walked may be hidden from all that is owned.
@@ -410,10 +412,7 @@ impl FlashBackwardKey {
                 files.push("flash_backward_tile");
             }
             (Shape::Matrix(_), _) => {
-                files.extend(["matrices", "invocation_subgroup"]);
-                if self.slopes() {
-                    files.push("rows_subgroup");
-                }
+                files.extend(["matrices", "invocation_subgroup", "rows_subgroup"]);
                 files.push(if self.hides_keys() { "seen_tile" } else { "seen_tile_range" });
                 files.push(if self.padded { "head_padded" } else { "head_whole" });
                 files.push(if self.padded { "value_padded" } else { "value_whole" });
