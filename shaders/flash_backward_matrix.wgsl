@@ -120,11 +120,15 @@ fn main(
     //$ for b in 0..OWN
     //$ for h in 0..HEAD_BLOCKS
     var own_$b_$h = Left();
+    //$ if GUARDED
     loop {
-        if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+        if (strip_$b >= STRIPS) { break; }
+    //$ end
         own_$b_$h = coopLoadT<Left>(&sh_slab[strip_$b * SIDE * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
+    //$ if GUARDED
         break;
     }
+    //$ end
     //$ end
     //$ end
     //$ if GRADIENT
@@ -136,11 +140,15 @@ fn main(
     //$ for b in 0..OWN
     //$ for h in 0..PAIR_BLOCKS
     var pair_$b_$h = Left();
+    //$ if GUARDED
     loop {
-        if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+        if (strip_$b >= STRIPS) { break; }
+    //$ end
         pair_$b_$h = coopLoadT<Left>(&sh_slab[strip_$b * SIDE * PAIR_STRIDE + $hu * SIDE / 8u][0][0], PAIR_STRIDE * 8u);
+    //$ if GUARDED
         break;
     }
+    //$ end
     //$ end
     //$ end
     //$ end
@@ -167,14 +175,6 @@ fn main(
         //$ end
         let summed_base = aux.params.$SUMMED.offset + s.batch * aux.params.$SUMMED.batch + walked_head * aux.params.$SUMMED.head
             + WALKED_START * aux.params.$SUMMED.seq;
-        //$ for b in 0..OWN
-        //$ for k in 0..KEY_BLOCKS
-        var s_$b_$k = Sum();
-        //$ if GRADIENT
-        var e_$b_$k = Sum();
-        //$ end
-        //$ end
-        //$ end
         clear_seen(thread);
         //$ if GRADIENT
         if (thread == 0u) {
@@ -194,40 +194,14 @@ fn main(
         stage_$PAIR_WALKED(thread, other_base, w0, end - 1u, 0u, PAIR_AT);
         //$ end
         workgroupBarrier();   // the slab is whole
-        {
         //$ end
-        //$ if STREAMED
-        for (var c0 = 0u; c0 < aux.params.head_chunks; c0 += HEAD_CHUNKS) {
-            workgroupBarrier();   // the slab's previous use has been read
-            stage_$WALKED(thread, walked_base, w0, end - 1u, c0, 0u);
-            for (var n = 0u; n < TILE_OWN; n += TILE_K) {
-                stage_$OWN(thread, own_base, first + n, last, c0, (TILE_K + n) * HEAD_STRIDE);
-            }
-            workgroupBarrier();   // the slab is whole
-        //$ end
-            //$ for n in LEAST..OWN+1
-            loop {
-                if (GUARDED == 1u && count != $nu) { break; }
-                //$ for h in 0..HEAD_BLOCKS
-                {
-                    //$ if STREAMED
-                    //$ for b in 0..n
-                    let own_$b_$h = coopLoadT<Left>(&sh_slab[(TILE_K + strip_$b * SIDE) * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
-                    //$ end
-                    //$ end
-                    //$ for k in 0..KEY_BLOCKS
-                    let walked_$k = coopLoad<Right>(&sh_slab[$ku * SIDE * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
-                    //$ for b in 0..n
-                    s_$b_$k = coopMultiplyAdd(own_$b_$h, walked_$k, s_$b_$k);
-                    //$ end
-                    //$ end
-                }
-                //$ end
-                break;
-            }
-            //$ end
-        }
+
         //$ if GRADIENT
+        //$ for b in 0..OWN
+        //$ for k in 0..KEY_BLOCKS
+        var e_$b_$k = Sum();
+        //$ end
+        //$ end
         //$ if HELD
         {
         //$ end
@@ -241,8 +215,10 @@ fn main(
             workgroupBarrier();   // the slab is whole
         //$ end
             //$ for n in LEAST..OWN+1
+            //$ if GUARDED
             loop {
-                if (GUARDED == 1u && count != $nu) { break; }
+                if (count != $nu) { break; }
+            //$ end
                 //$ for h in 0..PAIR_BLOCKS
                 {
                     //$ if STREAMED
@@ -258,33 +234,88 @@ fn main(
                     //$ end
                 }
                 //$ end
+            //$ if GUARDED
                 break;
             }
             //$ end
+            //$ end
         }
         //$ for b in 0..OWN
+        //$ if GUARDED
         loop {
-            if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+            if (strip_$b >= STRIPS) { break; }
+        //$ end
             //$ for k in 0..KEY_BLOCKS
             coopStoreT(e_$b_$k, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + $ku * SIDE / 4u][0], SCORE_STRIDE * 4u);
             //$ end
+        //$ if GUARDED
             break;
         }
+        //$ end
         //$ end
         workgroupBarrier();   // the products with values have been written
         //$ for c in 0..KEY_CHUNKS
         let e_$c = sh_scores[row * SCORE_STRIDE + tx * KEY_CHUNKS + $cu];
         //$ end
-        workgroupBarrier();   // and read
         //$ end
         //$ for b in 0..OWN
+        //$ for k in 0..KEY_BLOCKS
+        var s_$b_$k = Sum();
+        //$ end
+        //$ end
+        //$ if HELD
+        {
+        //$ end
+        //$ if STREAMED
+        for (var c0 = 0u; c0 < aux.params.head_chunks; c0 += HEAD_CHUNKS) {
+            workgroupBarrier();   // the slab's previous use has been read
+            stage_$WALKED(thread, walked_base, w0, end - 1u, c0, 0u);
+            for (var n = 0u; n < TILE_OWN; n += TILE_K) {
+                stage_$OWN(thread, own_base, first + n, last, c0, (TILE_K + n) * HEAD_STRIDE);
+            }
+            workgroupBarrier();   // the slab is whole
+        //$ end
+            //$ for n in LEAST..OWN+1
+            //$ if GUARDED
+            loop {
+                if (count != $nu) { break; }
+            //$ end
+                //$ for h in 0..HEAD_BLOCKS
+                {
+                    //$ if STREAMED
+                    //$ for b in 0..n
+                    let own_$b_$h = coopLoadT<Left>(&sh_slab[(TILE_K + strip_$b * SIDE) * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
+                    //$ end
+                    //$ end
+                    //$ for k in 0..KEY_BLOCKS
+                    let walked_$k = coopLoad<Right>(&sh_slab[$ku * SIDE * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
+                    //$ for b in 0..n
+                    s_$b_$k = coopMultiplyAdd(own_$b_$h, walked_$k, s_$b_$k);
+                    //$ end
+                    //$ end
+                }
+                //$ end
+            //$ if GUARDED
+                break;
+            }
+            //$ end
+            //$ end
+        }
+        //$ if GRADIENT
+        workgroupBarrier();   // they have been read
+        //$ end
+        //$ for b in 0..OWN
+        //$ if GUARDED
         loop {
-            if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+            if (strip_$b >= STRIPS) { break; }
+        //$ end
             //$ for k in 0..KEY_BLOCKS
             coopStoreT(s_$b_$k, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + $ku * SIDE / 4u][0], SCORE_STRIDE * 4u);
             //$ end
+        //$ if GUARDED
             break;
         }
+        //$ end
         //$ end
         workgroupBarrier();   // all scores have been written, the slab has been read
         //$ if EARLY
@@ -329,16 +360,21 @@ fn main(
         let risen = select(exponent, met, rises);
         let factor = unit(risen) * inverse_unit(exponent);
         exponent = risen;
-        if (workgroupUniformLoad(&sh_risen) != 0u) {
-            //$ for g in 0..VALUE_BLOCKS step GROUP
+        let detour = workgroupUniformLoad(&sh_risen);
+        //$ for g in 0..VALUE_BLOCKS step GROUP
+        if (detour != 0u) {   // a group each, so that what follows it has few registers to merge
             //$ for b in 0..OWN
+            //$ if GUARDED
             loop {
-                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+                if (strip_$b >= STRIPS) { break; }
+            //$ end
                 //$ for v in g..g+GROUP
                 coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
+            //$ if GUARDED
                 break;
             }
+            //$ end
             //$ end
             workgroupBarrier();   // the group has been written
             for (var c = tx; c < GROUP_CHUNKS; c += TX) {
@@ -347,17 +383,21 @@ fn main(
             }
             workgroupBarrier();   // it has been rescaled
             //$ for b in 0..OWN
+            //$ if GUARDED
             loop {
-                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+                if (strip_$b >= STRIPS) { break; }
+            //$ end
                 //$ for v in g..g+GROUP
                 o_$b_$v = coopLoadT<Sum>(&sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
+            //$ if GUARDED
                 break;
             }
             //$ end
-            workgroupBarrier();   // and read
             //$ end
+            workgroupBarrier();   // and read
         }
+        //$ end
         let held = unit(exponent);
         //$ end
         //$ if VALUES
@@ -372,8 +412,10 @@ fn main(
         //$ end
         workgroupBarrier();   // the slab is whole
         //$ for n in LEAST..OWN+1
+        //$ if GUARDED
         loop {
-            if (GUARDED == 1u && count != $nu) { break; }
+            if (count != $nu) { break; }
+        //$ end
             //$ for k in 0..KEY_BLOCKS
             {
                 //$ for b in 0..n
@@ -387,8 +429,10 @@ fn main(
                 //$ end
             }
             //$ end
+        //$ if GUARDED
             break;
         }
+        //$ end
         //$ end
         //$ if OWNS_KEYS
         if (end - w0 <= TILE_K) {
@@ -410,13 +454,17 @@ fn main(
     //$ for g in 0..VALUE_BLOCKS step GROUP
     workgroupBarrier();   // the previous group has been read
     //$ for b in 0..OWN
+    //$ if GUARDED
     loop {
-        if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+        if (strip_$b >= STRIPS) { break; }
+    //$ end
         //$ for v in g..g+GROUP
         coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
         //$ end
+    //$ if GUARDED
         break;
     }
+    //$ end
     //$ end
     workgroupBarrier();   // the group has been written
     for (var c = tx; c < GROUP_CHUNKS && stored; c += TX) {
