@@ -11,8 +11,8 @@
 // the scores. What is summed goes back, in f16, at WEIGHTS_AT of the slab, beside what it is summed with.
 //
 // f16 has room for what is summed: weights, at most 1, are held times WEIGHT_UNIT; gradients of scores, of any size, times a power of two of
-// their row, which brings its largest to some 2^8. One that is MARGIN times that, 2^15, takes another, and the sums of all rows make a
-// detour through sh_scores, rarely. Of a row's largest, 2^-22 is held in full.
+// their row, which brings its largest to some 2^8. One that would reach 2^15 takes another, and the sums of all rows make a detour through
+// sh_scores, rarely. What is 2^22 below the largest of its row is still held in full.
 
 const TILE_OWN: u32 = STRIPS * SIDE;
 const TILE_K: u32 = KEY_BLOCKS * SIDE;
@@ -37,10 +37,10 @@ const WEIGHT_UNIT: f32 = 16384.0;
 //$ end
 //$ if GRADIENT
 var<workgroup> sh_risen: atomic<u32>;   // whether a row with sums has taken another power
-const MARGIN: u32 = 7u;                 // its logarithm
+const MARGIN: u32 = 6u;                 // by how much the exponent of the largest may rise before
 const LEAST_EXPONENT: u32 = 9u;         // of rows without gradients: as small as both powers below are normal numbers
 
-// What the gradients of a row are multiplied by where its largest has this exponent, as f32 stores it; and the inverse.
+// What the gradients of a row are multiplied by where its largest had this exponent, as f32 stores it; and the inverse.
 fn unit(exponent: u32) -> f32 {
     return bitcast<f32>((262u - exponent) << 23u);
 }
@@ -360,9 +360,8 @@ fn main(
         let risen = select(exponent, met, rises);
         let factor = unit(risen) * inverse_unit(exponent);
         exponent = risen;
-        let detour = workgroupUniformLoad(&sh_risen);
-        //$ for g in 0..VALUE_BLOCKS step GROUP
-        if (detour != 0u) {   // a group each, so that what follows it has few registers to merge
+        if (workgroupUniformLoad(&sh_risen) != 0u) {   // a barrier too
+            //$ for g in 0..VALUE_BLOCKS step GROUP
             //$ for b in 0..OWN
             //$ if GUARDED
             loop {
@@ -396,16 +395,16 @@ fn main(
             //$ end
             //$ end
             workgroupBarrier();   // and read
+            //$ end
         }
-        //$ end
-        let held = unit(exponent);
+        let power = unit(exponent);
         //$ end
         //$ if VALUES
-        let held = WEIGHT_UNIT;
+        let power = WEIGHT_UNIT;
         //$ end
         //$ for c in 0..KEY_CHUNKS
         sh_slab[WEIGHTS_AT + row * KEY_STRIDE + (tx * KEY_CHUNKS + $cu) / 2u][(tx * KEY_CHUNKS + $cu) % 2u] =
-            halves(vec4<f32>(w_$c_0, w_$c_1, w_$c_2, w_$c_3) * held);
+            halves(vec4<f32>(w_$c_0, w_$c_1, w_$c_2, w_$c_3) * power);
         //$ end
         //$ if LATE
         stage_columns(thread, summed_base, item.split * VALUE_CHUNKS, w0, end);
