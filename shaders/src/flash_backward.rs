@@ -425,7 +425,8 @@ impl FlashBackwardKey {
     /// How the rows of products reach the slab of `matrix`.
     fn slab_rows(&self) -> Vec<String> {
         let Shape::Matrix(_) = self.shape else { return Vec::new() };
-        let tensors = [("q", "HEAD", "head"), ("k", "HEAD", "head"), ("v", "PAIR", "value"), ("grad_out", "PAIR", "value")];
+        let tensors =
+            [("q", "HEAD", "head"), ("k", "HEAD", "head"), ("v", "PAIR", "value"), ("grad_out", "PAIR", "value")];
         let staged = if self.gradient() { &tensors[..] } else { &tensors[..2] };
         let fill = |&(name, columns, dim): &(&str, &str, &str)| {
             file("slab_rows").replace("$t", name).replace("$D", columns).replace("$w", dim)

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use wattn_shaders::{
-    Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, LaneShape, MatrixShape, ScoreOptions, Shape, bindings,
-    table,
+    Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, LaneShape, MatrixShape, ScoreOptions, Shape,
+    bindings, table,
 };
 
 use crate::attention::{Attention, Extent};

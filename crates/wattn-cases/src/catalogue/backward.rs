@@ -50,8 +50,9 @@ fn scores() -> Vec<Recipe> {
     let causal = |recipe| Recipe { causal: BOTTOM_RIGHT, ..recipe };
     vec![
         Recipe { softcap: Some(1.5), ..causal(sized("softmax/backward_softcap_causal", 40, 40)) },
+        // Of eight heads, the first has a slope so steep that gradients of scores grow 2^10 times from tile to tile.
         Recipe {
-            heads: 4,
+            heads: 8,
             batch: 2,
             kv_lens: &[60, 9],
             alibi: true,
