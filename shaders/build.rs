@@ -176,6 +176,7 @@ fn flash_backward_keys() -> impl Iterator<Item = FlashBackwardKey> {
         (Kernel::TileUniversal, alone),
         (Kernel::TileSubgroup, tile),
         (Kernel::Broadcast, lanes),
+        (Kernel::Matrix, Shape::Matrix(table::matrix_shape(16, (32, 64)))),
     ];
     let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, ..ScoreOptions::default() };
     let forms = [
@@ -188,6 +189,8 @@ fn flash_backward_keys() -> impl Iterator<Item = FlashBackwardKey> {
         forms.into_iter().flat_map(move |(q, access, options)| {
             let on = options != ScoreOptions::default();
             let rows = matches!(shape, Shape::Lanes(_));
+            // Rows that stay in matrices, and such that are staged with what is walked.
+            let held = rows || (kernel == Kernel::Matrix && access == Access::Vec4);
             let ops = [
                 BackwardOp::Delta { incoming: on },
                 BackwardOp::Dq { slopes: on },
@@ -206,8 +209,8 @@ fn flash_backward_keys() -> impl Iterator<Item = FlashBackwardKey> {
                 q,
                 kv: Storage::F32,
                 access: if rows || access == Access::Any { access } else { Access::Vec4 },
-                head_class: if rows { 32 } else { 0 },
-                padded: rows && on,
+                head_class: if held { 32 } else { 0 },
+                padded: on && (rows || kernel == Kernel::Matrix),
                 value_class: 32,
                 beside,
                 options,

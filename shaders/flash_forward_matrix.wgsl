@@ -24,6 +24,9 @@ const SCORE_STRIDE: u32 = TILE_K / 4u + 1u;
 // A maximum that rises by less does not rescale. Weights are at most exp(MARGIN), far below what f16 holds.
 const MARGIN: f32 = 8.0;
 
+var<workgroup> sh_weights: array<Half8, TILE_Q * KEY_STRIDE>;   // [query, key]
+var<workgroup> sh_risen: atomic<u32>;   // whether the reference of a row with weights has moved
+
 // The values of keys j0.. reach the slab by column, four keys and four columns an invocation at a time.
 fn stage_values(thread: u32, s: Sequence, v_first: u32, column: u32, j0: u32, end: u32) {
     for (var n = thread; n < TILE_K / 4u * VALUE_CHUNKS; n += THREADS) {

@@ -1,6 +1,6 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
-use crate::key::{Access, FlashKey, Kernel, Key, ScoreOptions, Shape, Storage};
+use crate::key::{Access, FlashKey, Kernel, Key, MatrixShape, ScoreOptions, Shape, Storage};
 use crate::split::{AppendKey, LengthsKey, MergeKey, key_places};
 use crate::table::{
     KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, matrix_stages_early, row_values, value_keys,
@@ -78,6 +78,7 @@ files!(
     "matrix_types",
     "matrices",
     "split_halves",
+    "slab_rows",
     "flash_split_lanes",
     "flash_split_tile",
     "flash_merge",
@@ -98,6 +99,7 @@ files!(
     "flash_backward_delta",
     "flash_backward_rows",
     "flash_backward_tile",
+    "flash_backward_matrix",
     "flash_backward_dbias",
     "flash_backward_sum",
     "state0",
@@ -228,6 +230,7 @@ pub fn compose(key: &Key) -> String {
 pub fn on_matrices(key: &Key) -> bool {
     match key {
         Key::Flash(key) => key.kernel == Kernel::Matrix,
+        Key::FlashBackward(key) => key.kernel == Kernel::Matrix,
         Key::Linear(key) => key.kernel == Kernel::Matrix,
         Key::Based(key) => key.kernel == Kernel::Matrix,
         _ => false,
@@ -365,37 +368,43 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
             ]
         }
         Shape::Matrix(shape) => {
-            let (tile_q, tile_k) = (key.shape.tile_queries(), key.shape.tile_keys());
-            let tx = shape.threads / tile_q;
-            let head_blocks = matrix_head_dims(key) / shape.side;
             let value_blocks = key.value_class / shape.side;
             let (slab, values_at) = matrix_slab(shape, key);
             let (held, early) = (key.head_class > 0, matrix_stages_early(key));
-            vec![
-                ("SIDE", shape.side),
-                ("STRIPS", shape.strips),
-                ("LEAST", shape.own.0.max(1)),
-                ("OWN", shape.own.1),
-                ("GUARDED", (shape.own.0 != shape.own.1).into()),
-                ("THREADS", shape.threads),
-                ("TX", tx),
-                ("TX_LOG2", tx.ilog2()),
-                ("KEY_BLOCKS", shape.key_blocks),
-                ("KEY_CHUNKS", tile_k / tx / 4),
-                ("HEAD_BLOCKS", head_blocks),
+            let mut all = matrix_constants(shape);
+            all.extend([
+                ("HEAD_BLOCKS", matrix_head_dims(key) / shape.side),
                 ("VALUE_BLOCKS", value_blocks),
                 ("VALUE_CHUNKS", value_chunks),
                 ("GROUP", shape.key_blocks.min(value_blocks)),
                 ("SLAB", slab),
                 ("VALUES_AT", values_at),
-                ("K_LOADS", tile_k * matrix_head_dims(key) / 4 / shape.threads),
+                ("K_LOADS", key.shape.tile_keys() * matrix_head_dims(key) / 4 / shape.threads),
                 ("HELD", held.into()),
                 ("STREAMED", (!held).into()),
                 ("EARLY", early.into()),
                 ("LATE", (!early).into()),
-            ]
+            ]);
+            all
         }
     }
+}
+
+/// The numbers of the header that a shape of matrices tells.
+pub(crate) fn matrix_constants(shape: MatrixShape) -> Vec<(&'static str, u32)> {
+    let tx = shape.threads / (shape.strips * shape.side);
+    vec![
+        ("SIDE", shape.side),
+        ("STRIPS", shape.strips),
+        ("LEAST", shape.own.0.max(1)),
+        ("OWN", shape.own.1),
+        ("GUARDED", (shape.own.0 != shape.own.1).into()),
+        ("THREADS", shape.threads),
+        ("TX", tx),
+        ("TX_LOG2", tx.ilog2()),
+        ("KEY_BLOCKS", shape.key_blocks),
+        ("KEY_CHUNKS", shape.key_blocks * shape.side / tx / 4),
+    ]
 }
 
 fn parts(key: &FlashKey) -> Vec<String> {

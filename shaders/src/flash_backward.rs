@@ -2,9 +2,11 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, elements, file, key_sharing, params, score_parts};
-use crate::key::{Access, Kernel, ScoreOptions, Shape, Storage};
-use crate::table::{KEY_STEP, columns, row_values, tile_bytes, value_keys};
+use crate::compose::{
+    Binding, Element, Output, elements, file, key_sharing, matrix_constants, matrix_types, params, score_parts,
+};
+use crate::key::{Access, Kernel, MatrixShape, ScoreOptions, Shape, Storage};
+use crate::table::{KEY_STEP, STREAM_DIMS, columns, row_values, seen_bytes, tile_bytes, value_keys};
 
 /// What a kernel of the backward pass does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,9 +52,10 @@ pub struct FlashBackwardKey {
     pub access: Access,
     /// Upper bound of the head dim; 0 where the kernel loops over it.
     pub head_class: u32,
-    /// Whether a dim is below its class, so that what lies past it must be zeroed. (Kernels that loop over dims stop there.)
+    /// Whether a dim is below its class, or not a multiple of what `matrix` takes of it at a time, so that what lies past it must be
+    /// zeroed. (Tiles stop there.)
     pub padded: bool,
-    /// Upper bound of the value dim; of a tile, of the part of its result's dim that one workgroup handles.
+    /// Upper bound of the value dim; of a kernel that loops over dims, of the part of its result's dim that one workgroup handles.
     pub value_class: u32,
     /// Whether the gradient of the output lies beside the records: eight bindings hold no more, where there is a bias or a mask.
     pub beside: bool,
@@ -121,7 +124,11 @@ impl FlashBackwardKey {
     /// Turns of its loops that a kernel takes for a step of its walk, at most.
     #[must_use]
     pub fn turns(&self, head_dim: u32, value_dim: u32) -> u32 {
-        let Shape::Tile(tile) = self.shape else { return 1 };
+        let tile = match self.shape {
+            Shape::Lanes(_) => return 1,
+            Shape::Matrix(shape) => return self.matrix_turns(shape, head_dim, value_dim),
+            Shape::Tile(tile) => tile,
+        };
         let slabs = |dim: u32| dim.div_ceil(4).div_ceil(tile.k_chunks) * (2 + tile.k_chunks);
         let values = value_keys(tile, self.value_class);
         2 + slabs(head_dim) + slabs(value_dim) + (tile.tx * tile.keys).div_ceil(values) * (2 + values / KEY_STEP)
@@ -142,8 +149,57 @@ impl FlashBackwardKey {
                 let rows = self.slopes() && self.kernel == Kernel::TileUniversal;
                 tile_bytes(tile, rows, self.hides_keys())
             }
+            (_, Shape::Matrix(shape)) if self.walks() => self.matrix_bytes(shape),
             _ => 0,
         }
+    }
+
+    /// Columns that lie in the slab of `matrix` at a time, for products over the head dim and over the value dim.
+    fn product_dims(&self) -> [u32; 2] {
+        if self.head_class > 0 { [self.head_class, self.value_class] } else { [STREAM_DIMS; 2] }
+    }
+
+    /// Upper bound of the part of its result's dim that one workgroup of `matrix` handles.
+    fn result_class(&self) -> u32 {
+        if self.head_class > 0 && self.gradient() { self.head_class } else { self.value_class }
+    }
+
+    /// Size of the slab of `matrix`, in 16 bytes. Rows that stay in matrices pass through it before any that are walked; others are staged
+    /// with these. Then it has weights, and columns of what is summed.
+    fn matrix_slab(&self, shape: MatrixShape) -> u32 {
+        let (owned, walked) = (shape.strips * shape.side, shape.key_blocks * shape.side);
+        let [head, value] = self.product_dims().map(|dims| dims / 8 + 1);
+        let value = if self.gradient() { value } else { 0 };
+        let products = match self.head_class {
+            0 => (owned + walked) * head,
+            _ => (owned * head.max(value)).max(walked * (head + value)),
+        };
+        products.max((self.result_class() + owned) * (walked / 8 + 1))
+    }
+
+    /// Bytes of the slab, of products in f32, of the flag that a row has taken another power, of the records of queries that are walked,
+    /// and of the keys seen.
+    fn matrix_bytes(&self, shape: MatrixShape) -> u32 {
+        let (owned, walked) = (shape.strips * shape.side, shape.key_blocks * shape.side);
+        let risen = if self.gradient() { 16 } else { 0 };
+        let records = if self.owns_queries() { 0 } else { 8 * walked };
+        let scores = owned * (walked / 4 + 1);
+        16 * (self.matrix_slab(shape) + scores) + risen + records + seen_bytes(walked, self.hides_keys())
+    }
+
+    /// Turns of the loops of `matrix` for a step, at most: where it stages, where it rescales, and one wherever a subgroup looks whether it
+    /// has a strip.
+    fn matrix_turns(&self, shape: MatrixShape, head_dim: u32, value_dim: u32) -> u32 {
+        let (owned, walked) = (shape.strips * shape.side, shape.key_blocks * shape.side);
+        let strips = shape.own.1;
+        let slabs = |dim: u32| match self.head_class {
+            0 => dim.div_ceil(STREAM_DIMS) * (1 + owned / walked + strips),
+            _ => strips,
+        };
+        let columns = (walked * self.result_class() / 16).div_ceil(shape.threads);
+        let rescale = (self.result_class() / 4).div_ceil(shape.threads / owned);
+        let groups = self.result_class().div_ceil(walked);
+        1 + slabs(head_dim) + slabs(value_dim) + columns + rescale + strips * (3 + 2 * groups)
     }
 
     /// Whether a key that is walked may be hidden from all that is owned.
@@ -255,7 +311,27 @@ impl FlashBackwardKey {
                     ("V_LOADS", keys * columns / shape.ty),
                 ]);
             }
-            Shape::Matrix(_) => {} // no walk is on matrices
+            Shape::Matrix(shape) => {
+                let [head_blocks, pair_blocks] = self.product_dims().map(|dims| dims / shape.side);
+                let value_blocks = self.result_class() / shape.side;
+                let loads = |blocks: u32| shape.key_blocks * shape.side * blocks * shape.side / 4 / shape.threads;
+                let (held, late) = (self.head_class > 0, self.hides_keys());
+                all.extend(matrix_constants(shape));
+                all.extend([
+                    ("HEAD_BLOCKS", head_blocks),
+                    ("HEAD_LOADS", loads(head_blocks)),
+                    ("PAIR_BLOCKS", pair_blocks),
+                    ("PAIR_LOADS", loads(pair_blocks)),
+                    ("VALUE_BLOCKS", value_blocks),
+                    ("VALUE_CHUNKS", self.result_class() / 4),
+                    ("GROUP", shape.key_blocks.min(value_blocks)),
+                    ("SLAB", self.matrix_slab(shape)),
+                    ("HELD", flag(held)),
+                    ("STREAMED", flag(!held)),
+                    ("EARLY", flag(!late)),
+                    ("LATE", flag(late)),
+                ]);
+            }
         }
         all
     }
@@ -310,7 +386,11 @@ impl FlashBackwardKey {
                 }
                 parts.push(file("row_record").to_owned());
                 parts.extend(score_parts(self.options, true));
+                if let Shape::Matrix(shape) = self.shape {
+                    parts.push(matrix_types(shape.side));
+                }
                 parts.extend(self.walk().into_iter().map(|name| self.fill(file(name))));
+                parts.extend(self.slab_rows());
             }
         }
         parts
@@ -336,9 +416,27 @@ impl FlashBackwardKey {
                 files.push(if self.hides_keys() { "seen_tile" } else { "seen_tile_range" });
                 files.push("flash_backward_tile");
             }
-            (Shape::Matrix(_), _) => {} // no walk is on matrices
+            (Shape::Matrix(_), _) => {
+                files.extend(["matrices", "invocation_subgroup", "rows_subgroup"]);
+                files.push(if self.hides_keys() { "seen_tile" } else { "seen_tile_range" });
+                files.push(if self.padded { "head_padded" } else { "head_whole" });
+                files.push(if self.padded { "value_padded" } else { "value_whole" });
+                files.push("flash_backward_matrix");
+            }
         }
         files
+    }
+
+    /// How the rows of products reach the slab of `matrix`.
+    fn slab_rows(&self) -> Vec<String> {
+        let Shape::Matrix(_) = self.shape else { return Vec::new() };
+        let tensors =
+            [("q", "HEAD", "head"), ("k", "HEAD", "head"), ("v", "PAIR", "value"), ("grad_out", "PAIR", "value")];
+        let staged = if self.gradient() { &tensors[..] } else { &tensors[..2] };
+        let fill = |&(name, columns, dim): &(&str, &str, &str)| {
+            file("slab_rows").replace("$t", name).replace("$D", columns).replace("$w", dim)
+        };
+        staged.iter().map(fill).collect()
     }
 
     /// The text of a walk with its roles filled in.

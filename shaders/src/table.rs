@@ -24,8 +24,8 @@ pub fn kernel_files(key: &FlashKey) -> Vec<&'static str> {
             "matrices",
             "invocation_subgroup",
             "rows_subgroup",
-            if masks { "seen_tile" } else { "seen_tile_range" },
             "flash_forward_matrix",
+            if masks { "seen_tile" } else { "seen_tile_range" },
         ],
         (Kernel::TileSubgroup, _) => tile("invocation_subgroup", "rows_subgroup"),
         (Kernel::TileUniversal, Shape::Tile(_)) => tile("invocation", "rows_workgroup"),
@@ -149,7 +149,7 @@ pub(crate) fn tile_bytes(tile: TileShape, rows: bool, seen: bool) -> u32 {
 }
 
 /// Bytes of a bit a key, rounded up as wgpu rounds each variable.
-fn seen_bytes(tile_k: u32, seen: bool) -> u32 {
+pub(crate) fn seen_bytes(tile_k: u32, seen: bool) -> u32 {
     if seen { (4 * tile_k.div_ceil(32)).next_multiple_of(16) } else { 0 }
 }
 
@@ -162,7 +162,7 @@ pub fn dim_class(dim: u32) -> Option<u32> {
 /// Rows and columns of the cooperative matrices on the menu.
 pub const MATRIX_SIDES: [u32; 2] = [8, 16];
 
-/// Columns of queries and keys that `matrix` sums at a time where the head dim is beyond the classes.
+/// Columns that `matrix` sums at a time in products over a dim that is beyond the classes.
 pub const STREAM_DIMS: u32 = 64;
 
 /// The tile of `matrix` for matrices of `side` and subgroups of `min` to `max` lanes: 64 queries x 32 keys, less of both for subgroups so
@@ -183,6 +183,20 @@ pub fn matrix_square(side: u32, (min, max): (u32, u32)) -> MatrixSquare {
     let grid = edge / side;
     let threads = (4 * min).max(grid * max).max(2 * edge);
     MatrixSquare { side, edge, own: (grid * grid * min / threads, (grid * grid * max).div_ceil(threads)), threads }
+}
+
+/// The tile of `matrix` in the backward pass. Where rows of wide dims stay in matrices, twice as many as in the forward pass, those of the
+/// largest subgroups would not hold more than 16.
+#[must_use]
+pub fn matrix_backward_shape(side: u32, (min, max): (u32, u32), head_dim: u32, value_dim: u32) -> MatrixShape {
+    let shape = matrix_shape(side, (min, max));
+    let widest = head_dim.max(value_dim);
+    if widest <= 64 || dim_class(widest).is_none() {
+        return shape;
+    }
+    let strips = shape.strips.min(16 / side * shape.threads.div_ceil(max));
+    let own = (strips * min / shape.threads, (strips * max).div_ceil(shape.threads));
+    MatrixShape { strips, own, ..shape }
 }
 
 /// Columns of queries and keys that lie in the slab of `matrix` at a time.

@@ -341,9 +341,66 @@ fn backward_kernels_are_what_their_keys_say() {
     }
 }
 
+/// The walks of the backward pass on matrices, for subgroups as devices have them, with rows that stay in them and such that do not.
+fn backward_matrix_keys() -> Vec<FlashBackwardKey> {
+    let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, ..ScoreOptions::default() };
+    let mut keys = Vec::new();
+    for side in table::MATRIX_SIDES {
+        for subgroups in [(8, 8), (8, 32), (16, 16), (32, 32), (32, 64), (64, 64)] {
+            for (head_dim, value_dim) in [(16, 16), (32, 64), (64, 128), (128, 128), (576, 128), (256, 16)] {
+                let shape = Shape::Matrix(table::matrix_backward_shape(side, subgroups, head_dim, value_dim));
+                for (access, options) in [(Access::Vec4, ScoreOptions::default()), (Access::Any, all)] {
+                    for op in [BackwardOp::Dq { slopes: options.alibi }, BackwardOp::Dk, BackwardOp::Dv] {
+                        keys.push(FlashBackwardKey {
+                            op,
+                            kernel: Kernel::Matrix,
+                            shape,
+                            q: Storage::F16,
+                            kv: Storage::F16,
+                            access,
+                            head_class: table::dim_class(head_dim).unwrap_or(0),
+                            padded: access == Access::Any,
+                            value_class: value_dim,
+                            beside: options.masks_elements(),
+                            options,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    keys
+}
+
+#[test]
+fn backward_matrix_kernels_are_what_their_keys_say() {
+    for key in backward_matrix_keys() {
+        let (module, info) = parse(&Key::FlashBackward(key));
+        assert_eq!(declared_bytes(&module), key.workgroup_bytes(), "{key}");
+        assert!(key.workgroup_bytes() <= 32_768, "{key}: {}", key.workgroup_bytes());
+        // As in the forward pass: what matrices are made of comes first, in whole 16 bytes.
+        let shared = declared_memory(&module);
+        assert_eq!([shared[0].0, shared[1].0], ["sh_slab", "sh_scores"], "{key}");
+        assert!(shared[..2].iter().all(|m| m.1.is_multiple_of(16)), "{key}: {shared:?}");
+        assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
+        let listed: Vec<_> =
+            bindings(&Key::FlashBackward(key)).iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+        assert_eq!(declared_bindings(&module), listed, "{key}");
+        assert!(listed.len() <= 8, "{key}");
+        let (owned, walked) = (key.shape.tile_queries(), key.shape.tile_keys());
+        let threads = key.invocations();
+        assert!(owned.is_multiple_of(walked) && threads.is_multiple_of(owned) && threads >= walked, "{key}");
+        let spv = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+        naga::back::spv::write_vec(&module, &info, &spv, None).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
+        let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+        naga::back::msl::write_string(&module, &info, &msl, &naga::back::msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{key}: MSL: {e}"));
+    }
+}
+
 #[test]
 fn backward_labels_tell_kernels_apart() {
-    let keys = backward_keys();
+    let keys = [backward_keys(), backward_matrix_keys()].concat();
     let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
     assert_eq!(labels.len(), keys.len());
 }

@@ -93,6 +93,8 @@ pub struct Recipe {
     pub backward: bool,
     /// Adds a normal gradient of the log-sum-exp.
     pub grad_lse: bool,
+    /// What incoming gradients are multiplied by.
+    pub gradients: f32,
     pub rms_tolerance: Option<f64>,
 }
 
@@ -125,6 +127,7 @@ impl Default for Recipe {
             poison: false,
             backward: false,
             grad_lse: false,
+            gradients: 1.0,
             rms_tolerance: None,
         }
     }
@@ -187,7 +190,10 @@ impl Recipe {
             rms_tolerance: self.rms_tolerance,
             expect: BTreeMap::new(),
         };
-        let mut gradient = |storage, shape: Vec<usize>| Tensor::new(storage, &shape, source.normals(n(&shape)));
+        let mut gradient = |storage, shape: Vec<usize>| {
+            let normals = source.normals(n(&shape)).into_iter().map(|x| x * self.gradients);
+            Tensor::new(storage, &shape, normals.collect())
+        };
         case.grad_out = self.backward.then(|| gradient(self.q_storage, case.out_shape()));
         case.grad_lse = self.grad_lse.then(|| gradient(Storage::F32, case.lse_shape()));
         if self.poison {

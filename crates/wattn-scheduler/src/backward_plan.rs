@@ -3,10 +3,11 @@
 use std::fmt;
 
 use wattn_shaders::{
-    Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, LaneShape, ScoreOptions, Shape, bindings, table,
+    Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, LaneShape, MatrixShape, ScoreOptions, Shape,
+    bindings, table,
 };
 
-use crate::attention::Extent;
+use crate::attention::{Attention, Extent};
 use crate::backward::AttentionBackward;
 use crate::capabilities::Capabilities;
 use crate::choose::{self, BackwardShapes};
@@ -166,22 +167,8 @@ fn steps(
 ) -> Vec<BackwardStep> {
     let attention = &backward.attention;
     let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
-    let options = ScoreOptions { sinks: false, lse: false, ..attention.options };
-    let beside = options.masks_elements();
-    // Kernels of one layout, which all designs share, take vec4.
-    let single = FlashBackwardKey {
-        op: BackwardOp::Dbias,
-        kernel: Kernel::TileUniversal,
-        shape: Shape::Tile(table::TILE_GPU),
-        q: attention.q,
-        kv: attention.kv,
-        access: attention.access,
-        head_class: 0,
-        padded: false,
-        value_class: 0,
-        beside,
-        options,
-    };
+    let single = single(attention);
+    let options = single.options;
     let unit = ScoreOptions { bias: options.bias, ..ScoreOptions::default() };
     let delta = FlashBackwardKey {
         op: BackwardOp::Delta { incoming: backward.lse_gradient },
@@ -196,7 +183,8 @@ fn steps(
         beside: false,
         ..single
     };
-    let dq = BackwardOp::Dq { slopes: backward.slopes_gradient };
+    let slopes = backward.slopes_gradient;
+    let dq = BackwardOp::Dq { slopes };
     let walks = match shapes {
         BackwardShapes::Rows(shape) => {
             let [head_class, value_class] = [qk, value].map(|dim| table::dim_class(dim).unwrap_or(table::VALUE_SPLIT));
@@ -218,22 +206,23 @@ fn steps(
             };
             // Keys have two gradients to queries' one.
             let half = Shape::Lanes(LaneShape { rows: shape.rows.div_ceil(2), ..shape });
-            let walk = |op, shape| (FlashBackwardKey { op, shape, ..key }, 1);
+            let walk = |op, shape| BackwardStep { key: FlashBackwardKey { op, shape, ..key }, splits: 1 };
             let keys = keys.into_iter().map(|op| walk(op, half));
             [walk(dq, key.shape)].into_iter().chain(keys).collect::<Vec<_>>()
         }
         BackwardShapes::Tiles { head, value: tile } => {
             [(dq, head, qk), (BackwardOp::Dk, head, qk), (BackwardOp::Dv, tile, value)]
                 .map(|(op, shape, dim)| {
-                    let part = dim.min(table::VALUE_SPLIT);
-                    let value_class = table::dim_class(part).unwrap_or(table::VALUE_SPLIT);
+                    let (value_class, splits) = part_of(dim);
                     let key = FlashBackwardKey { op, kernel, shape: Shape::Tile(shape), value_class, ..single };
-                    (key, dim.div_ceil(table::VALUE_SPLIT))
+                    BackwardStep { key, splits }
                 })
                 .to_vec()
         }
+        BackwardShapes::Matrices(shape) => matrix_walks(attention, slopes, shape).to_vec(),
     };
-    let mut all = vec![(delta, 1)];
+    let once = |key| BackwardStep { key, splits: 1 };
+    let mut all = vec![once(delta)];
     all.extend(walks);
     for (asked, key) in [
         (backward.bias_gradient, single),
@@ -244,10 +233,53 @@ fn steps(
         ),
     ] {
         if asked {
-            all.push((key, 1));
+            all.push(once(key));
         }
     }
-    all.into_iter().map(|(key, splits)| BackwardStep { key, splits }).collect()
+    all
+}
+
+/// The key of the gradient of the bias. Kernels of one layout, as this one, are shared by all designs and take vec4.
+fn single(attention: &Attention) -> FlashBackwardKey {
+    let options = ScoreOptions { sinks: false, lse: false, ..attention.options };
+    FlashBackwardKey {
+        op: BackwardOp::Dbias,
+        kernel: Kernel::TileUniversal,
+        shape: Shape::Tile(table::TILE_GPU),
+        q: attention.q,
+        kv: attention.kv,
+        access: attention.access,
+        head_class: 0,
+        padded: false,
+        value_class: 0,
+        beside: options.masks_elements(),
+        options,
+    }
+}
+
+/// Upper bound of the part of a result's dim that one workgroup handles, and how many parts there are.
+fn part_of(dim: u32) -> (u32, u32) {
+    let class = table::dim_class(dim).unwrap_or(table::VALUE_SPLIT);
+    (class, dim.div_ceil(table::VALUE_SPLIT))
+}
+
+/// The walks on matrices. Where both dims are within the classes, the rows that a workgroup owns stay in its matrices.
+pub(crate) fn matrix_walks(attention: &Attention, slopes: bool, shape: MatrixShape) -> [BackwardStep; 3] {
+    let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
+    let key = FlashBackwardKey { kernel: Kernel::Matrix, shape: Shape::Matrix(shape), ..single(attention) };
+    let ops = [(BackwardOp::Dq { slopes }, qk), (BackwardOp::Dk, qk), (BackwardOp::Dv, value)];
+    if let (Some(head_class), Some(value_class)) = (table::dim_class(qk), table::dim_class(value)) {
+        let padded = head_class > qk || value_class > value;
+        return ops.map(|(op, _)| {
+            let key = FlashBackwardKey { op, head_class, padded, value_class, ..key };
+            BackwardStep { key, splits: 1 }
+        });
+    }
+    let padded = [qk, value].iter().any(|dim| !dim.is_multiple_of(table::STREAM_DIMS));
+    ops.map(|(op, dim)| {
+        let (value_class, splits) = part_of(dim);
+        BackwardStep { key: FlashBackwardKey { op, padded, value_class, ..key }, splits }
+    })
 }
 
 /// What the device limits: bindings, workgroups, and turns of loops.

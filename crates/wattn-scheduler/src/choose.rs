@@ -1,9 +1,10 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
 use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
-use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, MatrixSquare, Shape, Storage, TileShape};
+use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, MatrixShape, MatrixSquare, Shape, Storage, TileShape};
 
 use crate::attention::Attention;
+use crate::backward_plan::matrix_walks;
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::cost::Task;
 use crate::error::PlanError;
@@ -80,12 +81,13 @@ fn first_that_serves<S>(
     Err(PlanError::NoKernel { reasons: reasons.join("; ") })
 }
 
-/// The shapes of the walks of the backward pass: one with rows in registers, or a tile for results of the head dim and one for those
-/// of the value dim.
+/// The shapes of the walks of the backward pass: one with rows in registers, a tile for results of the head dim and one for those of the
+/// value dim, or one of matrices.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum BackwardShapes {
     Rows(LaneShape),
     Tiles { head: TileShape, value: TileShape },
+    Matrices(MatrixShape),
 }
 
 fn backward_shapes(
@@ -95,7 +97,14 @@ fn backward_shapes(
 ) -> Result<(BackwardShapes, String), String> {
     let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
     if kernel == Kernel::Matrix {
-        return Err("it has no backward pass".to_owned());
+        let (side, subgroups) = matrices([attention.q, attention.kv], device)?;
+        let shape = table::matrix_backward_shape(side, subgroups, qk, value);
+        let walks = matrix_walks(attention, false, shape);
+        let bytes = walks.iter().map(|step| step.key.workgroup_bytes()).max().unwrap_or(0);
+        let why = matrices_fit(shape, bytes, attention, device)?;
+        let design = Design { task: Task::Backward, ..design(kernel, Shape::Matrix(shape), attention) };
+        let note = quirks::judge(design, attention.kernel.is_some(), device)?;
+        return Ok((BackwardShapes::Matrices(shape), why + &note));
     }
     // Products with values take all of their dim, which the forward pass splits.
     let narrow = value <= table::VALUE_SPLIT;
@@ -342,15 +351,10 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
 
 fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
     let (side, subgroups) = matrices([attention.q, attention.kv], device)?;
-    let shape = Shape::Matrix(table::matrix_shape(side, subgroups));
-    if attention.shape.is_some_and(|pinned| pinned != shape) {
-        return Err("the pinned shape is not on its menu".to_owned());
-    }
+    let matrices = table::matrix_shape(side, subgroups);
+    let shape = Shape::Matrix(matrices);
     let bytes = table::workgroup_bytes(&key(Kernel::Matrix, shape, attention, device));
-    if bytes > device.workgroup_bytes {
-        return Err(format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes));
-    }
-    Ok((shape, format!("matrices of {side} x {side}, {bytes} bytes fit {}", device.workgroup_bytes)))
+    Ok((shape, matrices_fit(matrices, bytes, attention, device)?))
 }
 
 /// The side of the device's matrices and its subgroups, where these can multiply what is stored like q, and like k and v.
@@ -369,6 +373,21 @@ fn matrices([q, kv]: [Storage; 2], device: &Capabilities) -> Result<(u32, (u32, 
     };
     let subgroups = device.subgroups.ok_or("the device has no subgroups")?;
     Ok((side, subgroups))
+}
+
+/// That a workgroup of matrices is what was pinned, if any was, and fits the device.
+fn matrices_fit(
+    shape: MatrixShape,
+    bytes: u32,
+    attention: &Attention,
+    device: &Capabilities,
+) -> Result<String, String> {
+    if attention.shape.is_some_and(|pinned| pinned != Shape::Matrix(shape)) {
+        return Err("the pinned shape is not on its menu".to_owned());
+    }
+    fits(bytes, shape.threads, device)?;
+    let side = shape.side;
+    Ok(format!("matrices of {side} x {side}, {bytes} bytes fit {}", device.workgroup_bytes))
 }
 
 /// The squares of matrices of linear attention.

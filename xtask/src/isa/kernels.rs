@@ -76,11 +76,15 @@ fn forward(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Ve
 fn backward(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Vec<Key>> {
     let plain = attention(Heads::new(HEADS)?, dim, kernel)?;
     let options = plain.alibi().bias().sinks().backward();
+    let extent = Extent::new(1, TOKENS, TOKENS);
     let mut keys = Vec::new();
     for operator in [plain.backward(), options.bias_gradient().sinks_gradient().slopes_gradient()] {
-        let plan = planned(BackwardPlan::new(&operator, Extent::new(1, TOKENS, TOKENS), device), kernel)?;
+        let plan = planned(BackwardPlan::new(&operator, extent, device), kernel)?;
         keys.extend(plan.iter().flat_map(BackwardPlan::keys));
     }
+    // In f16, on matrices: tiles have the code that they have in f32, but for how rows are loaded.
+    let half = planned(BackwardPlan::new(&plain.storage(Storage::F16).backward(), extent, device), kernel)?;
+    keys.extend(half.iter().filter(|plan| plan.kernel == Kernel::Matrix).flat_map(BackwardPlan::keys));
     Ok(keys)
 }
 

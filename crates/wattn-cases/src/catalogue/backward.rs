@@ -39,6 +39,8 @@ fn ranges() -> Vec<Recipe> {
         })),
         Recipe { poison: true, ..pack("softmax/backward_poison_packed", &[(20, 20), (0, 33), (30, 11)]) },
         Recipe { values: Values::Large(30.0), ..causal(sized("softmax/backward_logits_30", 33, 70)) },
+        // Few keys share them, so that gradients of scores are beyond the range of f16, where those of q, k and v are not.
+        Recipe { gradients: 8192.0, ..sized("softmax/backward_large_gradients", 33, 5) },
     ]
 }
 
@@ -48,8 +50,9 @@ fn scores() -> Vec<Recipe> {
     let causal = |recipe| Recipe { causal: BOTTOM_RIGHT, ..recipe };
     vec![
         Recipe { softcap: Some(1.5), ..causal(sized("softmax/backward_softcap_causal", 40, 40)) },
+        // Of eight heads, the first has a slope so steep that gradients of scores grow 2^10 times from tile to tile.
         Recipe {
-            heads: 4,
+            heads: 8,
             batch: 2,
             kv_lens: &[60, 9],
             alibi: true,
