@@ -6,7 +6,7 @@
 //
 // As on tiles (flash_backward_tile), a workgroup owns queries, for dq, and walks the keys that they see; or it owns keys, for dk or dv, and
 // walks the queries that see them, of all heads that share these keys. As in the forward pass (flash_forward_matrix), it owns STRIPS strips
-// of SIDE rows, LEAST to OWN of them a subgroup's, whose matrices keep these rows and their result; it walks TILE_K rows at a time; and an
+// of SIDE rows, LEAST to OWN of them a subgroup's, or none, whose matrices keep these rows and their result; it walks TILE_K rows at a time; and an
 // `if` on what only a subgroup agrees on is a `loop`. Products pass through sh_scores, in f32, to TX invocations a row: first dO . v, then
 // the scores. What is summed goes back, in f16, at WEIGHTS_AT of the slab, beside what it is summed with.
 //
@@ -38,7 +38,7 @@ const WEIGHT_UNIT: f32 = 16384.0;
 //$ if GRADIENT
 var<workgroup> sh_risen: atomic<u32>;   // whether a row with sums has taken another power
 const MARGIN: u32 = 6u;                 // by how much the exponent of the largest may rise before
-const LEAST_EXPONENT: u32 = 9u;         // of rows without gradients: as small as both powers below are normal numbers
+const LEAST_EXPONENT: u32 = 9u;         // of rows without gradients, or with none of 2^-117: both powers below are normal numbers
 
 // What the gradients of a row are multiplied by where its largest had this exponent, as f32 stores it; and the inverse.
 fn unit(exponent: u32) -> f32 {
@@ -397,7 +397,7 @@ fn main(
             workgroupBarrier();   // and read
             //$ end
         }
-        let power = unit(exponent);
+        let power = select(unit(exponent), 0.0, exponent == LEAST_EXPONENT);   // nothing is summed before a power is chosen
         //$ end
         //$ if VALUES
         let power = WEIGHT_UNIT;

@@ -3,7 +3,7 @@
 //   out_i = sum_j exp(s_ij - LSE_i) v_j,  LSE_i = log sum_j exp(s_ij)
 //
 // Matrices have SIDE rows and columns: f16 factors, f32 sums. A workgroup owns STRIPS strips of SIDE queries and walks the keys TILE_K at
-// a time. A subgroup multiplies for strips `subgroup`, `subgroup + subgroups`, ..: LEAST to OWN of them, as its actual size has it. Their
+// a time. A subgroup multiplies for strips `subgroup`, `subgroup + subgroups`, ..: LEAST to OWN of them, or none, as its actual size has it. Their
 // queries and their output stay in its matrices. Matrices have no elements, so scores pass through sh_scores, in f32, to TX invocations a
 // row, whose softmax leaves weights, in f16, in sh_weights. Queries, keys and values reach the matrices through sh_slab.
 // `loop { if (..) { break; } .. break; }` is an `if` on what only a subgroup agrees on: validation forbids matrices in one, not in a loop.

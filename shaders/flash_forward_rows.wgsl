@@ -25,8 +25,8 @@ fn main(
     let last = min(first + LANES * ROWS, s.queries) - 1u;
     let column = item.split * VALUE_CHUNKS;
 
-    // Padding rows repeat the last query; they are never stored. Registers have no index: the loops over rows that load and store go by
-    // selection, since drivers compile one load fast and many slowly.
+    // Padding rows repeat the last query; they are never stored. Registers have no index: the loop over rows that loads shifts them on,
+    // the one that stores selects, since drivers compile one load fast and many slowly.
     let q_base = aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head;
     //$ for r in 0..ROWS
     let i_$r = min(first + $ru * LANES + lane, last);

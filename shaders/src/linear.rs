@@ -43,7 +43,8 @@ pub struct LinearKey {
     pub access: Access,
     /// Upper bound of the key dim; 0 where it does not shape the kernel.
     pub head_class: u32,
-    /// Whether the key dim is below its class, so that what lies past it must be zeroed (of `broadcast` and `matrix`).
+    /// Whether the key dim is below its class, of `matrix` below its squares, so that what lies past it must be zeroed (of `broadcast` and
+    /// `matrix`).
     pub padded: bool,
     /// Whether each token brings its own log decay; else each head has a slope.
     pub gated: bool,

@@ -85,7 +85,8 @@ fn matrix_keys() -> Vec<FlashKey> {
 fn linear_matrix_keys() -> Vec<LinearKey> {
     let mut keys = Vec::new();
     for side in table::MATRIX_SIDES {
-        for subgroups in [(8, 8), (16, 16), (32, 32), (32, 64), (64, 64)] {
+        for subgroups in [(8, 8), (8, 32), (16, 16), (32, 32), (32, 64), (64, 64)] {
+            let square = table::matrix_square(side, subgroups);
             for (head_class, access, gated, state) in [
                 (16, Access::Vec4, false, true),
                 (64, Access::Vec4, true, false),
@@ -96,12 +97,12 @@ fn linear_matrix_keys() -> Vec<LinearKey> {
                     op: LinearOp::Chunk,
                     kernel: Kernel::Matrix,
                     lanes: 0,
-                    square: Some(table::matrix_square(side, subgroups)),
+                    square: Some(square),
                     q: Storage::F16,
                     kv: Storage::F16,
                     access,
                     head_class,
-                    padded: access == Access::Any,
+                    padded: access == Access::Any || head_class < square.edge,
                     gated,
                     state,
                     resumed: false,
@@ -390,11 +391,7 @@ fn backward_matrix_kernels_are_what_their_keys_say() {
         let (owned, walked) = (key.shape.tile_queries(), key.shape.tile_keys());
         let threads = key.invocations();
         assert!(owned.is_multiple_of(walked) && threads.is_multiple_of(owned) && threads >= walked, "{key}");
-        let spv = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
-        naga::back::spv::write_vec(&module, &info, &spv, None).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
-        let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
-        naga::back::msl::write_string(&module, &info, &msl, &naga::back::msl::PipelineOptions::default())
-            .unwrap_or_else(|e| panic!("{key}: MSL: {e}"));
+        written_for_matrices(&key.to_string(), &module, &info);
     }
 }
 
@@ -473,7 +470,7 @@ fn based_kernels_are_what_their_keys_say() {
 
 #[test]
 fn based_labels_tell_kernels_apart() {
-    let keys = based_keys();
+    let keys = [based_keys(), based_matrix_keys()].concat();
     let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
     assert_eq!(labels.len(), keys.len());
 }
@@ -519,7 +516,7 @@ fn linear_kernels_on_matrices_are_what_their_keys_say() {
 fn based_matrix_keys() -> Vec<BasedKey> {
     let mut keys = Vec::new();
     for side in table::MATRIX_SIDES {
-        for subgroups in [(8, 8), (16, 16), (32, 32), (32, 64), (64, 64)] {
+        for subgroups in [(8, 8), (8, 32), (16, 16), (32, 32), (32, 64), (64, 64)] {
             for class in [8, MATRIX_FEATURES] {
                 for (op, weights, state) in [
                     (BasedOp::Chunk, false, false),

@@ -148,15 +148,13 @@ impl SoftmaxCase {
         let largest = self.q.values.iter().filter(|x| x.is_finite()).fold(1.0_f32, |most, x| most.max(x.abs()));
         let factor = (largest / 32_768.0).log2().ceil().max(0.0).exp2();
         let scale = self.scale.unwrap_or_else(|| (dims.head_dim as f64).sqrt().recip()) * f64::from(factor);
-        let half = |tensor: &Tensor, by: f32| {
-            Tensor::new(Storage::F16, &tensor.shape, tensor.values.iter().map(|x| x / by).collect())
-        };
+        let q = self.q.values.iter().map(|x| x / factor).collect();
         Some(Self {
             scale: Some(scale),
-            q: half(&self.q, factor),
-            k: half(&self.k, 1.0),
-            v: half(&self.v, 1.0),
-            grad_out: self.grad_out.as_ref().map(|tensor| half(tensor, 1.0)),
+            q: Tensor::new(Storage::F16, &self.q.shape, q),
+            k: self.k.stored(Storage::F16),
+            v: self.v.stored(Storage::F16),
+            grad_out: self.grad_out.as_ref().map(|tensor| tensor.stored(Storage::F16)),
             // What is stated for f32 says nothing of how f16 rounds the output.
             rms_tolerance: self.rms_tolerance.map(|tolerance| tolerance + 1e-3),
             expect: BTreeMap::new(),

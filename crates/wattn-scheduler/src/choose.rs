@@ -393,7 +393,12 @@ fn matrices_fit(
 /// The squares of matrices of linear attention.
 pub(crate) fn matrix_square(storage: [Storage; 2], device: &Capabilities) -> Result<MatrixSquare, String> {
     let (side, subgroups) = matrices(storage, device)?;
-    Ok(table::matrix_square(side, subgroups))
+    let square = table::matrix_square(side, subgroups);
+    if 4 * square.threads > square.edge * square.edge {
+        let (edge, largest) = (square.edge, subgroups.1);
+        return Err(format!("subgroups of up to {largest} lanes are too large for squares of {edge} x {edge}"));
+    }
+    Ok(square)
 }
 
 /// Whether a workgroup may be so large.
