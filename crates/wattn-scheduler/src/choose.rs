@@ -51,7 +51,7 @@ pub(crate) fn linear(
     };
     let serves = |kernel| {
         let why = serves(kernel)?;
-        let note = quirks::judge(Design { task, kernel, registers, rows: 0 }, pinned.is_some(), device)?;
+        let note = quirks::judge(Design { task, kernel, registers, rows: 0, tensors: 0 }, pinned.is_some(), device)?;
         Ok(((), why + &note))
     };
     let (kernel, (), reason) = first_that_serves(pinned, &order, serves)?;
@@ -102,9 +102,10 @@ fn backward_shapes(
         let walks = matrix_walks(attention, false, shape);
         let bytes = walks.iter().map(|step| step.key.workgroup_bytes()).max().unwrap_or(0);
         let why = matrices_fit(shape, bytes, attention, device)?;
-        let design = Design { task: Task::Backward, ..design(kernel, Shape::Matrix(shape), attention) };
-        let note = quirks::judge(design, attention.kernel.is_some(), device)?;
-        return Ok((BackwardShapes::Matrices(shape), why + &note));
+        return Ok((
+            BackwardShapes::Matrices(shape),
+            why + &backward_note(kernel, Shape::Matrix(shape), attention, device)?,
+        ));
     }
     // Products with values take all of their dim, which the forward pass splits.
     let narrow = value <= table::VALUE_SPLIT;
@@ -157,7 +158,14 @@ fn backward_shapes(
         Err(refused)
     };
     let (head, value) = (tile(qk)?, tile(value)?);
-    Ok((BackwardShapes::Tiles { head, value }, format!("tiles that fit {} bytes", device.workgroup_bytes)))
+    let note = backward_note(kernel, Shape::Tile(head), attention, device)?;
+    Ok((BackwardShapes::Tiles { head, value }, format!("tiles that fit {} bytes{note}", device.workgroup_bytes)))
+}
+
+/// What is known against this shape of the backward pass, where it is pinned all the same; or why the driver may not have it.
+fn backward_note(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilities) -> Result<String, String> {
+    let design = Design { task: Task::Backward, ..design(kernel, shape, attention) };
+    quirks::judge(design, attention.kernel.is_some(), device)
 }
 
 /// Whether rows may be loaded eight numbers at a time.
@@ -227,7 +235,8 @@ pub(crate) fn design(kernel: Kernel, shape: Shape, attention: &Attention) -> Des
         Shape::Tile(_) | Shape::Matrix(_) => 0,
     };
     let registers = rows * table::dim_class(dim).unwrap_or(table::VALUE_SPLIT);
-    Design { task: Task::Forward, kernel, registers, rows }
+    let tensors = u32::from(attention.options.bias) + u32::from(attention.options.mask);
+    Design { task: Task::Forward, kernel, registers, rows, tensors }
 }
 
 fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
