@@ -161,7 +161,7 @@ impl Engine {
         plan: &O::Plan,
         expected: &mut Option<Results>,
     ) -> Result<(), String> {
-        loaded.written().into_iter().for_each(|written| written.poison(self));
+        loaded.poison(self);
         let run = Call::new(self, |call| call.run(loaded, plan, O::slices(plan)));
         let got = run.and_then(|call| self.blocking().results(call)).map_err(|error| error.to_string())?;
         sample::agree(&got, expected.as_ref().unwrap_or(&got), &loaded.written())?;
