@@ -108,7 +108,7 @@ impl Engine {
         let right = candidates.iter().filter_map(|c| c.seconds.as_ref().ok().map(|&seconds| (c.choice, seconds)));
         let fastest = right.min_by(|a, b| a.1.total_cmp(&b.1)).filter(|best| best.1 < own * GAIN);
         let (best, seconds) = fastest.unwrap_or((candidates[0].choice, own));
-        self.tuning().remember(Entry {
+        let entry = Entry {
             device: self.inner.name.clone(),
             shaders: wattn_shaders::FINGERPRINT.to_owned(),
             problem: operator.problem(extent),
@@ -116,7 +116,10 @@ impl Engine {
             milliseconds: seconds * 1e3,
             untuned: candidates[0].choice.to_string(),
             untuned_milliseconds: own * 1e3,
-        })?;
+        };
+        // Plans need not wait for the file.
+        let path = self.tuning().remember(entry.clone());
+        path.map_or(Ok(()), |path| file::keep(&path, &entry))?;
         Ok(Tuned { problem: operator.problem(extent), candidates, best })
     }
 
