@@ -76,9 +76,10 @@ impl Engine {
     /// device to itself.
     ///
     /// Candidates are what the planner chooses untuned, and the few that its estimate puts next. Each first has to agree with the
-    /// planner's own choice on a small problem of the same options and then on the whole one, outputs full of NaN before: what does not
-    /// is never chosen. Time is the device's own where it has timestamps in encoders, else the wall clock's. Problems whose lengths
-    /// round up to the same powers of two are taken for alike.
+    /// planner's own choice on a small problem of the same options and then on the whole one, outputs and workspace full of NaN before:
+    /// what does not is never chosen. Time is the device's own where it was created with `TIMESTAMP_QUERY` and
+    /// `TIMESTAMP_QUERY_INSIDE_ENCODERS`, else the wall clock's. Problems whose batch, lengths and windows round up to the same powers of
+    /// two are taken for alike.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -92,7 +93,7 @@ impl Engine {
     ///
     /// # Errors
     /// A refused problem (steps of linear attention, and operators with a pinned kernel, shape or schedule, leave nothing to choose), a
-    /// device that fails, a file that cannot be written.
+    /// device that fails, a file that cannot be written (this engine keeps what was found all the same).
     pub fn tune<O: Tune>(&self, operator: &O, extent: <O as Operator>::Extent) -> Result<Tuned, TuneError> {
         if operator.is_pinned() {
             return Err(TuneError::Pinned);
