@@ -391,8 +391,9 @@ fn matrices_fit(
     attention: &Attention,
     device: &Capabilities,
 ) -> Result<String, String> {
-    if attention.shape.is_some_and(|pinned| pinned != Shape::Matrix(shape)) {
-        return Err("the pinned shape is not on its menu".to_owned());
+    let own = Shape::Matrix(shape);
+    if let Some(pinned) = attention.shape.filter(|&pinned| pinned != own) {
+        return Err(format!("shape {pinned} is not on its menu, {own} is"));
     }
     fits(bytes, shape.threads, device)?;
     let side = shape.side;

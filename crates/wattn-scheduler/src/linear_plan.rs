@@ -274,9 +274,13 @@ fn class(dim: u32) -> u32 {
 
 /// Rows of a state that `broadcast` keeps in registers.
 pub(crate) fn registers(lightning: &Lightning) -> u32 {
-    let backward = lightning.pass == Pass::Backward;
-    let dim = if backward { lightning.dims.qk().max(lightning.dims.value()) } else { lightning.dims.qk() };
-    class(dim)
+    class(state_dim(lightning))
+}
+
+/// The dim that is rows of a state: backward, each of the two is in one of the sweeps.
+fn state_dim(lightning: &Lightning) -> u32 {
+    let (qk, value) = (lightning.dims.qk(), lightning.dims.value());
+    if lightning.pass == Pass::Backward { qk.max(value) } else { qk }
 }
 
 /// Why a kernel can serve, or why not.
@@ -300,10 +304,9 @@ fn serves(kernel: Kernel, lightning: &Lightning, device: &Capabilities) -> Resul
             if lightning.access == Access::Any {
                 return Err("the state in registers needs dims and strides that are multiples of four".to_owned());
             }
-            let backward = lightning.pass == Pass::Backward;
-            let dim = if backward { lightning.dims.qk().max(lightning.dims.value()) } else { lightning.dims.qk() };
+            let dim = state_dim(lightning);
             if dim > BROADCAST_CLASS {
-                return Err(format!("a key dim of {dim} does not fit in registers, at most {BROADCAST_CLASS} does"));
+                return Err(format!("a dim of {dim} does not fit in registers, at most {BROADCAST_CLASS} does"));
             }
             Ok(format!("a CPU driver with subgroups of {min}, the state in registers"))
         }

@@ -12,8 +12,8 @@ use crate::cost::Task;
 pub(crate) struct Design {
     pub(crate) task: Task,
     pub(crate) kernel: Kernel,
-    /// What a lane keeps in registers: of softmax attention, rows times the class of their dim; of linear attention, rows of the state.
-    /// 0 where nothing is kept.
+    /// What a lane keeps in registers: of softmax attention, rows times the class of their dim; of Lightning, rows of the state; of
+    /// BASED, the feature dim. 0 where nothing is kept.
     pub(crate) registers: u32,
     /// Rows a lane, of softmax attention in registers; else 0.
     pub(crate) rows: u32,

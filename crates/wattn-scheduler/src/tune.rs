@@ -44,8 +44,8 @@ pub trait Tunable: Clone {
     /// How much there is to do.
     type Size: Copy;
 
-    /// The problem in words, but for what is pinned and for numbers that change no kernel. Lengths are rounded up to powers of two, so
-    /// that what is like one another is one problem.
+    /// The problem in words, but for what is pinned and for numbers that change no kernel. The batch, lengths and windows are rounded up
+    /// to powers of two, so that what is like one another is one problem.
     fn problem(&self, extent: Self::Size) -> String;
 
     /// Whether the caller has made a choice.
@@ -252,7 +252,7 @@ fn states(initial: bool, end: bool) -> &'static str {
     }
 }
 
-/// The next power of two, of lengths that plans allow.
+/// The next power of two, of lengths that plans allow; nothing is like nothing only.
 fn round(n: u32) -> u32 {
-    n.checked_next_power_of_two().unwrap_or(n)
+    if n == 0 { 0 } else { n.checked_next_power_of_two().unwrap_or(n) }
 }

@@ -95,11 +95,12 @@ fn matrices_that_cannot_serve_are_refused_with_the_reason() {
     let pinned = attention(8, 64).kernel(Kernel::Matrix);
     let half = pinned.storage(Storage::F16);
     let device = |name: &str| devices().into_iter().find(|d| d.0 == name).unwrap().1;
-    let nvidia = device("NVIDIA");
+    let (nvidia, tile) = (device("NVIDIA"), Shape::Tile(table::TILES[0]));
     for (attention, device, needle) in [
         (pinned, nvidia, "q would be f32"),
         (pinned.storage(Storage::Bf16), nvidia, "q would be bf16"),
         (pinned.mixed_storage(Storage::F16, Storage::F32), nvidia, "k and v would be f32"),
+        (half.shape(tile), nvidia, &format!("shape {tile} is not on its menu, ")),
         (half, device("RDNA"), "no square matrices"),
         (half, Capabilities { matrix: Some(32), ..nvidia }, "[8, 16]"),
         (half, Capabilities { subgroups: None, ..nvidia }, "no subgroups"),

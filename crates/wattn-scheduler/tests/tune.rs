@@ -74,6 +74,8 @@ fn like_problems_have_one_name_and_unlike_ones_have_not() {
     let all = [
         of(plain),
         plain.problem(extent(1000, 1025)),
+        plain.problem(extent(0, 1000)),
+        plain.problem(extent(1, 1000)),
         plain.problem(Extent::packed(1, 1000, 1000)),
         of(attention(32)),
         of(plain.causal()),

@@ -4,8 +4,9 @@ use wattn_scheduler::shaders::table::MATRIX_SIDES;
 use wattn_scheduler::{Capabilities, DeviceKind, Driver};
 use wgpu::{AdapterInfo, Backend, CooperativeMatrixProperties, CooperativeScalarType, DeviceType, Features, Limits};
 
-/// The features that wattn makes use of and this adapter has: subgroups; on CPU drivers 64-bit integers too, for wider loads. All
-/// are optional: ask for them with the device's own.
+/// The features that kernels make use of and this adapter has: subgroups; on CPU drivers 64-bit integers too, for wider loads. All
+/// are optional: ask for them with the device's own. Not among them are those of matrices, which [`matrix_features`] tells, and
+/// timestamps, by which `Engine::tune` measures: `TIMESTAMP_QUERY` and `TIMESTAMP_QUERY_INSIDE_ENCODERS`.
 #[must_use]
 pub fn wanted_features(adapter: &wgpu::Adapter) -> Features {
     let cpu = adapter.get_info().device_type == DeviceType::Cpu;

@@ -42,7 +42,7 @@ pub(crate) struct Inner {
     pub(crate) queue: Queue,
     pub(crate) capabilities: Capabilities,
     pub(crate) ring: Ring,
-    /// The device and its driver.
+    /// The device, its driver, and what else says which pipelines a tuned choice means.
     #[cfg(feature = "tune")]
     pub(crate) name: String,
     #[cfg(feature = "tune")]
@@ -135,6 +135,9 @@ impl EngineBuilder {
         let mut capabilities = capabilities(&info, device.features(), &device.limits(), &self.matrices);
         capabilities.loop_turns = self.loop_turns.or(capabilities.loop_turns);
         capabilities.rates = self.rates;
+        // Rows in registers are loaded by other pipelines where there are 64-bit integers.
+        #[cfg(feature = "tune")]
+        let words = if capabilities.int64 { ", 64-bit integers" } else { "" };
         Engine {
             inner: Arc::new(Inner {
                 ring: Ring::new(capabilities.binding_alignment),
@@ -142,7 +145,7 @@ impl EngineBuilder {
                 queue,
                 capabilities,
                 #[cfg(feature = "tune")]
-                name: format!("{} ({:?}, {} {})", info.name, info.backend, info.driver, info.driver_info),
+                name: format!("{} ({:?}, {} {}{words})", info.name, info.backend, info.driver, info.driver_info),
                 #[cfg(feature = "tune")]
                 tuning: Mutex::new(self.tuning),
                 rewrite: self.rewrite,

@@ -6,7 +6,7 @@ use crate::error::RunError;
 
 impl Engine {
     /// An engine on an adapter that wgpu prefers (`WGPU_BACKEND` and `WGPU_ADAPTER_NAME` choose another), with all that wattn wants
-    /// but cooperative matrices: see [`on_adapter_with`](Self::on_adapter_with).
+    /// but cooperative matrices (see [`on_adapter_with`](Self::on_adapter_with)) and timestamps, by which `Engine::tune` measures.
     ///
     /// # Errors
     /// No adapter, or one that gives no device.
@@ -18,7 +18,7 @@ impl Engine {
         Self::on_adapter(&adapter)
     }
 
-    /// An engine on a device of this adapter, with all that wattn wants of it but cooperative matrices.
+    /// An engine on a device of this adapter, with all that wattn wants of it but cooperative matrices and timestamps.
     ///
     /// # Errors
     /// An adapter that gives no device.

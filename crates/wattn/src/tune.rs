@@ -76,9 +76,10 @@ impl Engine {
     /// device to itself.
     ///
     /// Candidates are what the planner chooses untuned, and the few that its estimate puts next. Each first has to agree with the
-    /// planner's own choice on a small problem of the same options and then on the whole one, outputs full of NaN before: what does not
-    /// is never chosen. Time is the device's own where it has timestamps in encoders, else the wall clock's. Problems whose lengths
-    /// round up to the same powers of two are taken for alike.
+    /// planner's own choice on a small problem of the same options and then on the whole one, outputs and workspace full of NaN before:
+    /// what does not is never chosen. Time is the device's own where it was created with `TIMESTAMP_QUERY` and
+    /// `TIMESTAMP_QUERY_INSIDE_ENCODERS`, else the wall clock's. Problems whose batch, lengths and windows round up to the same powers of
+    /// two are taken for alike.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -92,7 +93,7 @@ impl Engine {
     ///
     /// # Errors
     /// A refused problem (steps of linear attention, and operators with a pinned kernel, shape or schedule, leave nothing to choose), a
-    /// device that fails, a file that cannot be written.
+    /// device that fails, a file that cannot be written (this engine keeps what was found all the same).
     pub fn tune<O: Tune>(&self, operator: &O, extent: <O as Operator>::Extent) -> Result<Tuned, TuneError> {
         if operator.is_pinned() {
             return Err(TuneError::Pinned);
@@ -108,7 +109,7 @@ impl Engine {
         let right = candidates.iter().filter_map(|c| c.seconds.as_ref().ok().map(|&seconds| (c.choice, seconds)));
         let fastest = right.min_by(|a, b| a.1.total_cmp(&b.1)).filter(|best| best.1 < own * GAIN);
         let (best, seconds) = fastest.unwrap_or((candidates[0].choice, own));
-        self.tuning().remember(Entry {
+        let entry = Entry {
             device: self.inner.name.clone(),
             shaders: wattn_shaders::FINGERPRINT.to_owned(),
             problem: operator.problem(extent),
@@ -116,7 +117,10 @@ impl Engine {
             milliseconds: seconds * 1e3,
             untuned: candidates[0].choice.to_string(),
             untuned_milliseconds: own * 1e3,
-        })?;
+        };
+        // Plans need not wait for the file.
+        let path = self.tuning().remember(entry.clone());
+        path.map_or(Ok(()), |path| file::keep(&path, &entry))?;
         Ok(Tuned { problem: operator.problem(extent), candidates, best })
     }
 
@@ -161,7 +165,7 @@ impl Engine {
         plan: &O::Plan,
         expected: &mut Option<Results>,
     ) -> Result<(), String> {
-        loaded.written().into_iter().for_each(|written| written.poison(self));
+        loaded.poison(self);
         let run = Call::new(self, |call| call.run(loaded, plan, O::slices(plan)));
         let got = run.and_then(|call| self.blocking().results(call)).map_err(|error| error.to_string())?;
         sample::agree(&got, expected.as_ref().unwrap_or(&got), &loaded.written())?;

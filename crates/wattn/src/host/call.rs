@@ -20,6 +20,21 @@ pub trait Loaded<P> {
 
     /// What plans write.
     fn written(&self) -> Vec<&Written>;
+
+    /// What plans keep in between.
+    #[cfg(feature = "tune")]
+    fn scratch(&self) -> Option<&Buffer> {
+        None
+    }
+
+    /// Fills all that plans write with NaN, whatever the storage, so that what nobody writes shows.
+    #[cfg(feature = "tune")]
+    fn poison(&self, engine: &Engine) {
+        for buffer in self.written().into_iter().map(|written| &written.buffer).chain(self.scratch()) {
+            let bytes = usize::try_from(buffer.size()).unwrap_or(usize::MAX);
+            engine.queue().write_buffer(buffer, 0, &vec![0xff; bytes]);
+        }
+    }
 }
 
 /// A call in flight.
@@ -54,13 +69,6 @@ impl Written {
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
         let buffer = buffer(engine, argument, bytes, usage)?;
         Ok(Self { argument, buffer, elements, storage })
-    }
-
-    /// Fills it with NaN, whatever the storage, so that what nobody writes shows.
-    #[cfg(feature = "tune")]
-    pub(crate) fn poison(&self, engine: &Engine) {
-        let bytes = usize::try_from(self.buffer.size()).unwrap_or(usize::MAX);
-        engine.queue().write_buffer(&self.buffer, 0, &vec![0xff; bytes]);
     }
 
     /// The storage of its numbers.

@@ -182,7 +182,7 @@ impl<'a> LoadedLinear<'a> {
             wanted.then(|| Written::new(engine, name, elements, Storage::F32)).transpose()
         };
         let (dg, dslopes) = (decay(true, "dg", sizes.rows(1))?, decay(false, "dslopes", sizes.heads)?);
-        let workspace = buffer(engine, "workspace", workspace_bytes, BufferUsages::STORAGE)?;
+        let workspace = buffer(engine, "workspace", workspace_bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST)?;
         Ok(Self { host, tensors, gate, dg, dslopes, workspace })
     }
 
@@ -217,6 +217,11 @@ impl Loaded<LinearPlan> for LoadedLinear<'_> {
     fn written(&self) -> Vec<&Written> {
         self.tensors.written.values().chain(&self.dg).chain(&self.dslopes).collect()
     }
+
+    #[cfg(feature = "tune")]
+    fn scratch(&self) -> Option<&Buffer> {
+        Some(&self.workspace)
+    }
 }
 
 /// The operands of calls of [`Based`], on the device.
@@ -241,7 +246,7 @@ impl<'a> LoadedBased<'a> {
         let in_place = based.pass() == Pass::Step { in_place: true };
         let kind = Kind { storage: [based.q_storage(), based.kv_storage()], state, in_place };
         let tensors = Tensors::new(engine, &sizes, kind, &based_operands::used(plan.details()), host)?;
-        let workspace = buffer(engine, "workspace", workspace_bytes, BufferUsages::STORAGE)?;
+        let workspace = buffer(engine, "workspace", workspace_bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST)?;
         Ok(Self { host, tensors, workspace })
     }
 
@@ -273,6 +278,11 @@ impl Loaded<BasedPlan> for LoadedBased<'_> {
 
     fn written(&self) -> Vec<&Written> {
         self.tensors.written.values().collect()
+    }
+
+    #[cfg(feature = "tune")]
+    fn scratch(&self) -> Option<&Buffer> {
+        Some(&self.workspace)
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
-use std::io::ErrorKind;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::process;
 use std::thread::sleep;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::TuneError;
 
@@ -19,9 +21,13 @@ const VERSION: u32 = 1;
 const TRIES: u32 = 500;
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// A lock older than this was left by a process that has ended: those at work hold theirs for milliseconds.
+const ABANDONED: Duration = Duration::from_secs(60);
+
 /// What was tuned: in a file of JSON, which any number of processes and devices may share, and which may be read and edited.
 ///
-/// Entries hold for the device, the driver and the shaders that they were measured with; others are ignored, and kept.
+/// Entries hold for the device, the driver and the shaders that they were measured with; others are ignored, and kept. Software drivers
+/// have one name on all CPUs, which are not told apart.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -64,11 +70,13 @@ impl fmt::Display for Entry {
     }
 }
 
-/// The file. Entries that this version does not understand are kept as they are.
+/// The file. What this version does not understand is kept as it is.
 #[derive(Serialize, Deserialize)]
 struct File {
     version: u32,
     entries: Vec<Value>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 /// What is known of a problem.
@@ -108,29 +116,41 @@ impl Tuning {
         }
     }
 
-    /// Takes an entry in, and into the file beside what other processes may have written there.
-    pub(super) fn remember(&mut self, entry: Entry) -> Result<(), TuneError> {
-        if let Some(path) = &self.path {
-            let _lock = Lock::of(path)?;
-            let mut file = read(path)?;
-            let known = |value: &Value| Entry::deserialize(value).is_ok_and(|known| known.key() == entry.key());
-            file.entries.retain(|value| !known(value));
-            file.entries.push(serde_json::to_value(&entry).map_err(|error| failed(path, &error))?);
-            let text = serde_json::to_string_pretty(&file).map_err(|error| failed(path, &error))?;
-            // Whoever reads meanwhile finds the one file or the other, never a part.
-            let beside = with_end(path, ".new");
-            fs::write(&beside, text + "\n").map_err(|error| failed(&beside, &error))?;
-            fs::rename(&beside, path).map_err(|error| failed(path, &error))?;
-        }
+    /// Takes an entry in, and tells the file that [`keep`] is to put it into.
+    pub(super) fn remember(&mut self, entry: Entry) -> Option<PathBuf> {
         self.entries.retain(|known| known.key() != entry.key());
         self.entries.push(entry);
-        Ok(())
+        self.path.clone()
     }
+}
+
+/// Puts an entry into the file, beside what other processes may have written there.
+pub(super) fn keep(path: &Path, entry: &Entry) -> Result<(), TuneError> {
+    let lock = Lock::of(path)?;
+    let mut file = read(path)?;
+    let known = |value: &Value| Entry::deserialize(value).is_ok_and(|known| known.key() == entry.key());
+    file.entries.retain(|value| !known(value));
+    file.entries.push(serde_json::to_value(entry).map_err(|error| failed(path, &error))?);
+    let text = serde_json::to_string_pretty(&file).map_err(|error| failed(path, &error))?;
+    // Whoever reads meanwhile, or after a loss of power, finds the one file or the other, never a part.
+    let beside = with_end(path, &format!(".{}.new", lock.token));
+    write(&beside, &(text + "\n")).and_then(|()| fs::rename(&beside, path)).map_err(|error| {
+        let _ = fs::remove_file(&beside);
+        failed(path, &error)
+    })
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }
 
 fn read(path: &Path) -> Result<File, TuneError> {
     let text = match fs::read_to_string(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(File { version: VERSION, entries: Vec::new() }),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Ok(File { version: VERSION, entries: Vec::new(), rest: Map::new() });
+        }
         read => read.map_err(|error| failed(path, &error))?,
     };
     let broken = |error| failed(path, &format!("no file of tuned choices: {error}"));
@@ -141,28 +161,48 @@ fn read(path: &Path) -> Result<File, TuneError> {
     Ok(file)
 }
 
-/// Held by whoever changes the file: a file of its own beside it.
-struct Lock(PathBuf);
+/// Held by whoever changes the file: a file of its own beside it, with the holder's token in it.
+struct Lock {
+    path: PathBuf,
+    token: String,
+}
 
 impl Lock {
     fn of(path: &Path) -> Result<Self, TuneError> {
-        let lock = with_end(path, ".lock");
+        let path = with_end(path, ".lock");
+        // Keys of hash maps are random.
+        let token = format!("{:016x}", RandomState::new().hash_one(process::id()));
         for _ in 0..TRIES {
-            match OpenOptions::new().write(true).create_new(true).open(&lock) {
-                Ok(_) => return Ok(Self(lock)),
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(mut file) => {
+                    let lock = Self { path, token };
+                    let written = file.write_all(lock.token.as_bytes());
+                    return written.map_err(|error| failed(&lock.path, &error)).map(|()| lock);
+                }
+                // Two may do so at once: at worst an entry is lost, since each writes a file of its own.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && is_abandoned(&path) => {
+                    let _ = fs::remove_file(&path);
+                }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => sleep(PAUSE),
-                Err(error) => return Err(failed(&lock, &error)),
+                Err(error) => return Err(failed(&path, &error)),
             }
         }
-        Err(failed(&lock, &"another process holds it; if none does, delete it"))
+        Err(failed(&path, &format!("another process holds it, or has ended and left it less than {ABANDONED:?} ago")))
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // What is left lying is told to the next one who asks.
-        let _ = fs::remove_file(&self.0);
+        // It may have been taken for abandoned; one that cannot be removed will be.
+        if fs::read_to_string(&self.path).is_ok_and(|token| token == self.token) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn is_abandoned(lock: &Path) -> bool {
+    let changed = fs::metadata(lock).and_then(|data| data.modified());
+    changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > ABANDONED))
 }
 
 fn with_end(path: &Path, end: &str) -> PathBuf {
@@ -177,6 +217,8 @@ fn failed(path: &Path, error: &dyn fmt::Display) -> TuneError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     fn entry(problem: &str, choice: &str) -> Entry {
@@ -192,7 +234,7 @@ mod tests {
     }
 
     fn file(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("wattn-tuning-{}-{name}.json", std::process::id()));
+        let path = std::env::temp_dir().join(format!("wattn-tuning-{}-{name}.json", process::id()));
         let _ = fs::remove_file(&path);
         path
     }
@@ -204,13 +246,18 @@ mod tests {
         }
     }
 
+    /// As an engine remembers.
+    fn remember(tuning: &mut Tuning, entry: Entry) -> Result<(), TuneError> {
+        keep(&tuning.remember(entry.clone()).unwrap(), &entry)
+    }
+
     #[test]
     fn what_is_remembered_is_found_again() {
         let path = file("again");
         let mut tuning = Tuning::open(&path).unwrap();
-        tuning.remember(entry("one", "broadcast")).unwrap();
-        tuning.remember(entry("two", "matrix")).unwrap();
-        tuning.remember(entry("one", "tile-subgroup")).unwrap();
+        remember(&mut tuning, entry("one", "broadcast")).unwrap();
+        remember(&mut tuning, entry("two", "matrix")).unwrap();
+        remember(&mut tuning, entry("one", "tile-subgroup")).unwrap();
         for tuning in [tuning, Tuning::open(&path).unwrap()] {
             assert_eq!(tuning.entries.len(), 2);
             assert_eq!(choice(&tuning, "one").as_deref(), Some("tile-subgroup"));
@@ -225,15 +272,17 @@ mod tests {
     fn what_is_stale_or_not_understood_is_ignored_and_kept() {
         let path = file("stale");
         let stale = Entry { shaders: "others".to_owned(), ..entry("one", "broadcast") };
-        let text = serde_json::json!({ "version": 1, "entries": [stale, { "of": "a later version" }] });
+        let text =
+            serde_json::json!({ "version": 1, "entries": [stale, { "of": "a later version" }], "note": "by hand" });
         fs::write(&path, text.to_string()).unwrap();
         let mut tuning = Tuning::open(&path).unwrap();
         assert!(matches!(tuning.recall("a GPU", || "one".to_owned()), Recalled::Stale(_)));
-        tuning.remember(entry("one", "matrix")).unwrap();
+        remember(&mut tuning, entry("one", "matrix")).unwrap();
         assert_eq!(choice(&tuning, "one").as_deref(), Some("matrix"));
-        let kept = read(&path).unwrap().entries;
-        assert_eq!(kept.len(), 3);
-        assert_eq!(kept[1], serde_json::json!({ "of": "a later version" }));
+        let File { entries, rest, .. } = read(&path).unwrap();
+        assert_eq!(entries.len(), 3);
+        assert_eq!(entries[1], serde_json::json!({ "of": "a later version" }));
+        assert_eq!(rest["note"], "by hand");
         fs::remove_file(path).unwrap();
     }
 
@@ -259,13 +308,38 @@ mod tests {
                 scope.spawn(move || {
                     let mut tuning = Tuning::open(path).unwrap();
                     for n in 0..8 {
-                        tuning.remember(entry(&format!("{writer}, {n}"), "broadcast")).unwrap();
+                        remember(&mut tuning, entry(&format!("{writer}, {n}"), "broadcast")).unwrap();
                     }
                 });
             }
         });
         assert_eq!(Tuning::open(&path).unwrap().entries.len(), 32);
-        assert!(!with_end(&path, ".lock").exists() && !with_end(&path, ".new").exists());
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let beside = fs::read_dir(path.parent().unwrap()).unwrap().map(|found| found.unwrap().file_name());
+        assert_eq!(beside.filter(|found| found.to_string_lossy().starts_with(&name)).count(), 1, "something is left");
         fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_no_file_takes_is_remembered_all_the_same() {
+        let path = std::env::temp_dir().join("no such directory").join("wattn-tuning.json");
+        let mut tuning = Tuning::open(&path).unwrap();
+        let error = remember(&mut tuning, entry("one", "broadcast")).unwrap_err().to_string();
+        assert!(error.contains("wattn-tuning.json.lock"), "{error}");
+        assert_eq!(choice(&tuning, "one").as_deref(), Some("broadcast"));
+    }
+
+    #[test]
+    fn a_lock_that_was_abandoned_is_taken_and_that_of_another_left() {
+        let path = file("abandoned");
+        let lock = with_end(&path, ".lock");
+        let old = fs::File::create(&lock).unwrap();
+        old.set_modified(SystemTime::now() - 2 * ABANDONED).unwrap();
+        let held = Lock::of(&path).unwrap();
+        assert_eq!(fs::read_to_string(&lock).unwrap(), held.token);
+        fs::write(&lock, "another's").unwrap();
+        drop(held);
+        assert_eq!(fs::read_to_string(&lock).unwrap(), "another's");
+        fs::remove_file(lock).unwrap();
     }
 }

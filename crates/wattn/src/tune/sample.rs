@@ -179,20 +179,18 @@ impl Rows {
 
 /// The state that two keys leave: in its rows the features 1, each key's numbers and their products, times the values and 1.
 fn moments([features, value]: [u32; 2], seed: u32) -> Vec<f32> {
-    let tokens: Vec<[Vec<f32>; 2]> =
-        (0..2).map(|n| [numbers(&[features], 16 + 4 * seed + n), numbers(&[value], 18 + 4 * seed + n)]).collect();
     let rows = |key: &[f32]| -> Vec<f32> {
         let products = (0..key.len()).flat_map(|i| (i..key.len()).map(move |j| (i, j)));
         [1.0].into_iter().chain(key.iter().copied()).chain(products.map(|(i, j)| key[i] * key[j])).collect()
     };
-    let mut state = Vec::new();
-    for row in 0..rows(&tokens[0][0]).len() {
-        for column in 0..=value as usize {
-            let entry = |[key, v]: &[Vec<f32>; 2]| rows(key)[row] * v.get(column).copied().unwrap_or(1.0);
-            state.push(tokens.iter().map(entry).sum());
-        }
-    }
-    state
+    let token = |n| {
+        let values = numbers(&[value], 18 + 4 * seed + n);
+        (rows(&numbers(&[features], 16 + 4 * seed + n)), [values, vec![1.0]].concat())
+    };
+    let [first, second] = [token(0), token(1)];
+    let row =
+        |(a, b): (&f32, &f32)| -> Vec<f32> { first.1.iter().zip(&second.1).map(|(v, w)| a * v + b * w).collect() };
+    first.0.iter().zip(&second.0).flat_map(row).collect()
 }
 
 fn small_tokens(pass: Pass, extent: Tokens) -> Result<Tokens, PlanError> {
@@ -221,32 +219,109 @@ fn numbers(shape: &[u32], seed: u32) -> Vec<f32> {
     (0..).take(count).map(|n: u32| scattered(n) as f32 / 64.0 - 1.0).collect()
 }
 
+/// An element may be off by this many times the tolerance times the largest: as far as tests allow, which is not twice that.
+const ELEMENT_FACTOR: f64 = 32.0;
+
+/// For the norm of a result that must be zero.
+const ZERO: f64 = 1e-6;
+
 /// Whether results are those that are expected, as far as two right kernels agree; or the first that is not.
 pub(super) fn agree(got: &Results, expected: &Results, written: &[&Written]) -> Result<(), String> {
-    for output in written {
+    written.iter().try_for_each(|output| {
         let name = output.argument();
-        let (got, expected) = (got.get(name), expected.get(name));
-        let (mut difference, mut norm) = (0.0, 0.0);
-        for (ix, (&x, &want)) in got.iter().zip(expected).enumerate() {
-            // Rows that see no key have a log-sum-exp of -inf.
-            if x != want || x.is_nan() {
-                if !x.is_finite() || !want.is_finite() {
-                    return Err(format!("{name}: element {ix} is {x} instead of {want}"));
-                }
-                difference += (f64::from(x) - f64::from(want)).powi(2);
-            }
-            norm += if want.is_finite() { f64::from(want).powi(2) } else { 0.0 };
+        compare(output.storage(), got.get(name), expected.get(name)).map_err(|why| format!("{name}: {why}"))
+    })
+}
+
+fn compare(storage: Storage, got: &[f32], expected: &[f32]) -> Result<(), String> {
+    if got.len() != expected.len() {
+        return Err(format!("{} elements instead of {}", got.len(), expected.len()));
+    }
+    let (mut difference, mut norm) = (0.0, 0.0);
+    let (mut worst, mut largest) = ((0, 0.0), 0.0_f64);
+    for (ix, (&x, &want)) in got.iter().zip(expected).enumerate() {
+        // Rows that see no key have a log-sum-exp of -inf.
+        if [x, want] == [f32::NEG_INFINITY; 2] {
+            continue;
         }
-        // Twice what tests allow a kernel, since both may be off.
-        let tolerance = match output.storage() {
-            Storage::F32 | Storage::Int8 => 1e-5,
-            Storage::F16 => 2e-3,
-            Storage::Bf16 => 1.6e-2,
-        };
-        let ratio = (difference / norm.max(f64::MIN_POSITIVE)).sqrt();
-        if got.len() != expected.len() || ratio > tolerance {
-            return Err(format!("{name}: off by {ratio:.1e} of its norm, more than {tolerance:.1e}"));
+        if !x.is_finite() || !want.is_finite() {
+            return Err(format!("element {ix} is {x} instead of {want}"));
+        }
+        let (off, want) = ((f64::from(x) - f64::from(want)).abs(), f64::from(want));
+        difference += off.powi(2);
+        norm += want.powi(2);
+        largest = largest.max(want.abs());
+        if off > worst.1 {
+            worst = (ix, off);
         }
     }
+    if norm == 0.0 {
+        let norm = difference.sqrt();
+        return if norm > ZERO { Err(format!("off by {norm:.1e}, more than {ZERO:.1e}, from zero")) } else { Ok(()) };
+    }
+    // Twice what tests allow a kernel, since both may be off.
+    let tolerance = match storage {
+        Storage::F32 | Storage::Int8 => 1e-5,
+        Storage::F16 => 2e-3,
+        Storage::Bf16 => 1.6e-2,
+    };
+    let ratio = (difference / norm).sqrt();
+    if ratio > tolerance {
+        return Err(format!("off by {ratio:.1e} of its norm, more than {tolerance:.1e}"));
+    }
+    let ((ix, worst), allowed) = (worst, ELEMENT_FACTOR * tolerance * largest);
+    if worst > allowed {
+        return Err(format!("element {ix} is off by {worst:.1e}, more than {allowed:.1e}"));
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn assert_wrong(storage: Storage, got: &[f32], expected: &[f32], needle: &str) {
+        let why = compare(storage, got, expected).unwrap_err();
+        assert!(why.contains(needle), "{why}");
+    }
+
+    #[test]
+    fn norms_and_elements_are_compared() {
+        let want = numbers(&[1_000_000], 1);
+        let off = |by: f32| want.iter().map(|x| x * (1.0 + by)).collect::<Vec<_>>();
+        compare(Storage::F32, &off(8e-6), &want).unwrap();
+        assert_wrong(Storage::F32, &off(2e-5), &want, "of its norm");
+        assert_wrong(Storage::F32, &want[1..], &want, "999999 elements");
+        // Among so many that the norm does not notice.
+        let mut got = want.clone();
+        got[640..704].fill(0.0);
+        assert_wrong(Storage::Bf16, &got, &want, "is off by");
+    }
+
+    #[test]
+    fn only_negative_infinity_is_expected_beside_numbers() {
+        compare(Storage::F32, &[1.0, f32::NEG_INFINITY], &[1.0, f32::NEG_INFINITY]).unwrap();
+        for x in [f32::INFINITY, f32::NAN] {
+            assert_wrong(Storage::F32, &[1.0, x], &[1.0, x], "element 1 is");
+        }
+        assert_wrong(Storage::F32, &[f32::MIN], &[f32::NEG_INFINITY], "instead of -inf");
+        assert_wrong(Storage::F32, &[f32::NEG_INFINITY], &[1.0], "element 0 is -inf");
+    }
+
+    #[test]
+    fn zeros_have_an_absolute_tolerance() {
+        compare(Storage::F32, &[1e-7; 4], &[0.0; 4]).unwrap();
+        assert_wrong(Storage::Bf16, &[0.0, 1e-5], &[0.0; 2], "from zero");
+        compare(Storage::F32, &[], &[]).unwrap();
+    }
+
+    #[test]
+    fn a_state_has_the_rows_of_its_features_and_a_column_for_the_sum_of_weights() {
+        let state = moments([2, 1], 0);
+        assert_eq!(state.len(), 6 * 2);
+        let keys = [numbers(&[2], 16), numbers(&[2], 17)];
+        assert_eq!(state[1], 2.0, "two keys of weight 1");
+        assert_eq!(state[2 * 4 + 1], keys.iter().map(|key| key[0] * key[1]).sum::<f32>());
+    }
 }
