@@ -73,8 +73,9 @@ fn component(x: vec4<f32>, i: u32) -> f32 {
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
-    invocation: Invocation,
+    INVOCATION_BUILTINS
 ) {
+    let invocation = INVOCATION;
     let thread = thread_index(invocation);
     let item = item_at(workgroup, grid);
     if (!item.live) {

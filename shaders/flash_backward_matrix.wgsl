@@ -72,8 +72,9 @@ fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(num_subgroups) subgroups: u32,
-    invocation: Invocation,
+    INVOCATION_BUILTINS
 ) {
+    let invocation = INVOCATION;
     let thread = thread_index(invocation);
     let item = item_at(workgroup, grid);   // one that is not live walks nothing and stores nothing: matrices forbid to return here
     let s = sequence_at(item.record);

@@ -27,8 +27,9 @@ const V_STRIDE: u32 = TX * COLUMNS;
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
-    invocation: Invocation,
+    INVOCATION_BUILTINS
 ) {
+    let invocation = INVOCATION;
     let thread = thread_index(invocation);
     let item = item_at(workgroup, grid);
     if (!item.live) {

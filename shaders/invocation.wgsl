@@ -1,6 +1,6 @@
 // An invocation by its place in the workgroup.
 struct Invocation {
-    @builtin(local_invocation_index) index: u32,
+    index: u32,
 }
 
 fn thread_index(invocation: Invocation) -> u32 {

@@ -1,8 +1,8 @@
 // An invocation by its place in its subgroup, whatever the actual size, so that neighbours share one.
 struct Invocation {
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_size) size: u32,
-    @builtin(subgroup_invocation_id) lane: u32,
+    subgroup: u32,
+    size: u32,
+    lane: u32,
 }
 
 fn thread_index(invocation: Invocation) -> u32 {

@@ -20,8 +20,9 @@ var<workgroup> sh_state: array<vec4<f32>, HEAD_DIM * COLUMNS>;        // [head d
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
-    invocation: Invocation,
+    INVOCATION_BUILTINS
 ) {
+    let invocation = INVOCATION;
     let thread = thread_index(invocation);
     let item = item_at(workgroup, grid);
     if (!item.live) {

@@ -217,12 +217,26 @@ pub fn compose(key: &Key) -> String {
         wgsl += &format!("const {name}: u32 = {value}u;\n");
     }
     wgsl.push('\n');
+    let [builtins, invocation] = invocation(parts.iter().any(|part| part == file("invocation_subgroup")));
     for part in parts {
+        let part = part.replace("INVOCATION_BUILTINS", builtins).replace("INVOCATION", invocation);
         let text = unroll(&part, &lookup).unwrap_or_else(|message| panic!("{key}: {message}"));
         wgsl += &text;
         wgsl.push('\n');
     }
     wgsl
+}
+
+/// How an entry point learns which invocation runs. Not by a structure of builtins: naga's HLSL gives those of subgroups no value there.
+fn invocation(by_subgroup: bool) -> [&'static str; 2] {
+    if by_subgroup {
+        return [
+            "@builtin(subgroup_id) own_subgroup: u32,\n    @builtin(subgroup_size) subgroup_lanes: u32,\n    @builtin(subgroup_invocation_id) \
+             own_lane: u32,",
+            "Invocation(own_subgroup, subgroup_lanes, own_lane)",
+        ];
+    }
+    ["@builtin(local_invocation_index) own_index: u32,", "Invocation(own_index)"]
 }
 
 /// Whether a key's kernel multiplies cooperative matrices.
