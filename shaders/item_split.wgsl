@@ -13,17 +13,19 @@ struct Item {
 
 // The list is in the order that suits the device.
 fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
+    // One way out: FXC takes what a function returns early for uninitialised.
     let p = aux.params.first + workgroup.x + workgroup.y * grid.x;
-    if (p >= $last) {
-        return Item(false, 0u, 0u, 0u, 0u, 0u, 0u, 0u);
-    }
     let q = p / aux.params.splits;
     let kv_heads = aux.params.heads / aux.params.group;
     let entry = aux.params.list + 5u * (q / kv_heads);
-    return Item(
-        true, $work[entry], $work[entry + 1u], $work[entry + 2u], $work[entry + 3u], $work[entry + 4u],
-        aux.params.head_first / aux.params.group + q % kv_heads, p % aux.params.splits,
-    );
+    var item = Item();
+    if (p < $last) {
+        item = Item(
+            true, $work[entry], $work[entry + 1u], $work[entry + 2u], $work[entry + 3u], $work[entry + 4u],
+            aux.params.head_first / aux.params.group + q % kv_heads, p % aux.params.splits,
+        );
+    }
+    return item;
 }
 
 // Where the partial results of a row lie: its value columns in vec4, then (maximum, sum, 0, 0).

@@ -9,15 +9,21 @@ struct Item {
 
 // The list is in the order that suits the device; `head_block` heads walk it side by side.
 fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
+    // One way out: FXC takes what a function returns early for uninitialised.
     let p = aux.params.first + workgroup.x + workgroup.y * grid.x;
-    if (p >= aux.params.last) {
-        return Item(false, 0u, 0u, 0u, 0u);
-    }
-    let split = p % aux.params.splits;
     let q = p / aux.params.splits;
     let block = q / (aux.params.entries * aux.params.head_block);
     let within = q % (aux.params.entries * aux.params.head_block);
     let entry = aux.params.list + 2u * (within / aux.params.head_block);
-    let head = aux.params.head_first + block * aux.params.head_block + within % aux.params.head_block;
-    return Item(true, aux.words[entry], aux.words[entry + 1u], head, split);
+    var item = Item();
+    if (p < aux.params.last) {
+        item = Item(
+            true,
+            aux.words[entry],
+            aux.words[entry + 1u],
+            aux.params.head_first + block * aux.params.head_block + within % aux.params.head_block,
+            p % aux.params.splits,
+        );
+    }
+    return item;
 }
