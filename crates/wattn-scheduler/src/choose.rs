@@ -104,7 +104,7 @@ fn backward_shapes(
         let why = matrices_fit(shape, bytes, attention, device)?;
         return Ok((
             BackwardShapes::Matrices(shape),
-            why + &backward_note(kernel, Shape::Matrix(shape), attention, device)?,
+            why + &note(Task::Backward, kernel, Shape::Matrix(shape), attention, device)?,
         ));
     }
     // Products with values take all of their dim, which the forward pass splits.
@@ -122,7 +122,7 @@ fn backward_shapes(
     if let Some((Shape::Lanes(shape), why)) = rows {
         let mut shape = shape;
         if attention.shape.is_none() {
-            // A step multiplies five times instead of twice, so its code fits the caches with fewer rows or fewer keys.
+            // A step multiplies three or four times instead of twice, so its code fits the caches with fewer rows or fewer keys.
             shape.rows = if shape.lanes > 8 { (shape.rows / 2).max(1) } else { shape.rows.min(8) };
             if kernel == Kernel::Broadcast {
                 let [class, value_class] = [qk, value].map(|dim| table::dim_class(dim).unwrap_or(table::VALUE_SPLIT));
@@ -158,14 +158,20 @@ fn backward_shapes(
         Err(refused)
     };
     let (head, value) = (tile(qk)?, tile(value)?);
-    let note = backward_note(kernel, Shape::Tile(head), attention, device)?;
+    let note = note(Task::Backward, kernel, Shape::Tile(head), attention, device)?;
     Ok((BackwardShapes::Tiles { head, value }, format!("tiles that fit {} bytes{note}", device.workgroup_bytes)))
 }
 
-/// What is known against this shape of the backward pass, where it is pinned all the same; or why the driver may not have it.
-fn backward_note(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilities) -> Result<String, String> {
-    let design = Design { task: Task::Backward, ..design(kernel, shape, attention) };
-    quirks::judge(design, attention.kernel.is_some(), device)
+/// What is known against a shape, where it is pinned all the same; or why the driver may not have it.
+fn note(
+    task: Task,
+    kernel: Kernel,
+    shape: Shape,
+    attention: &Attention,
+    device: &Capabilities,
+) -> Result<String, String> {
+    let design = Design { task, ..design(kernel, shape, attention) };
+    quirks::judge(design, attention.kernel.is_some() || attention.shape.is_some(), device)
 }
 
 /// Whether rows may be loaded eight numbers at a time.
@@ -222,9 +228,7 @@ fn shape(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result
     if invocations > device.workgroup_invocations {
         return Err(format!("{invocations} invocations needed, {} available", device.workgroup_invocations));
     }
-    let pinned = attention.kernel.is_some() || attention.shape.is_some();
-    let note = quirks::judge(design(kernel, shape, attention), pinned, device)?;
-    Ok((shape, why + &note))
+    Ok((shape, why + &note(Task::Forward, kernel, shape, attention, device)?))
 }
 
 /// What drivers may have trouble with.

@@ -31,8 +31,9 @@ const ABANDONED: Duration = Duration::from_secs(60);
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let (device, queue): (wattn::wgpu::Device, wattn::wgpu::Queue) = unimplemented!();
 /// use wattn::{Engine, Tuning};
+/// # let own = Engine::headless()?;
+/// # let (device, queue) = (own.device().clone(), own.queue().clone());
 /// let engine = Engine::builder(&device, &queue).tuning(Tuning::open("wattn-tuning.json")?).build();
 /// # Ok(()) }
 /// ```
