@@ -45,9 +45,9 @@ fn main(
     //$ for u in 0..COLUMNS
     var o_$r_$u = vec4<f32>();
     //$ end
-    //$ if SLOPES
-    var slope_$r = 0.0;   // of this invocation's keys alone, until the end
     //$ end
+    //$ if SLOPES
+    var slope = 0.0;   // of this invocation's rows and keys
     //$ end
 
     // Some row of the tile meets each row of [start, end). What is cheap to derive, places in memory too, is derived where it is used:
@@ -62,12 +62,10 @@ fn main(
     let heads = head + select(0u, aux.params.group, start < end);
     for (var w0 = start; head < heads; w0 += TILE_K) {
         let walked_head = head;
-        begin_scores(s, head);
     //$ end
     //$ if OWNS_QUERIES
     let head = item.head;
     let walked_head = head / aux.params.group;
-    begin_scores(s, head);
     for (var w0 = start; w0 < end; w0 += TILE_K) {
     //$ end
         //$ for r in 0..ROWS
@@ -149,16 +147,25 @@ fn main(
         }
 
         // What is summed with the walked rows takes the place of the scores.
-        //$ for k in 0..KEYS
+        begin_scores(s, head);   // here, so that no option's registers are taken during the products
+        // Column by column of what is walked: of dq with options in a loop that drivers do not unroll, since its end is known at run time
+        // only, so that one column at a time takes registers. The next column's scores move to where the first one's were.
+        //$ if ROLLED
+        for (var column = 0u; column < KEYS && w0 + column * TX < end; column++) {
+        //$ end
+        //$ for k in 0..STRAIGHT_KEYS
         {
-            let w = w0 + tx + $ku * TX;
+            //$ if STRAIGHT
+            let column = $ku;
+            //$ end
+            let w = w0 + tx + column * TX;
             var seen = false;
             //$ if OWNS_KEYS
             let record = rows[record_at(s, head, min(w, end - 1u))];
             //$ end
             //$ for g in 0..ROWS step 4
             //$ if GRADIENT
-            let e_$g = sh_weights[(tx + $ku * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $gu / 4u];
+            let e_$g = sh_weights[(tx + column * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $gu / 4u];
             //$ end
             //$ for r in g..g+4
             {
@@ -172,7 +179,7 @@ fn main(
                 //$ if GRADIENT
                 let ds = select(0.0, weight(t.value, record.x) * (e_$g[$r - $g] - record.y), t.visible);
                 //$ if SLOPES
-                slope_$r -= ds * distance_of(n, w);
+                slope -= select(0.0, ds * distance_of(n, w), row + $ru <= last);
                 //$ end
                 s_$r_$k = ds * t.slope;
                 //$ end
@@ -183,12 +190,20 @@ fn main(
             }
             //$ end
             //$ end
-            mark_seen(tx + $ku * TX, seen);
+            mark_seen(tx + column * TX, seen);
+            //$ for r in 0..ROWS step 4
+            sh_weights[(tx + column * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $ru / 4u] =
+                vec4<f32>(s_$r_$k, s_${r+1}_$k, s_${r+2}_$k, s_${r+3}_$k);
+            //$ end
         }
-        //$ for r in 0..ROWS step 4
-        sh_weights[(tx + $ku * TX) / KEY_STEP][tx % KEY_STEP][ty * (ROWS / 4u) + $ru / 4u] =
-            vec4<f32>(s_$r_$k, s_${r+1}_$k, s_${r+2}_$k, s_${r+3}_$k);
         //$ end
+        //$ if ROLLED
+        //$ for r in 0..ROWS
+        //$ for k in 0..LAST_KEY
+        s_$r_$k = s_$r_${k+1};
+        //$ end
+        //$ end
+        }
         //$ end
 
         // Weights past the last row are zero, so that rows may be walked KEY_STEP at a time.
@@ -254,15 +269,14 @@ fn main(
     }
     //$ end
     //$ if SLOPES
-    //$ for r in 0..ROWS step 4
-    let slopes_$r = row_sum(thread, vec4<f32>(slope_$r, slope_${r+1}, slope_${r+2}, slope_${r+3}));
+    // The first row has the sum of all.
+    let slopes = row_sum(thread, vec4<f32>(slope, 0.0, 0.0, 0.0));
     if (tx == 0u && item.split == 0u) {
-        //$ for k in r..r+4
-        if (row + $ku <= last) {
-            rows[record_at(s, item.head, row + $ku)].z = slopes_$r[$k - $r];
+        //$ for r in 0..ROWS
+        if (row + $ru <= last) {
+            rows[record_at(s, item.head, row + $ru)].z = slopes[$r];
         }
         //$ end
     }
-    //$ end
     //$ end
 }

@@ -131,7 +131,18 @@ impl FlashBackwardKey {
         };
         let slabs = |dim: u32| dim.div_ceil(4).div_ceil(tile.k_chunks) * (2 + tile.k_chunks);
         let values = value_keys(tile, self.value_class);
-        2 + slabs(head_dim) + slabs(value_dim) + (tile.tx * tile.keys).div_ceil(values) * (2 + values / KEY_STEP)
+        let scores = if self.rolled() { tile.keys } else { 0 };
+        2 + slabs(head_dim)
+            + slabs(value_dim)
+            + scores
+            + (tile.tx * tile.keys).div_ceil(values) * (2 + values / KEY_STEP)
+    }
+
+    /// Whether a tile kernel turns scores into gradients in a loop: the records of four rows, and what options take beside them, are more
+    /// than the registers of many a GPU.
+    fn rolled(&self) -> bool {
+        let ScoreOptions { softcap, alibi, bias, mask, .. } = self.options;
+        self.owns_queries() && (softcap || alibi || bias || mask)
     }
 
     /// Invocations a workgroup.
@@ -295,6 +306,10 @@ impl FlashBackwardKey {
             Shape::Tile(shape) => {
                 let (columns, keys) = (columns(shape, self.value_class), value_keys(shape, self.value_class));
                 all.extend([
+                    ("ROLLED", flag(self.rolled())),
+                    ("STRAIGHT", flag(!self.rolled())),
+                    ("STRAIGHT_KEYS", if self.rolled() { 1 } else { shape.keys }),
+                    ("LAST_KEY", shape.keys - 1),
                     ("TX", shape.tx),
                     ("TY", shape.ty),
                     ("TX_LOG2", shape.tx.ilog2()),

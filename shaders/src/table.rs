@@ -43,10 +43,10 @@ pub const TILE_GPU_WIDE: TileShape = TileShape { tx: 16, ty: 8, rows: 4, keys: 4
 /// The tile shapes of the menu.
 pub const TILES: [TileShape; 2] = [TILE_GPU, TILE_GPU_WIDE];
 
-/// The tiles that can serve a value dim, the one that suits it first. The other one may spill registers.
+/// The tile for a value dim. The other one serves too, but spills registers or leaves invocations idle.
 #[must_use]
-pub fn gpu_tiles(value_dim: u32) -> &'static [TileShape] {
-    if value_dim > 64 { &[TILE_GPU_WIDE, TILE_GPU] } else { &[TILE_GPU] }
+pub fn gpu_tile(value_dim: u32) -> TileShape {
+    if value_dim > 64 { TILE_GPU_WIDE } else { TILE_GPU }
 }
 
 /// Rows in registers without subgroups, of `tile-universal` for CPU drivers: eight invocations fill a vector of most CPUs.

@@ -115,8 +115,9 @@ fn substitute(line: &str, bound: &[Bound], out: &mut String) -> Result<(), Strin
             let (inside, after) = braced.split_once('}').ok_or_else(|| format!("no closing brace: `{line}`"))?;
             let (name, plus) = inside.split_once('+').unwrap_or((inside, "0"));
             let plus: u32 = plus.parse().map_err(|_| format!("not a number in `{line}`"))?;
+            let name = name.parse().map_err(|_| format!("not a letter in `{line}`"))?;
             rest = after;
-            lookup(name.chars().next().unwrap_or(' '))? + plus
+            lookup(name)? + plus
         } else {
             let name = rest.chars().next().unwrap_or(' ');
             let value = lookup(name)?;
@@ -166,6 +167,7 @@ mod tests {
             ("//$ end", "ends no loop"),
             ("x_$r", "bound by no loop"),
             ("//$ for r in 0..2\n${r+1\n//$ end", "no closing brace"),
+            ("//$ for r in 1..2\n${r-1}\n//$ end", "not a letter"),
             ("//$ if COLS\n//$ end", "no constant"),
             ("//$ repeat 2\n//$ end", "not a loop"),
         ] {

@@ -126,7 +126,7 @@ impl Variant {
     #[must_use]
     pub fn force(self, attention: Attention) -> Attention {
         let forced = attention.kernel(self.kernel);
-        let shape = Shape::Tile(table::gpu_tiles(attention.head_dim().value())[0]);
+        let shape = Shape::Tile(table::gpu_tile(attention.head_dim().value()));
         if self.gpu_shape { forced.shape(shape) } else { forced }
     }
 

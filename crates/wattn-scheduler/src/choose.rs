@@ -1,6 +1,6 @@
 //! Which kernel and which shape: the first that can serve, in the order that suits the device.
 
-use wattn_shaders::table::{self, ROWS_CPU, TILE_GPU_WIDE};
+use wattn_shaders::table::{self, ROWS_CPU};
 use wattn_shaders::{Access, FlashKey, Kernel, LaneShape, MatrixShape, MatrixSquare, Shape, Storage, TileShape};
 
 use crate::attention::Attention;
@@ -13,7 +13,7 @@ use crate::quirks::{self, Design};
 /// The pipeline for a problem, and the reason.
 pub(crate) fn kernel(attention: &Attention, device: &Capabilities) -> Result<(FlashKey, String), PlanError> {
     let serves = |kernel| shape(kernel, attention, device);
-    let (kernel, shape, reason) = first_that_serves(attention.kernel, &order(attention, device), serves)?;
+    let (kernel, shape, reason) = first_that_serves(attention.kernel, &order(device), serves)?;
     Ok((key(kernel, shape, attention, device), reason))
 }
 
@@ -22,18 +22,13 @@ pub(crate) fn backward(
     attention: &Attention,
     device: &Capabilities,
 ) -> Result<(Kernel, BackwardShapes, String), PlanError> {
-    first_that_serves(attention.kernel, &order(attention, device), |kernel| backward_shapes(kernel, attention, device))
+    first_that_serves(attention.kernel, &order(device), |kernel| backward_shapes(kernel, attention, device))
 }
 
 /// The kernels of softmax attention in the order that suits the device.
-fn order(attention: &Attention, device: &Capabilities) -> [Kernel; 4] {
-    // Wide values need rows of many invocations: better in workgroup memory than spilled by a small subgroup's tile.
-    let small_subgroups = device.subgroups.is_some_and(|(min, _)| min < TILE_GPU_WIDE.tx);
+fn order(device: &Capabilities) -> [Kernel; 4] {
     match device.kind {
         DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Matrix],
-        _ if small_subgroups && table::gpu_tiles(attention.head_dim.value())[0] == TILE_GPU_WIDE => {
-            [Kernel::Matrix, Kernel::TileUniversal, Kernel::TileSubgroup, Kernel::Broadcast]
-        }
         _ => [Kernel::Matrix, Kernel::TileSubgroup, Kernel::TileUniversal, Kernel::Broadcast],
     }
 }
@@ -133,29 +128,17 @@ fn backward_shapes(
         return Ok((BackwardShapes::Rows(shape), why));
     }
     let tile = |dim: u32| {
-        let menu = match attention.shape {
-            Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => vec![shape],
+        let tile = match attention.shape {
+            Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => shape,
             Some(shape) => return Err(format!("shape {shape} is not on its menu")),
-            None => table::gpu_tiles(dim).to_vec(),
+            None => table::gpu_tile(dim),
         };
-        let mut refused = String::new();
-        for tile in menu {
-            let bytes = table::workgroup_bytes(&key(kernel, Shape::Tile(tile), attention, device));
-            refused = match device.subgroups {
-                None if kernel == Kernel::TileSubgroup => "the device has no subgroups".to_owned(),
-                Some((min, _)) if kernel == Kernel::TileSubgroup && min < tile.tx => {
-                    format!("subgroups may have {min} lanes, {} are needed", tile.tx)
-                }
-                _ if bytes > device.workgroup_bytes => {
-                    format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes)
-                }
-                _ if tile.tx * tile.ty > device.workgroup_invocations => {
-                    format!("{} invocations needed, {} available", tile.tx * tile.ty, device.workgroup_invocations)
-                }
-                _ => return Ok(tile),
-            };
+        tile_fits(kernel, tile, attention, device)?;
+        if tile.tx * tile.ty > device.workgroup_invocations {
+            let (needed, available) = (tile.tx * tile.ty, device.workgroup_invocations);
+            return Err(format!("{needed} invocations needed, {available} available"));
         }
-        Err(refused)
+        Ok(tile)
     };
     let (head, value) = (tile(qk)?, tile(value)?);
     let note = note(Task::Backward, kernel, Shape::Tile(head), attention, device)?;
@@ -322,8 +305,8 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
         && attention.access != Access::Any
         && table::dim_class(attention.head_dim.qk())
             .is_some_and(|class| class <= 64 || !attention.options.masks_elements());
-    let menu = match attention.shape {
-        Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => &[shape],
+    let tile = match attention.shape {
+        Some(Shape::Tile(shape)) if table::TILES.contains(&shape) => shape,
         Some(Shape::Lanes(shape))
             if own_rows
                 && LaneShape { rows: ROWS_CPU.rows, ..shape } == ROWS_CPU
@@ -338,28 +321,29 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
             let (shape, fewer) = allowed_rows(kernel, LaneShape { rows, ..ROWS_CPU }, attention, device);
             return Ok((Shape::Lanes(shape), format!("a CPU driver, {} rows an invocation{fewer}", shape.rows)));
         }
-        None => table::gpu_tiles(attention.head_dim.value()),
+        None => table::gpu_tile(attention.head_dim.value()),
     };
     let rows = match kernel {
         Kernel::TileSubgroup => "rows reduced by shuffles",
         _ => "rows reduced in workgroup memory",
     };
-    let mut refused = String::new();
-    for &tile in menu {
-        let shape = Shape::Tile(tile);
-        let bytes = table::workgroup_bytes(&key(kernel, shape, attention, device));
-        refused = match device.subgroups {
-            None if kernel == Kernel::TileSubgroup => "the device has no subgroups".to_owned(),
-            Some((min, _)) if kernel == Kernel::TileSubgroup && min < tile.tx => {
-                format!("subgroups may have {min} lanes, {} are needed", tile.tx)
-            }
-            _ if bytes > device.workgroup_bytes => {
-                format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes)
-            }
-            _ => return Ok((shape, format!("{rows}, {bytes} bytes fit {}", device.workgroup_bytes))),
-        };
+    let bytes = tile_fits(kernel, tile, attention, device)?;
+    Ok((Shape::Tile(tile), format!("{rows}, {bytes} bytes fit {}", device.workgroup_bytes)))
+}
+
+/// The bytes of workgroup memory of a tile, or why the device cannot have it.
+fn tile_fits(kernel: Kernel, tile: TileShape, attention: &Attention, device: &Capabilities) -> Result<u32, String> {
+    let bytes = table::workgroup_bytes(&key(kernel, Shape::Tile(tile), attention, device));
+    match device.subgroups {
+        None if kernel == Kernel::TileSubgroup => Err("the device has no subgroups".to_owned()),
+        Some((min, _)) if kernel == Kernel::TileSubgroup && min < tile.tx => {
+            Err(format!("subgroups may have {min} lanes, {} are needed", tile.tx))
+        }
+        _ if bytes > device.workgroup_bytes => {
+            Err(format!("{bytes} bytes of workgroup memory needed, {} available", device.workgroup_bytes))
+        }
+        _ => Ok(bytes),
     }
-    Err(refused)
 }
 
 fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use wattn_shaders::table::{self, ROWS_CPU};
-use wattn_shaders::{Kernel, LaneShape, Shape};
+use wattn_shaders::{Kernel, LaneShape, Shape, TileShape};
 
 use crate::attention::{Attention, Causal, Extent};
 use crate::based::Based;
@@ -125,7 +125,10 @@ impl Tunable for Attention {
             shapes.into_iter().map(choice)
         };
         let rows = |shape: LaneShape| table::LANE_ROWS.map(|rows| Shape::Lanes(LaneShape { rows, ..shape })).to_vec();
-        let tiles = || table::gpu_tiles(self.head_dim.value()).iter().copied().map(Shape::Tile).collect::<Vec<_>>();
+        let tiles = || {
+            let fit = |tile: &TileShape| *tile == table::gpu_tile(self.head_dim.value()) || value > 64;
+            table::TILES.into_iter().filter(fit).map(Shape::Tile).collect::<Vec<_>>()
+        };
         // Many rows a lane are the most promising, as long as the driver compiles a step in seconds.
         let broadcast = device.subgroups.map_or_else(Vec::new, |(lanes, _)| {
             let keys = table::least_keys(lanes, head, value)..=lanes;
