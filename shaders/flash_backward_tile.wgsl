@@ -179,7 +179,7 @@ fn main(
                 //$ if VALUES
                 s_$r_$k = select(0.0, weight(t.value, record.x), t.visible);
                 //$ end
-                seen = seen || t.visible;
+                seen = seen | t.visible;
             }
             //$ end
             //$ end
@@ -256,7 +256,7 @@ fn main(
     //$ if SLOPES
     //$ for r in 0..ROWS step 4
     let slopes_$r = row_sum(thread, vec4<f32>(slope_$r, slope_${r+1}, slope_${r+2}, slope_${r+3}));
-    if (tx == 0u && item.split == 0u) {
+    if ((tx == 0u) & (item.split == 0u)) {
         //$ for k in r..r+4
         if (row + $ku <= last) {
             rows[record_at(s, item.head, row + $ku)].z = slopes_$r[$k - $r];
