@@ -43,7 +43,7 @@ fn main(
         for (var i = 0u; i <= aux.params.head_dim; i++) {
             for (var j = i; j <= aux.params.head_dim; j++) {
                 let row = feature_row(i, j);
-                let share = select(1.0, SQUARE, i == j && i > 0u);
+                let share = select(1.0, SQUARE, (i == j) & (i > 0u));
                 let x = load_state(s, head, row, column) / share;
                 //$ if WEIGHTS
                 let w = load_weight(s, head, row) / share;
@@ -162,9 +162,9 @@ fn main(
             //$ end
             //$ end
             let row = feature_row(i, j);
-            let share = select(1.0, SQUARE, i == j && i > 0u);
+            let share = select(1.0, SQUARE, (i == j) & (i > 0u));
             store_state(s, head, row, column, x * share);
-            if (item.split == 0u && lane == 0u) {
+            if ((item.split == 0u) & (lane == 0u)) {
                 store_weight(s, head, row, w * share);
             }
         }

@@ -141,7 +141,7 @@ fn main(
         sh_features[r] = feature_at(r);
         //$ if WEIGHTS
         var count = 0.0;
-        if (s.state0 != NONE && r < aux.params.state_rows) {
+        if ((s.state0 != NONE) & (r < aux.params.state_rows)) {
             count = load_weight(s, head, r);
         }
         sh_counts[r] = count;
@@ -274,7 +274,7 @@ fn main(
         //$ end
         //$ for b in 0..OWN
         loop {
-            if (GUARDED == 1u && row_$b >= EDGE) { break; }
+            if ((GUARDED == 1u) & (row_$b >= EDGE)) { break; }
             //$ if KEYS
             var added = Sum();
             //$ end
@@ -335,7 +335,7 @@ fn main(
             {
                 let key = (first + $cu) * 4u + $eu;
                 let x = dots[$e] * aux.params.score_scale;
-                w_$c[$e] = select(0.0, 1.0 + x + 0.5 * x * x, key <= row && key < keys);
+                w_$c[$e] = select(0.0, 1.0 + x + 0.5 * x * x, (key <= row) & (key < keys));
             }
             //$ end
             total += dot(w_$c, vec4<f32>(1.0));
@@ -351,7 +351,7 @@ fn main(
         //$ if OUT
         //$ for b in 0..OWN
         loop {
-            if (GUARDED == 1u && row_$b >= EDGE) { break; }
+            if ((GUARDED == 1u) & (row_$b >= EDGE)) { break; }
             //$ if SCORES
             var own = Sum();
             //$ for t in 0..GRID
@@ -391,13 +391,13 @@ fn main(
 
     //$ if STATE
     workgroupBarrier();   // all counts are whole
-    if (item.live && s.state != NONE) {
+    if (item.live & (s.state != NONE)) {
         //$ for n in 0..SLABS
         //$ for c in 0..EACH
         store_state_rows(s, head, $nu * EDGE + (first + $cu) * 4u, column, state_$n_$c);
         //$ end
         //$ end
-        for (var r = thread; r < aux.params.state_rows && item.split == 0u; r += THREADS) {
+        for (var r = thread; (r < aux.params.state_rows) & (item.split == 0u); r += THREADS) {
             store_weight(s, head, r, sh_counts[r]);
         }
     }

@@ -47,13 +47,13 @@ fn block_at(index: u32) -> Block {
 fn packed_row(block: Block, r: u32, once: bool) -> u32 {
     let i = select(4u * block.a + r / 4u + 1u, 0u, block.a == ONE);
     let j = select(4u * block.b + r % 4u + 1u, 0u, block.b == ONE);
-    let absent = max(i, j) > aux.params.head_dim || (once && i > j);
+    let absent = (max(i, j) > aux.params.head_dim) | (once & (i > j));
     return select(feature_row(min(i, j), max(i, j)), NONE, absent);
 }
 
 // What row `r` of a block is in the packed state, over what it is here.
 fn packed_share(block: Block, r: u32) -> f32 {
-    return select(1.0, SQUARE, block.a == block.b && block.a != ONE && r / 4u == r % 4u);
+    return select(1.0, SQUARE, (block.a == block.b) & (block.a != ONE) & (r / 4u == r % 4u));
 }
 
 //$ if KEYS
@@ -108,7 +108,7 @@ fn main(
     for (var r = 0u; r < block.rows; r++) {
         var x = vec4<f32>();
         let packed = packed_row(block, r, false);
-        if (s.state0 != NONE && packed != NONE) {
+        if ((s.state0 != NONE) & (packed != NONE)) {
             x = load_state(s, head, packed, column) / packed_share(block, r);
         }
         sh_state[state_at + r * COLUMNS] = x;
@@ -122,7 +122,7 @@ fn main(
         var x = vec4<f32>();
         for (var j = 0u; j < 4u; j++) {
             let packed = packed_row(block, 4u * i + j, false);
-            if (s.state0 != NONE && packed != NONE) {
+            if ((s.state0 != NONE) & (packed != NONE)) {
                 let w = load_weight(s, head, packed) / packed_share(block, 4u * i + j);
                 x = select(x, vec4<f32>(w), vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(j));
             }
@@ -164,7 +164,7 @@ fn main(
         {
             let key = tx + $ku * TX;
             let x = s_$r_$k * aux.params.score_scale;
-            sh_weights[key * WEIGHT_STRIDE + row + $ru] = select(0.0, 1.0 + x + 0.5 * x * x, key <= row + $ru && key < keys);
+            sh_weights[key * WEIGHT_STRIDE + row + $ru] = select(0.0, 1.0 + x + 0.5 * x * x, (key <= row + $ru) & (key < keys));
         }
         //$ end
         //$ end

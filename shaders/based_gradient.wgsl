@@ -44,7 +44,7 @@ fn main(
     //$ for r in 0..ROWS
     let row_$r = thread + $ru * THREADS;
     let pair_$r = pair_of(row_$r);
-    let share_$r = select(1.0, SQUARE, pair_$r.i == pair_$r.j && pair_$r.i > 0u);
+    let share_$r = select(1.0, SQUARE, (pair_$r.i == pair_$r.j) & (pair_$r.i > 0u));
     var weight_$r = 0.0;
     //$ for b in 0..BLOCKS
     //$ for n in 0..BLOCK
@@ -117,7 +117,7 @@ fn main(
             //$ if KEYS
             let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + head * aux.params.v.head;
             let v = load_v(v_base + token * aux.params.v.seq, c) * value_scale(s, head, token);
-            sh_v[e] = select(vec4<f32>(), v, inside && t < keys);
+            sh_v[e] = select(vec4<f32>(), v, inside & (t < keys));
             //$ end
         }
         //$ if KEYS
@@ -172,7 +172,7 @@ fn main(
             //$ for r in 0..ROWS
             if (row_$r < aux.params.state_rows) {
                 // Values weigh 1 where rows are keys; what weighs where they are queries is not known before their sums are.
-                let weighed = select(0.0, weight_$r, REVERSED == 1u && last);
+                let weighed = select(0.0, weight_$r, (REVERSED == 1u) & last);
                 sh_y[t * FEATURE_ROWS + row_$r] = (y_$r.x + y_$r.y) + (y_$r.z + y_$r.w) + weighed;
                 //$ if WEIGHTS
                 sh_m[t * FEATURE_ROWS + row_$r] = weight_$r;

@@ -50,7 +50,7 @@ fn main(
     workgroupBarrier();   // the token is there
     for (var row = thread; row < aux.params.state_rows; row += THREADS) {
         let pair = pair_of(row);
-        let half = select(1.0, 0.5, pair.i == pair.j && pair.i > 0u);
+        let half = select(1.0, 0.5, (pair.i == pair.j) & (pair.i > 0u));
         sh_qq[row] = half * sh_q[pair.i] * sh_q[pair.j];
         sh_kk[row] = sh_k[pair.i] * sh_k[pair.j];
     }

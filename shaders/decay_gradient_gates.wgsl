@@ -70,7 +70,7 @@ fn place_at(at: u32) -> Place {
 fn decay_between(place: Place, later: Place) -> f32 {
     let first = place.at / SUM_BLOCK;
     let last = later.at / SUM_BLOCK;
-    let inner = select(0.0, block_sum(1u), first < 1u && last > 1u) + select(0.0, block_sum(2u), first < 2u && last > 2u);
+    let inner = select(0.0, block_sum(1u), (first < 1u) & (last > 1u)) + select(0.0, block_sum(2u), (first < 2u) & (last > 2u));
     return select(place.tail + inner + later.head, min(later.head - place.head, 0.0), first == last);
 }
 

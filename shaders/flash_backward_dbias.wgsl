@@ -86,7 +86,7 @@ fn main(
             let end = end_key(s, i_$r);
             //$ for k in 0..4
             {
-                let t = score(s_$r_$k * aux.params.score_scale, i_$r, j_$k, j_$k >= lo && j_$k < end);
+                let t = score(s_$r_$k * aux.params.score_scale, i_$r, j_$k, (j_$k >= lo) & (j_$k < end));
                 sum_$r_$k += select(0.0, weight(t.value, record.x) * (e_$r_$k - record.y), t.visible);
             }
             //$ end
@@ -97,7 +97,7 @@ fn main(
     let base = aux.params.dbias.offset + first_batch * aux.params.dbias.batch + first_head * aux.params.dbias.head;
     //$ for r in 0..4
     //$ for k in 0..4
-    if (i0 + $ru * SIDE < aux.params.queries && j0 + $ku * SIDE < aux.params.keys) {
+    if ((i0 + $ru * SIDE < aux.params.queries) & (j0 + $ku * SIDE < aux.params.keys)) {
         let at = base + (i0 + $ru * SIDE) * aux.params.dbias.query + (j0 + $ku * SIDE) * aux.params.dbias.key;
         var total = sum_$r_$k;
         if (aux.params.accumulate == 1u) {

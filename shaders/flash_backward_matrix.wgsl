@@ -354,8 +354,8 @@ fn main(
 
         //$ if GRADIENT
         let met = bitcast<u32>(row_max(thread, vec4<f32>(largest)).x) >> 23u;
-        let rises = met > exponent + MARGIN || (exponent == LEAST_EXPONENT && met > exponent);
-        if (rises && exponent != LEAST_EXPONENT) {
+        let rises = (met > exponent + MARGIN) | ((exponent == LEAST_EXPONENT) & (met > exponent));
+        if (rises & (exponent != LEAST_EXPONENT)) {
             atomicOr(&sh_risen, 1u);
         }
         let risen = select(exponent, met, rises);
@@ -448,7 +448,7 @@ fn main(
     //$ if VALUES
     let scale = 1.0 / WEIGHT_UNIT;
     //$ end
-    let stored = item.live && first + row <= last;
+    let stored = item.live & (first + row <= last);
     let result_row = aux.params.$RESULT.offset + s.batch * aux.params.$RESULT.batch + item.head * aux.params.$RESULT.head
         + (OWN_START + own) * aux.params.$RESULT.seq;
     //$ for g in 0..VALUE_BLOCKS step GROUP
@@ -467,14 +467,14 @@ fn main(
     //$ end
     //$ end
     workgroupBarrier();   // the group has been written
-    for (var c = tx; c < GROUP_CHUNKS && stored; c += TX) {
+    for (var c = tx; (c < GROUP_CHUNKS) & stored; c += TX) {
         let x = sh_scores[row * SCORE_STRIDE + c];
         store_$RESULT(result_row, item.split * VALUE_CHUNKS + $gu * SIDE / 4u + c, vec4<f32>(x[0], x[1], x[2], x[3]) * scale);
     }
     //$ end
     //$ if SLOPES
     let slopes = row_sum(thread, vec4<f32>(slope)).x;
-    if (stored && tx == 0u && item.split == 0u) {
+    if (stored & (tx == 0u) & (item.split == 0u)) {
         rows[record_at(s, item.head, own)].z = slopes;
     }
     //$ end

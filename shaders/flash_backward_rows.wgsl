@@ -231,7 +231,7 @@ fn main(
     //$ end
 
     // Registers have no index: stores go by selection, since drivers compile one of them fast and many slowly.
-    for (var r = 0u; r < ROWS && first + r * LANES + lane <= last; r++) {
+    for (var r = 0u; (r < ROWS) & (first + r * LANES + lane <= last); r++) {
         let n = first + r * LANES + lane;
         //$ if GRADIENT
         //$ for c in 0..HEAD_CHUNKS

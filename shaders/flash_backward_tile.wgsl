@@ -151,7 +151,7 @@ fn main(
         // Column by column of what is walked: of dq with options in a loop that drivers do not unroll, since its end is known at run time
         // only, so that one column at a time takes registers. The next column's scores move to where the first one's were.
         //$ if ROLLED
-        for (var column = 0u; column < KEYS && w0 + column * TX < end; column++) {
+        for (var column = 0u; (column < KEYS) & (w0 + column * TX < end); column++) {
         //$ end
         //$ for k in 0..STRAIGHT_KEYS
         {
@@ -186,7 +186,7 @@ fn main(
                 //$ if VALUES
                 s_$r_$k = select(0.0, weight(t.value, record.x), t.visible);
                 //$ end
-                seen = seen || t.visible;
+                seen = seen | t.visible;
             }
             //$ end
             //$ end
@@ -271,7 +271,7 @@ fn main(
     //$ if SLOPES
     // The first row has the sum of all.
     let slopes = row_sum(thread, vec4<f32>(slope, 0.0, 0.0, 0.0));
-    if (tx == 0u && item.split == 0u) {
+    if ((tx == 0u) & (item.split == 0u)) {
         //$ for r in 0..ROWS
         if (row + $ru <= last) {
             rows[record_at(s, item.head, row + $ru)].z = slopes[$r];

@@ -89,7 +89,7 @@ fn main(
     //$ for h in 0..HEAD_BLOCKS
     var q_$b_$h = Left();
     loop {
-        if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+        if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
         q_$b_$h = coopLoadT<Left>(&sh_slab[strip_$b * SIDE * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
         break;
     }
@@ -140,7 +140,7 @@ fn main(
             workgroupBarrier();   // the slab is whole
             //$ for n in LEAST..OWN+1
             loop {
-                if (GUARDED == 1u && count != $nu) { break; }
+                if ((GUARDED == 1u) & (count != $nu)) { break; }
                 //$ for h in 0..HEAD_BLOCKS
                 {
                     //$ if STREAMED
@@ -162,7 +162,7 @@ fn main(
         }
         //$ for b in 0..OWN
         loop {
-            if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+            if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
             //$ for k in 0..KEY_BLOCKS
             coopStoreT(s_$b_$k, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + $ku * SIDE / 4u][0], SCORE_STRIDE * 4u);
             //$ end
@@ -185,7 +185,7 @@ fn main(
         //$ end
         top = row_max(thread, vec4<f32>(top)).x;
         let rises = top > m + MARGIN;
-        if (rises && l > 0.0) {
+        if (rises & (l > 0.0)) {
             atomicOr(&sh_risen, 1u);
         }
         top = select(m, top, rises);
@@ -209,7 +209,7 @@ fn main(
             //$ for g in 0..VALUE_BLOCKS step GROUP
             //$ for b in 0..OWN
             loop {
-                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+                if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
                 //$ for v in g..g+GROUP
                 coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
@@ -224,7 +224,7 @@ fn main(
             workgroupBarrier();   // it has been rescaled
             //$ for b in 0..OWN
             loop {
-                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+                if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
                 //$ for v in g..g+GROUP
                 o_$b_$v = coopLoadT<Sum>(&sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
@@ -236,7 +236,7 @@ fn main(
         }
         //$ for n in LEAST..OWN+1
         loop {
-            if (GUARDED == 1u && count != $nu) { break; }
+            if ((GUARDED == 1u) & (count != $nu)) { break; }
             //$ for k in 0..KEY_BLOCKS
             {
                 //$ for b in 0..n
@@ -256,13 +256,13 @@ fn main(
     }
 
     let f = finish(m, row_sum(thread, vec4<f32>(l)).x, head);
-    let stored = item.live && first + row <= last;
+    let stored = item.live & (first + row <= last);
     let out_row = aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head + (s.q_start + i) * aux.params.out.seq;
     //$ for g in 0..VALUE_BLOCKS step GROUP
     workgroupBarrier();   // the previous group has been read
     //$ for b in 0..OWN
     loop {
-        if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+        if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
         //$ for v in g..g+GROUP
         coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
         //$ end
@@ -270,12 +270,12 @@ fn main(
     }
     //$ end
     workgroupBarrier();   // the group has been written
-    for (var c = tx; c < GROUP_CHUNKS && stored; c += TX) {
+    for (var c = tx; (c < GROUP_CHUNKS) & stored; c += TX) {
         let x = sh_scores[row * SCORE_STRIDE + c];
         store_out(out_row, item.split * VALUE_CHUNKS + $gu * SIDE / 4u + c, vec4<f32>(x[0], x[1], x[2], x[3]) * f.scale);
     }
     //$ end
-    if (stored && tx == 0u && item.split == 0u) {
+    if (stored & (tx == 0u) & (item.split == 0u)) {
         store_lse(s, head, i, f);
     }
 }

@@ -150,7 +150,8 @@ fn main(
     }
 
     let out_base = aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head;
-    for (var r = 0u; r < ROWS && first + r * LANES + lane <= last; r++) {
+    //$ for g in 0..VALUE_CHUNKS step STORED
+    for (var r = 0u; (r < ROWS) & (first + r * LANES + lane <= last); r++) {
         let i = first + r * LANES + lane;
         var m = m_0;
         var l = l_0;
@@ -160,7 +161,7 @@ fn main(
         //$ end
         let f = finish(m, l, head);
         let out_row = out_base + (s.q_start + i) * aux.params.out.seq;
-        //$ for c in 0..VALUE_CHUNKS
+        //$ for c in g..g+STORED
         {
             var x = o_0_$c;
             //$ for r in 1..ROWS
@@ -169,8 +170,9 @@ fn main(
             store_out(out_row, column + $cu, x * f.scale);
         }
         //$ end
-        if (item.split == 0u) {
+        if (item.split + $gu == 0u) {
             store_lse(s, head, i, f);
         }
     }
+    //$ end
 }

@@ -200,7 +200,7 @@ fn main(
             store_out(out_row, column + $uu, o_$r_$u * f.scale);
         }
         //$ end
-        if (tx == 0u && item.split == 0u) {
+        if ((tx == 0u) & (item.split == 0u)) {
             store_lse(s, head, i, f);
         }
     }

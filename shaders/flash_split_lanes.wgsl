@@ -78,7 +78,7 @@ fn main(
         var old_$r = 0.0;   // the weight of what came before
         {
             begin_scores(s, head_$r);
-            let t = score(s_$r, i_$r, j, j0 + lane - lo_$r < seen_keys_$r && j0 + lane < item.end);
+            let t = score(s_$r, i_$r, j, (j0 + lane - lo_$r < seen_keys_$r) & (j0 + lane < item.end));
             var top = select(m_$r, max(m_$r, t.value), t.visible);
             //$ for n in 0..LANES_LOG2
             top = max(top, subgroupShuffleXor(top, 1u << $nu));
@@ -110,7 +110,7 @@ fn main(
         //$ end
     }
 
-    for (var r = 0u; r < ROWS && row + r <= last; r++) {
+    for (var r = 0u; (r < ROWS) & (row + r <= last); r++) {
         var m = m_0;
         var l = l_0;
         //$ for r in 1..ROWS
@@ -139,7 +139,7 @@ fn main(
             }
         }
         //$ end
-        if (lane == 0u && item.split == 0u) {
+        if ((lane == 0u) & (item.split == 0u)) {
             partials[at + aux.params.value_chunks] = vec4<f32>(m, l, 0.0, 0.0);
         }
     }

@@ -86,7 +86,7 @@ fn main(
             let lo = first_key(s, i);
             let j = j0 + key;
             begin_scores(s, item.kv_head * group + packed % group);
-            let in_range = j - lo < max(end_key(s, i), lo) - lo && j < item.end;
+            let in_range = (j - lo < max(end_key(s, i), lo) - lo) & (j < item.end);
             let t = score(s_$r * aux.params.score_scale, i, min(j, item.end - 1u), in_range);
             s_$r = t.value;
             visible[$r] = t.visible;
@@ -148,7 +148,7 @@ fn main(
     workgroupBarrier();   // the slab's previous use has been read
     sh_slab[thread] = o_$r;
     workgroupBarrier();   // all parts are there
-    if (row + $ru <= last && key < VALUE_CHUNKS) {
+    if ((row + $ru <= last) & (key < VALUE_CHUNKS)) {
         var o = vec4<f32>();
         for (var g = 0u; g < GROUPS; g++) {
             o += sh_slab[thread + g * VALUE_CHUNKS];
@@ -156,7 +156,7 @@ fn main(
         if (column < aux.params.value_chunks) {
             partials[at + $ru * stride + column] = o;
         }
-        if (key == 0u && item.split == 0u) {
+        if ((key == 0u) & (item.split == 0u)) {
             var l = 0.0;
             for (var b = 0u; b < BLOCKS; b++) {
                 l += sh_blocks[quad * BLOCKS + b][$r];

@@ -189,7 +189,7 @@ fn main(
         //$ end
         //$ for b in 0..OWN
         loop {
-            if (GUARDED == 1u && row_$b >= EDGE) { break; }
+            if ((GUARDED == 1u) & (row_$b >= EDGE)) { break; }
             var added = Sum();
             //$ for d in 0..GRID
             {
@@ -236,7 +236,7 @@ fn main(
             {
                 let key = (first + $cu) * 4u + $eu;
                 let w = x[$e] * aux.params.score_scale * exp(min(at - decay_at(key, live), 0.0));
-                w_$c[$e] = select(0.0, w, key <= row && key < live);
+                w_$c[$e] = select(0.0, w, (key <= row) & (key < live));
             }
             //$ end
             top = max(top, largest(w_$c));
@@ -249,7 +249,7 @@ fn main(
         workgroupBarrier();   // the weights are there; the scores, and what the chunk adds, have been read
         //$ for b in 0..OWN
         loop {
-            if (GUARDED == 1u && row_$b >= EDGE) { break; }
+            if ((GUARDED == 1u) & (row_$b >= EDGE)) { break; }
             var own = Sum();
             //$ for t in 0..GRID
             own = coopMultiplyAdd(
@@ -285,7 +285,7 @@ fn main(
         //$ end
         //$ end
         //$ if TOTAL
-        if (thread == 0u && item.split == 0u) {
+        if ((thread == 0u) & (item.split == 0u)) {
             store_total(s, head, decay);
         }
         //$ end

@@ -103,7 +103,7 @@ fn main(
             {
                 let key = tx + $ku * TX;
                 let w = s_$r_$k * aux.params.score_scale * exp(min(at - decay_at(key, live), 0.0));
-                sh_weights[key * WEIGHT_STRIDE + row + $ru] = select(0.0, w, key <= row + $ru && key < live);
+                sh_weights[key * WEIGHT_STRIDE + row + $ru] = select(0.0, w, (key <= row + $ru) & (key < live));
             }
             //$ end
         }
@@ -168,7 +168,7 @@ fn main(
     store_state(s, head, state_row + $du, column, state_$d);
     //$ end
     //$ if TOTAL
-    if (thread == 0u && item.split == 0u) {
+    if ((thread == 0u) & (item.split == 0u)) {
         store_total(s, head, decay);
     }
     //$ end

@@ -86,7 +86,7 @@ fn main(
             //$ end
             for (var c = 0u; c < aux.params.value_chunks; c++) {
                 let y = load_state(from_$p, head, i0 + lane, c);
-                if ($pu == 1u && u0 == 0u) {
+                if (($pu == 1u) & (u0 == 0u)) {
                     meeting += dot(y, load_state(from_0, head, i0 + lane, c));
                 }
                 //$ for r in 0..ROWS
@@ -177,7 +177,7 @@ fn main(
                 let place = place_at(t);
                 //$ for r in 0..ROWS
                 let pair_$r = s_0_$r_$n * s_1_$r_$n * aux.params.score_scale * exp(decay_between(place, place_$r));
-                open_$r += select(0.0, pair_$r, t < u_$r && u_$r < live);
+                open_$r += select(0.0, pair_$r, (t < u_$r) & (u_$r < live));
                 //$ end
             }
             //$ end

@@ -192,7 +192,7 @@ fn main(
                 let u = later + ty * 4u + $ru;
                 let t = earlier + tx + $ku * TX;
                 let pair = s_0_$r_$k * s_1_$r_$k * aux.params.score_scale * exp(decay_between(place_at(t), place_at(u)));
-                sh_pairs[(u - later) * PAIR_STRIDE + t - earlier] = select(0.0, pair, t < u && u < live);
+                sh_pairs[(u - later) * PAIR_STRIDE + t - earlier] = select(0.0, pair, (t < u) & (u < live));
             }
             //$ end
             //$ end

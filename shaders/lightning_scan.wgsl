@@ -16,7 +16,7 @@ fn main(
     let item = item_at(workgroup, grid);
     let size = aux.params.head_dim * aux.params.value_dim;
     let e = item.split * THREADS + thread;
-    if (!item.live || e >= size) {
+    if (!item.live | (e >= size)) {
         return;
     }
     let head = item.head;

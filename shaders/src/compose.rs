@@ -348,6 +348,10 @@ pub(crate) fn elements(tensors: &[Element], outputs: &[Output]) -> Vec<String> {
     parts
 }
 
+/// Columns that a loop over rows stores, at most. Each store is a branch, and SwiftShader walks all ways through a loop's branches to compile
+/// it: for 16 in a row that is nothing yet, for 32 it takes more than 12 GB.
+const LOOP_STORES: u32 = 16;
+
 /// The numbers of the header: those that shape registers, and the tile.
 fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
     let value_chunks = key.value_class / 4;
@@ -362,6 +366,7 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
             ("GROUP", if key.kernel == Kernel::Broadcast { 2 * shape.lanes / shape.keys } else { 2 }),
             ("HEAD_CHUNKS", key.head_class / 4),
             ("VALUE_CHUNKS", value_chunks),
+            ("STORED", value_chunks.min(LOOP_STORES)),
         ],
         Shape::Tile(shape) => {
             vec![
@@ -495,11 +500,11 @@ fn score(options: ScoreOptions, slope: bool) -> String {
     }
     if options.bias {
         begin += "    begin_bias(s, head);\n";
-        body += "    let bits = bias_bits(i, j);\n    value += bitcast<f32>(bits);\n    visible = visible && bits != 0xff800000u;\n";
+        body += "    let bits = bias_bits(i, j);\n    value += bitcast<f32>(bits);\n    visible = visible & (bits != 0xff800000u);\n";
     }
     if options.mask {
         begin += "    begin_mask(s, head);\n";
-        body += "    visible = visible && mask_bit(i, j);\n";
+        body += "    visible = visible & mask_bit(i, j);\n";
     }
     let (field, result) = match (slope, options.softcap) {
         (false, _) => ("", ""),

@@ -32,6 +32,8 @@ fn counts(header: &str, body: &[&str]) -> Result<(), String> {
     let constant = |by: &str| by.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || "_ *".contains(c));
     let up = step == format!("{name}++") || step.strip_prefix(&format!("{name} += ")).is_some_and(constant);
     let down = step == format!("{name}--") || step.strip_prefix(&format!("{name} -= ")).is_some_and(constant);
+    // Of conditions joined by `&` the first.
+    let bound = bound.strip_prefix('(').unwrap_or(bound);
     let below = bound.starts_with(&format!("{name} < ")) || bound.starts_with(&format!("{name} <= "));
     let above = bound.starts_with(&format!("{name} > "));
     if !(up && below || down && above) {

@@ -1,5 +1,6 @@
 //! `cargo xtask verify`: the whole catalogue against the oracle, by every kernel that can serve.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -226,11 +227,12 @@ struct Run {
     progress: ProgressBar,
     rows: Vec<Row>,
     skipped: Vec<Skip>,
-    runs: usize,
+    /// Runs of each case.
+    runs: BTreeMap<&'static str, usize>,
     failed: usize,
 }
 
-/// Checks every case; fails, after all have run, if any did or if nothing was compared.
+/// Checks every case; fails, after all have run, if any did, if no kernel served one, or if nothing was compared.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let device = args.selection.device()?;
     println!("{device}");
@@ -242,27 +244,36 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let start = Instant::now();
     let progress = progress(problems.len());
-    let mut run = Run { device, pinned, progress, rows: Vec::new(), skipped: Vec::new(), runs: 0, failed: 0 };
+    let mut run =
+        Run { device, pinned, progress, rows: Vec::new(), skipped: Vec::new(), runs: BTreeMap::new(), failed: 0 };
     for problem in &problems {
         run.progress.set_message(problem.name());
         run.check(problem);
         run.progress.inc(1);
     }
     run.progress.finish_and_clear();
+    let unserved: Vec<&str> = run.runs.iter().filter(|&(_, &runs)| runs == 0).map(|(&name, _)| name).collect();
     if let Some(path) = &args.json {
-        write_json(path, &run.device, &run.rows, [("skipped", to_value(&run.skipped)?)])?;
+        let lists = [("skipped", to_value(&run.skipped)?), ("unserved", to_value(&unserved)?)];
+        write_json(path, &run.device, &run.rows, lists)?;
     }
 
+    let mut reasons = BTreeMap::<String, usize>::new();
+    for skip in &run.skipped {
+        *reasons.entry(format!("{}: {}", skip.kernel, skip.reason)).or_default() += 1;
+    }
+    reasons.iter().for_each(|(reason, count)| println!("{count:>5} skipped, {reason}"));
     let elements: usize = run.rows.iter().map(|row| row.elements).sum();
+    let runs: usize = run.runs.values().sum();
     println!(
-        "{} cases, {} runs: {elements} elements compared, {} runs skipped, {} failed, {:.0} s",
+        "{} cases, {runs} runs: {elements} elements compared, {} runs skipped, {} failed, {:.0} s",
         problems.len(),
-        run.runs,
         run.skipped.len(),
         run.failed,
         start.elapsed().as_secs_f64()
     );
-    ensure!(run.failed == 0, "{} of {} runs failed", run.failed, run.runs);
+    ensure!(run.failed == 0, "{} of {runs} runs failed", run.failed);
+    ensure!(pinned.is_some() || unserved.is_empty(), "no kernel serves {}", unserved.join(", "));
     ensure!(elements > 0, "nothing was compared");
     Ok(())
 }
@@ -282,6 +293,7 @@ impl Run {
     fn check(&mut self, problem: &Problem) {
         let (name, case) = (problem.name(), problem.build());
         let (first, mut served) = (self.rows.len(), 0);
+        self.runs.entry(name).or_default();
         let mut refusals = Vec::new();
         for variant in case.variants(&self.device, self.pinned) {
             if let Ok(Some(reason)) = case.refusal(&self.device, variant) {
@@ -299,8 +311,8 @@ impl Run {
         refusals.iter().for_each(|line| self.say(line));
     }
 
-    fn judge(&mut self, name: &str, case: &Judge, variant: Variant) {
-        self.runs += 1;
+    fn judge(&mut self, name: &'static str, case: &Judge, variant: Variant) {
+        *self.runs.entry(name).or_default() += 1;
         let judged = match guarded(|| case.run(&self.device, variant)) {
             Ok(ran) => Row::compared(name, ran),
             Err(error) => {

@@ -25,8 +25,6 @@ pub enum Driver {
     },
     /// AMD's own Vulkan driver, of Windows and AMDVLK; Mesa's RADV is another.
     Amd,
-    /// SwiftShader, the CPU driver of browsers.
-    SwiftShader,
     /// Any other.
     Other,
 }

@@ -46,7 +46,7 @@ pub(crate) fn linear(
     };
     let serves = |kernel| {
         let why = serves(kernel)?;
-        let note = quirks::judge(Design { task, kernel, registers, rows: 0, tensors: 0 }, pinned.is_some(), device)?;
+        let note = quirks::judge(Design { task, kernel, registers, rows: 0 }, pinned.is_some(), device)?;
         Ok(((), why + &note))
     };
     let (kernel, (), reason) = first_that_serves(pinned, &order, serves)?;
@@ -222,8 +222,7 @@ pub(crate) fn design(kernel: Kernel, shape: Shape, attention: &Attention) -> Des
         Shape::Tile(_) | Shape::Matrix(_) => 0,
     };
     let registers = rows * table::dim_class(dim).unwrap_or(table::VALUE_SPLIT);
-    let tensors = u32::from(attention.options.bias) + u32::from(attention.options.mask);
-    Design { task: Task::Forward, kernel, registers, rows, tensors }
+    Design { task: Task::Forward, kernel, registers, rows }
 }
 
 fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {

@@ -17,8 +17,6 @@ pub(crate) struct Design {
     pub(crate) registers: u32,
     /// Rows a lane, of softmax attention in registers; else 0.
     pub(crate) rows: u32,
-    /// Tensors that each score of softmax attention loads from: a bias, a mask.
-    pub(crate) tensors: u32,
 }
 
 /// What a driver does with a kernel that it is kept from.
@@ -41,7 +39,7 @@ pub(crate) struct Quirk {
 }
 
 /// All that is known. An entry is for what was seen, by us or in a public thread, and says where.
-const QUIRKS: [Quirk; 8] = [
+const QUIRKS: [Quirk; 6] = [
     Quirk {
         driver: |device| llvmpipe(device, 23..=25),
         design: |design| softmax(design) && design.kernel == Kernel::Broadcast && design.registers > 256,
@@ -75,20 +73,6 @@ const QUIRKS: [Quirk; 8] = [
         design: |design| design.kernel == Kernel::Matrix,
         harm: Harm::Crash,
         reason: "this driver's matrices crash with subgroups of other than 8 lanes",
-        seen: MEASURED,
-    },
-    Quirk {
-        driver: |device| device.driver == Driver::SwiftShader,
-        design: |design| design.rows > 1 && (design.kernel == Kernel::TileUniversal || design.tensors > 0),
-        harm: Harm::Slow,
-        reason: "SwiftShader takes minutes to compile so many loads",
-        seen: MEASURED,
-    },
-    Quirk {
-        driver: |device| device.driver == Driver::SwiftShader,
-        design: |design| softmax(design) && design.rows == 0 && design.tensors > 1,
-        harm: Harm::Crash,
-        reason: "SwiftShader runs out of memory when it compiles tiles with a bias and a mask",
         seen: MEASURED,
     },
     Quirk {
@@ -141,18 +125,12 @@ mod tests {
         let wide = Capabilities { subgroups: Some((16, 16)), ..base };
         let drivers = [20, 22, 23, 25, 26].map(|mesa| Driver::Llvmpipe { mesa });
         let mut hit = [false; QUIRKS.len()];
-        for driver in drivers.into_iter().chain([Driver::Amd, Driver::SwiftShader, Driver::Other]) {
+        for driver in drivers.into_iter().chain([Driver::Amd, Driver::Other]) {
             for device in [base, wide].map(|device| Capabilities { driver, ..device }) {
                 for task in [Task::Forward, Task::Linear, Task::Based] {
                     let designs = || {
                         Kernel::ALL.into_iter().flat_map(move |kernel| {
-                            [(0, 2), (0, 0), (1, 0), (2, 0), (4, 0), (8, 0)].map(|(rows, tensors)| Design {
-                                task,
-                                kernel,
-                                registers: 64 * rows,
-                                rows,
-                                tensors,
-                            })
+                            [0, 1, 2, 4, 8].map(|rows| Design { task, kernel, registers: 64 * rows, rows })
                         })
                     };
                     assert!(designs().any(|design| known(design, &device).is_none()), "{device:?} is left without any");
@@ -171,7 +149,7 @@ mod tests {
     #[test]
     fn what_crashes_is_refused_even_where_it_is_pinned() {
         let device = Capabilities { subgroups: Some((8, 8)), ..Capabilities::webgpu_defaults() };
-        let matrix = Design { task: Task::Forward, kernel: Kernel::Matrix, registers: 0, rows: 0, tensors: 0 };
+        let matrix = Design { task: Task::Forward, kernel: Kernel::Matrix, registers: 0, rows: 0 };
         let amd = Capabilities { driver: Driver::Amd, ..device };
         assert!(judge(matrix, true, &amd).unwrap().contains("pinned although AMD's own driver"));
         assert!(judge(matrix, false, &amd).unwrap_err().contains("llama.cpp/pull/11074"));

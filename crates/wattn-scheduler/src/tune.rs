@@ -225,7 +225,7 @@ impl Tunable for Based {
 fn linear_menu(task: Task, registers: u32, device: &Capabilities) -> Vec<Choice> {
     Kernel::ALL
         .into_iter()
-        .filter(|&kernel| quirks::known(Design { task, kernel, registers, rows: 0, tensors: 0 }, device).is_none())
+        .filter(|&kernel| quirks::known(Design { task, kernel, registers, rows: 0 }, device).is_none())
         .flat_map(|kernel| {
             [Schedule::Sequential, Schedule::Segments].map(|schedule| Choice {
                 kernel,

@@ -103,9 +103,6 @@ fn driver(info: &AdapterInfo) -> Driver {
     if info.backend == Backend::Vulkan && info.driver.starts_with("AMD ") {
         return Driver::Amd;
     }
-    if info.driver.starts_with("SwiftShader") {
-        return Driver::SwiftShader;
-    }
     if !info.driver.contains("llvmpipe") && !info.name.contains("llvmpipe") {
         return Driver::Other;
     }
