@@ -27,20 +27,6 @@ const MARGIN: f32 = 8.0;
 var<workgroup> sh_weights: array<Half8, TILE_Q * KEY_STRIDE>;   // [query, key]
 var<workgroup> sh_risen: atomic<u32>;   // whether the reference of a row with weights has moved
 
-// The values of keys j0.. reach the slab by column, four keys and four columns an invocation at a time.
-fn stage_values(thread: u32, s: Sequence, v_first: u32, column: u32, j0: u32, end: u32) {
-    for (var n = thread; n < TILE_K / 4u * VALUE_CHUNKS; n += THREADS) {
-        let key = n % (TILE_K / 4u) * 4u;
-        let chunk = n / (TILE_K / 4u);
-        //$ for k in 0..4
-        let v_$k = kept(load_v(v_row(v_first, s, min(j0 + key + $ku, end - 1u)), column + chunk), key_seen(key + $ku));
-        //$ end
-        //$ for e in 0..4
-        sh_slab[VALUES_AT + (chunk * 4u + $eu) * KEY_STRIDE + key / 8u][key / 4u % 2u] = halves(vec4<f32>(v_0[$e], v_1[$e], v_2[$e], v_3[$e]));
-        //$ end
-    }
-}
-
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,

@@ -77,10 +77,12 @@ files!(
     "flash_forward_matrix",
     "matrix_types",
     "matrices",
+    "matrix_values",
     "split_halves",
     "slab_rows",
     "flash_split_lanes",
     "flash_split_tile",
+    "flash_split_matrix",
     "flash_merge",
     "flash_lengths",
     "work_device",
@@ -244,6 +246,7 @@ fn invocation(by_subgroup: bool) -> [&'static str; 2] {
 pub fn on_matrices(key: &Key) -> bool {
     match key {
         Key::Flash(key) => key.kernel == Kernel::Matrix,
+        Key::Split(key) => key.kernel == Kernel::Matrix,
         Key::FlashBackward(key) => key.kernel == Kernel::Matrix,
         Key::Linear(key) => key.kernel == Kernel::Matrix,
         Key::Based(key) => key.kernel == Kernel::Matrix,

@@ -25,6 +25,7 @@ pub fn kernel_files(key: &FlashKey) -> Vec<&'static str> {
             "invocation_subgroup",
             "rows_subgroup",
             "flash_forward_matrix",
+            "matrix_values",
             if masks { "seen_tile" } else { "seen_tile_range" },
         ],
         (Kernel::TileSubgroup, _) => tile("invocation_subgroup", "rows_subgroup"),
