@@ -59,7 +59,7 @@ pub(crate) fn linear(
 }
 
 /// The pinned kernel, or the first in this order that can serve; and the reason.
-fn first_that_serves<S>(
+pub(crate) fn first_that_serves<S>(
     pinned: Option<Kernel>,
     order: &[Kernel],
     serves: impl Fn(Kernel) -> Result<(S, String), String>,
@@ -231,6 +231,13 @@ fn shape(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result
     Ok((shape, why + &note(Task::Forward, kernel, shape, attention, device)?))
 }
 
+/// What is known against matrices of few queries, where they are pinned all the same; or why the driver may not have them.
+pub(crate) fn note_on_matrices(attention: &Attention, device: &Capabilities) -> Result<String, String> {
+    let tensors = tensors(attention);
+    let design = Design { task: Task::Forward, kernel: Kernel::Matrix, registers: 0, rows: 0, tensors };
+    quirks::judge(design, attention.kernel.is_some(), device)
+}
+
 /// What drivers may have trouble with.
 pub(crate) fn design(kernel: Kernel, shape: Shape, attention: &Attention) -> Design {
     let dim = attention.head_dim.qk().max(attention.head_dim.value().min(table::VALUE_SPLIT));
@@ -239,8 +246,12 @@ pub(crate) fn design(kernel: Kernel, shape: Shape, attention: &Attention) -> Des
         Shape::Tile(_) | Shape::Matrix(_) => 0,
     };
     let registers = rows * table::dim_class(dim).unwrap_or(table::VALUE_SPLIT);
-    let tensors = u32::from(attention.options.bias) + u32::from(attention.options.mask);
-    Design { task: Task::Forward, kernel, registers, rows, tensors }
+    Design { task: Task::Forward, kernel, registers, rows, tensors: tensors(attention) }
+}
+
+/// Tensors that each score loads from.
+fn tensors(attention: &Attention) -> u32 {
+    u32::from(attention.options.bias) + u32::from(attention.options.mask)
 }
 
 fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {
@@ -371,7 +382,7 @@ fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String
 }
 
 /// The side of the device's matrices and its subgroups, where these can multiply what is stored like q, and like k and v.
-fn matrices([q, kv]: [Storage; 2], device: &Capabilities) -> Result<(u32, (u32, u32)), String> {
+pub(crate) fn matrices([q, kv]: [Storage; 2], device: &Capabilities) -> Result<(u32, (u32, u32)), String> {
     for (tensor, storage) in [("q", q), ("k and v", kv)] {
         if storage != Storage::F16 {
             return Err(format!("matrices take f16, {tensor} would be {storage}"));

@@ -82,12 +82,26 @@ pub(crate) fn share(task: Task, kernel: Kernel, shape: Option<Shape>, kind: Devi
 impl Cost {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub(crate) fn estimate(self, device: &Capabilities) -> Estimate {
-        let rates = device.rates.unwrap_or_else(|| guess(device.kind));
+        let rates = rates(device);
         let computing = self.flops as f64 / (rates.flops as f64 * self.share);
         let moving = self.bytes as f64 / (rates.bandwidth as f64 * bandwidth_share(device.kind));
         let starting = self.dispatches as f64 * f64::from(rates.dispatch_ns) * 1e-9;
         Estimate { seconds: computing.max(moving) + starting, measured: device.rates.is_some() }
     }
+}
+
+/// Rows that a kernel of softmax attention multiplies by a key and a value in f16 while the next ones are read.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "an estimate")]
+pub(crate) fn rows_while_reading(kernel: Kernel, device: &Capabilities) -> u32 {
+    let rates = rates(device);
+    // A number has 2 bytes, and takes 2 FLOPs a row.
+    let multiplied = rates.flops as f64 * share(Task::Forward, kernel, None, device.kind);
+    (multiplied / (rates.bandwidth as f64 * bandwidth_share(device.kind))) as u32
+}
+
+/// What was measured of the device, or a guess.
+fn rates(device: &Capabilities) -> Rates {
+    device.rates.unwrap_or_else(|| guess(device.kind))
 }
 
 fn guess(kind: DeviceKind) -> Rates {
