@@ -1,8 +1,10 @@
-// The values of keys j0.. reach the slab by column, four keys and four columns an invocation at a time.
+// The values of keys j0.. reach the slab by column, four keys and four columns an invocation at a time: so neighbours read 32 bytes of a
+// row, and write to different banks.
 fn stage_values(thread: u32, s: Sequence, v_first: u32, column: u32, j0: u32, end: u32) {
-    for (var n = thread; n < TILE_K / 4u * VALUE_CHUNKS; n += THREADS) {
-        let key = n % (TILE_K / 4u) * 4u;
-        let chunk = n / (TILE_K / 4u);
+    //$ for n in 0..V_LOADS
+    if (V_EVEN == 1u || thread + $nu * THREADS < TILE_K / 4u * VALUE_CHUNKS) {
+        let key = (thread + $nu * THREADS) % TILE_K / 4u * 4u;
+        let chunk = (thread + $nu * THREADS) / TILE_K * 4u + thread % 4u;
         //$ for k in 0..4
         let v_$k = kept(load_v(v_row(v_first, s, min(j0 + key + $ku, end - 1u)), column + chunk), key_seen(key + $ku));
         //$ end
@@ -10,4 +12,5 @@ fn stage_values(thread: u32, s: Sequence, v_first: u32, column: u32, j0: u32, en
         sh_slab[VALUES_AT + (chunk * 4u + $eu) * KEY_STRIDE + key / 8u][key / 4u % 2u] = halves(vec4<f32>(v_0[$e], v_1[$e], v_2[$e], v_3[$e]));
         //$ end
     }
+    //$ end
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::compose::{Binding, Element, Output, elements, file, matrix_types, score_parts};
 use crate::key::{Access, Kernel, ScoreOptions, Storage};
-use crate::table::{STREAM_DIMS, seen_bytes};
+use crate::table::{STREAM_DIMS, seen_bytes, value_loads};
 
 /// Keys that the tile kernel takes at a time, an invocation for each and four rows.
 const KEYS: u32 = 64;
@@ -268,7 +268,6 @@ impl SplitKey {
     /// On matrices: where it stages, where it rescales, and one wherever a subgroup looks whether it has a block.
     fn matrix_turns(&self, matrices: SplitMatrices, head_dim: u32) -> u32 {
         let [key_own, value_own] = [matrices.keys(), self.value_class].map(|n| matrices.own(n / matrices.side).0);
-        let values = (matrices.keys() / 4 * self.value_class / 4).div_ceil(matrices.threads);
         let tx = matrices.threads / self.rows;
         let rescale = value_own * (2 + (matrices.subgroups.1 * matrices.side / 4).div_ceil(tx));
         let slabs = match self.head_class {
@@ -278,7 +277,7 @@ impl SplitKey {
             }
             _ => key_own,
         };
-        1 + slabs + key_own + values + rescale + value_own
+        1 + slabs + key_own + rescale + value_own
     }
 
     /// Columns of queries and keys that lie in the slab at a time, on matrices.
@@ -345,7 +344,7 @@ impl SplitKey {
         all
     }
 
-    fn matrix_constants(&self, matrices: SplitMatrices) -> [(&'static str, u32); 21] {
+    fn matrix_constants(&self, matrices: SplitMatrices) -> [(&'static str, u32); 23] {
         let SplitMatrices { side, threads, .. } = matrices;
         let (keys, dims, tx) = (matrices.keys(), self.matrix_head_dims(), threads / self.rows);
         let ((key_own, key_guarded), (value_own, value_guarded)) =
@@ -370,6 +369,8 @@ impl SplitKey {
             ("SLAB", slab),
             ("VALUES_AT", values_at),
             ("K_LOADS", keys * dims / 4 / threads),
+            ("V_LOADS", value_loads(keys, self.value_class, threads)),
+            ("V_EVEN", (keys * self.value_class / 16).is_multiple_of(threads).into()),
             ("HELD", held.into()),
             ("STREAMED", (!held).into()),
             ("EARLY", early.into()),
