@@ -74,11 +74,15 @@ fn main(
     //$ if HELD
     //$ for h in 0..HEAD_BLOCKS
     var q_$b_$h = Left();
+    //$ if GUARDED
     loop {
-        if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+        if (strip_$b >= STRIPS) { break; }
+    //$ end
         q_$b_$h = coopLoadT<Left>(&sh_slab[strip_$b * SIDE * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
+    //$ if GUARDED
         break;
     }
+    //$ end
     //$ end
     //$ end
     //$ for v in 0..VALUE_BLOCKS
@@ -125,8 +129,10 @@ fn main(
             //$ end
             workgroupBarrier();   // the slab is whole
             //$ for n in LEAST..OWN+1
+            //$ if GUARDED
             loop {
-                if (GUARDED == 1u && count != $nu) { break; }
+                if (count != $nu) { break; }
+            //$ end
                 //$ for h in 0..HEAD_BLOCKS
                 {
                     //$ if STREAMED
@@ -142,18 +148,24 @@ fn main(
                     //$ end
                 }
                 //$ end
+            //$ if GUARDED
                 break;
             }
             //$ end
+            //$ end
         }
         //$ for b in 0..OWN
+        //$ if GUARDED
         loop {
-            if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+            if (strip_$b >= STRIPS) { break; }
+        //$ end
             //$ for k in 0..KEY_BLOCKS
             coopStoreT(s_$b_$k, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + $ku * SIDE / 4u][0], SCORE_STRIDE * 4u);
             //$ end
+        //$ if GUARDED
             break;
         }
+        //$ end
         //$ end
         workgroupBarrier();   // all scores have been written
 
@@ -194,13 +206,17 @@ fn main(
         if (risen != 0u) {
             //$ for g in 0..VALUE_BLOCKS step GROUP
             //$ for b in 0..OWN
+            //$ if GUARDED
             loop {
-                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+                if (strip_$b >= STRIPS) { break; }
+            //$ end
                 //$ for v in g..g+GROUP
                 coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
+            //$ if GUARDED
                 break;
             }
+            //$ end
             //$ end
             workgroupBarrier();   // the group has been written
             for (var c = tx; c < GROUP_CHUNKS; c += TX) {
@@ -209,20 +225,26 @@ fn main(
             }
             workgroupBarrier();   // it has been rescaled
             //$ for b in 0..OWN
+            //$ if GUARDED
             loop {
-                if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+                if (strip_$b >= STRIPS) { break; }
+            //$ end
                 //$ for v in g..g+GROUP
                 o_$b_$v = coopLoadT<Sum>(&sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
+            //$ if GUARDED
                 break;
             }
+            //$ end
             //$ end
             workgroupBarrier();   // and read
             //$ end
         }
         //$ for n in LEAST..OWN+1
+        //$ if GUARDED
         loop {
-            if (GUARDED == 1u && count != $nu) { break; }
+            if (count != $nu) { break; }
+        //$ end
             //$ for k in 0..KEY_BLOCKS
             {
                 //$ for b in 0..n
@@ -236,8 +258,10 @@ fn main(
                 //$ end
             }
             //$ end
+        //$ if GUARDED
             break;
         }
+        //$ end
         //$ end
     }
 
@@ -247,13 +271,17 @@ fn main(
     //$ for g in 0..VALUE_BLOCKS step GROUP
     workgroupBarrier();   // the previous group has been read
     //$ for b in 0..OWN
+    //$ if GUARDED
     loop {
-        if (GUARDED == 1u && strip_$b >= STRIPS) { break; }
+        if (strip_$b >= STRIPS) { break; }
+    //$ end
         //$ for v in g..g+GROUP
         coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
         //$ end
+    //$ if GUARDED
         break;
     }
+    //$ end
     //$ end
     workgroupBarrier();   // the group has been written
     for (var c = tx; c < GROUP_CHUNKS && stored; c += TX) {
