@@ -187,7 +187,7 @@ impl DecodePlan {
             flops: self.flops(work),
             bytes: self.moved_bytes(work),
             dispatches: dispatches * self.parts.len() as u64,
-            share: share(Task::Forward, self.split.kernel, None, self.device.kind),
+            share: share(Task::FewQueries, self.split.kernel, None, self.device.kind),
         };
         cost.estimate(&self.device)
     }
@@ -338,15 +338,15 @@ fn unlike_f16([k, v]: [Storage; 2]) -> Storage {
     if k == Storage::F16 { v } else { k }
 }
 
-/// Whether matrices pay, or why not. Reading keys and values is what takes the time, and both kernels read them alike: matrices make it
-/// shorter only where tiles read them more than once, or have not multiplied all rows by the time that they were read.
+/// Whether matrices pay, or why not. Reading keys and values is what takes the time, and both kernels read them alike, while few rows leave
+/// most of a matrix empty: matrices are faster only where tiles read keys more than once, or multiply longer than they read.
 fn pay(wanted: u32, device: &Capabilities) -> Result<(), String> {
     let shared = SPLIT_ROWS[1][SPLIT_ROWS[1].len() - 1];
     let multiplied = rows_while_reading(Kernel::TileUniversal, device);
     if wanted > shared.min(multiplied) {
         return Ok(());
     }
-    Err(format!("{wanted} rows, which tiles multiply as fast as keys are read, leave most of a matrix empty"))
+    Err(format!("tiles multiply {wanted} rows as fast as keys are read"))
 }
 
 impl Splitting {
