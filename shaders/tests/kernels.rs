@@ -550,7 +550,7 @@ fn split_kernels_on_matrices_are_what_their_keys_say() {
         // Keys are staged, and scores taken, by all invocations alike; those of a row lie in one subgroup.
         let (dims, threads) = (if key.head_class > 0 { key.head_class } else { table::STREAM_DIMS }, key.invocations());
         assert!((key.keys() * dims / 4).is_multiple_of(threads) && threads.is_multiple_of(key.rows), "{key}");
-        assert!((key.keys() * key.rows / 4).is_multiple_of(threads), "{key}");
+        assert!((key.keys() * key.rows / 4).is_multiple_of(threads) && threads.is_multiple_of(key.keys()), "{key}");
         assert!(threads / key.rows <= threads / key.matrices.unwrap().subgroups.1, "{key}");
         written_for_matrices(&key.to_string(), &module, &info);
     }
@@ -652,7 +652,7 @@ fn matrices_are_staged_evenly() {
         let dims = if key.head_class > 0 { key.head_class } else { table::STREAM_DIMS };
         let (keys, threads) = (key.shape.tile_keys(), key.shape.invocations());
         assert!((keys * dims / 4).is_multiple_of(threads), "{key}");
-        assert!(threads.is_multiple_of(key.shape.tile_queries()), "{key}");
+        assert!(threads.is_multiple_of(key.shape.tile_queries()) && threads.is_multiple_of(keys), "{key}");
     }
 }
 
