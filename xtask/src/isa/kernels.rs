@@ -103,7 +103,9 @@ fn decode(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Vec
         let every = half.softcap(30.0).alibi().bias().mask().decode();
         let cache = cache.storage(Storage::F16, Storage::F16);
         cases.push((half.decode().cached(cache), Extent::packed(8, TOKENS, TOKENS)));
+        // One strip of rows, and two.
         cases.extend([half.decode(), every].map(|operator| (operator, Extent::new(8, 4, TOKENS))));
+        cases.push((half.decode(), Extent::new(8, 8, TOKENS)));
     }
     let mut keys = Vec::new();
     for (operator, extent) in cases {
