@@ -13,7 +13,7 @@ const K_CHUNKS: u32 = 4;
 /// Keys of a block, over which it takes maxima first.
 const BLOCK: u32 = 8;
 
-/// The rows that `flash_split` is on the menu for: on CPU drivers, and on GPUs.
+/// The rows that `flash_split` is on the menu for: on CPU drivers, and in tiles of GPUs. Those of matrices are [`SplitMatrices::rows`].
 pub const SPLIT_ROWS: [&[u32]; 2] = [&[1, 2, 4, 8], &[4, 8]];
 
 /// What a compiled `flash_split` pipeline depends on; its [`Display`](fmt::Display) is the pipeline's label.

@@ -89,7 +89,8 @@ fn split_matrix_keys() -> Vec<SplitKey> {
         for subgroups in [(4, 8), (8, 8), (8, 32), (16, 16), (32, 32), (32, 64), (64, 64)] {
             let matrices = SplitMatrices::new(side, subgroups);
             for rows in matrices.rows() {
-                for (head_class, value_class) in [(16, 16), (32, 64), (64, 64), (64, 128), (128, 128), (0, 128), (0, 16)]
+                for (head_class, value_class) in
+                    [(16, 16), (32, 64), (64, 64), (64, 128), (128, 128), (0, 128), (0, 16)]
                 {
                     for (access, options) in [(Access::Vec4, ScoreOptions::default()), (Access::Any, all)] {
                         keys.push(SplitKey {
@@ -544,7 +545,8 @@ fn split_kernels_on_matrices_are_what_their_keys_say() {
         assert_eq!(matrices.iter().map(|m| m.0).collect::<Vec<_>>(), ["sh_slab", "sh_scores", "sh_weights"], "{key}");
         assert!(matrices.iter().all(|m| m.1.is_multiple_of(16)) && rest.iter().all(|r| r.1 < 16), "{key}: {shared:?}");
         assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
-        let listed: Vec<_> = bindings(&Key::Split(key)).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+        let listed: Vec<_> =
+            bindings(&Key::Split(key)).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
         assert_eq!(declared_bindings(&module), listed, "{key}");
         assert!(listed.len() <= 8, "{key}");
         // Keys are staged, and scores taken, by all invocations alike; those of a row lie in one subgroup.

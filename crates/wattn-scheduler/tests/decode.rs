@@ -64,8 +64,12 @@ fn gpus_with_matrices_multiply_on_them_what_takes_tiles_longer_than_to_read() {
     // Where multiplying is known to be slower beside reading, fewer rows are enough.
     let rates = Some(Rates { flops: 4_000_000_000_000, bandwidth: 400_000_000_000, dispatch_ns: 5_000 });
     let slow = Capabilities { rates, ..device("NVIDIA") };
-    let kernel = |group| DecodePlan::new(&half(group, 1).decode(), Extent::new(1, 1, 5000), &slow).unwrap().split.kernel;
-    assert_eq!([1, 2, 3, 4].map(kernel), [Kernel::TileUniversal, Kernel::TileUniversal, Kernel::Matrix, Kernel::Matrix]);
+    let kernel =
+        |group| DecodePlan::new(&half(group, 1).decode(), Extent::new(1, 1, 5000), &slow).unwrap().split.kernel;
+    assert_eq!(
+        [1, 2, 3, 4].map(kernel),
+        [Kernel::TileUniversal, Kernel::TileUniversal, Kernel::Matrix, Kernel::Matrix]
+    );
 }
 
 #[test]

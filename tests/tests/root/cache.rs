@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use wattn::wgpu::Buffer;
 use wattn::{
-    Attention, CacheError, CacheLayout, DecodePlan, Engine, Extent, HeadDim, Heads, Kernel, KvCache, Operands, PlanError,
-    RunError, SequenceId, Storage, View,
+    Attention, CacheError, CacheLayout, DecodePlan, Engine, Extent, HeadDim, Heads, Kernel, KvCache, Operands,
+    PlanError, RunError, SequenceId, Storage, View,
 };
 use wattn_cases::{Causal, Layout, Rows, SoftmaxCase, Tensor, compare};
 use wattn_tests::{DECODE_KERNELS, workspace};

@@ -11,9 +11,7 @@ use wattn::{
 };
 use wattn_tests::{DECODE_KERNELS, lengths_buffer, workspace};
 
-use crate::cache::{
-    DIM, HEADS, Host, KV_HEADS, Model, Source, Stepped, attention, layout, stored_for, trial,
-};
+use crate::cache::{DIM, HEADS, Host, KV_HEADS, Model, Source, Stepped, attention, layout, stored_for, trial};
 use crate::gpu::{Gpu, download, poisoned, upload};
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
