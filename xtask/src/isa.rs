@@ -22,7 +22,7 @@ use wattn_tests::{adapters, device_label};
 use self::baseline::{Baseline, Device as Recorded};
 use self::row::{Program, Row};
 use crate::report::write_json;
-use crate::select::{Device, choose};
+use crate::select::{Device, choose, trusted};
 
 /// What `isa` takes.
 #[derive(Debug, clap::Args)]
@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Takes these figures into the baseline
     #[arg(long, conflicts_with = "check")]
     record: bool,
+    /// Compiles kernels without wgpu's counters of their loops
+    #[arg(long, conflicts_with_all = ["check", "record"])]
+    trusted: bool,
 }
 
 /// One pipeline, whatever its operator.
@@ -62,7 +65,7 @@ impl Prepared for One {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let all = adapters(None);
     ensure!(!all.is_empty(), "wgpu finds no adapter; xtask/isa/README.md tells how to have drivers without their GPUs");
-    let device = device(choose(all, args.gpu.as_deref())?)?;
+    let device = device(choose(all, args.gpu.as_deref())?, args.trusted)?;
     println!("{device}");
     let rows = rows(&device.engine, args)?;
     ensure!(!rows.is_empty(), "no kernel matches {:?}", args.filter.as_deref().unwrap_or_default());
@@ -74,10 +77,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     against_baseline(device.info.name.trim(), now, args)
 }
 
-fn device(adapter: Adapter) -> Result<Device> {
+fn device(adapter: Adapter, without_counters: bool) -> Result<Device> {
     let info = adapter.get_info();
     let label = device_label(&info);
     let engine = capture::engine(&adapter).with_context(|| label.clone())?;
+    let engine = if without_counters { trusted(&engine, &adapter).build() } else { engine };
     Ok(Device { engine, info, label })
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::{Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use wattn::wgpu::{Adapter, AdapterInfo, DeviceType};
-use wattn::{Engine, Kernel};
+use wattn::{Engine, EngineBuilder, Kernel};
 use wattn_tests::{Variant, device_label, engine};
 
 use crate::lavapipe::ensure_adapter;
@@ -18,6 +18,9 @@ pub(crate) struct Selection {
     /// Pins the kernel
     #[arg(long, value_name = "S", value_parser = kernel_parser())]
     pub(crate) kernel: Option<Kernel>,
+    /// Compiles kernels without wgpu's counters of their loops
+    #[arg(long)]
+    pub(crate) trusted: bool,
 }
 
 /// A device that commands run on.
@@ -48,6 +51,7 @@ impl Selection {
         let info = adapter.get_info();
         let label = device_label(&info);
         let engine = engine(&adapter)?;
+        let engine = if self.trusted { trusted(&engine, &adapter).build() } else { engine };
         Ok(Device { engine, info, label })
     }
 
@@ -55,6 +59,13 @@ impl Selection {
     pub(crate) fn variant(&self) -> Option<Variant> {
         self.kernel.map(Variant::from)
     }
+}
+
+/// An engine on the same device that does not have the loops of its kernels counted.
+pub(crate) fn trusted(engine: &Engine, adapter: &Adapter) -> EngineBuilder {
+    Engine::builder(engine.device(), engine.queue())
+        .matrix_properties(adapter.cooperative_matrix_properties())
+        .trusted()
 }
 
 /// The adapters whose `backend/name` contains `filter`, whatever the case; spaces and dashes are the same.

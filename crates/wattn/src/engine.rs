@@ -48,12 +48,26 @@ pub(crate) struct Inner {
     #[cfg(feature = "tune")]
     pub(crate) tuning: Mutex<Tuning>,
     rewrite: Option<Rewrite>,
+    modules: Modules,
     cache: Option<wgpu::PipelineCache>,
     pipelines: Mutex<HashMap<Key, Arc<Pipeline>>>,
 }
 
 /// What changes the source of kernels before they are compiled.
 type Rewrite = fn(&Key, String) -> String;
+
+/// How shader modules are made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Modules {
+    /// What is not as usual about them.
+    pub(crate) note: &'static str,
+    pub(crate) make: fn(&Device, wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule,
+}
+
+impl Modules {
+    /// With all checks of wgpu.
+    const CHECKED: Self = Self { note: "", make: Device::create_shader_module };
+}
 
 pub(crate) struct Pipeline {
     pub(crate) pipeline: ComputePipeline,
@@ -62,7 +76,10 @@ pub(crate) struct Pipeline {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("capabilities", &self.inner.capabilities).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("capabilities", &self.inner.capabilities)
+            .field("modules", &self.inner.modules.note)
+            .finish_non_exhaustive()
     }
 }
 
@@ -76,6 +93,7 @@ pub struct EngineBuilder {
     rates: Option<Rates>,
     matrices: Vec<wgpu::CooperativeMatrixProperties>,
     rewrite: Option<Rewrite>,
+    pub(crate) modules: Modules,
     #[cfg(feature = "tune")]
     tuning: Tuning,
 }
@@ -145,10 +163,14 @@ impl EngineBuilder {
                 queue,
                 capabilities,
                 #[cfg(feature = "tune")]
-                name: format!("{} ({:?}, {} {}{words})", info.name, info.backend, info.driver, info.driver_info),
+                name: format!(
+                    "{} ({:?}, {} {}{words}{})",
+                    info.name, info.backend, info.driver, info.driver_info, self.modules.note
+                ),
                 #[cfg(feature = "tune")]
                 tuning: Mutex::new(self.tuning),
                 rewrite: self.rewrite,
+                modules: if self.rewrite.is_some() { Modules::CHECKED } else { self.modules },
                 cache: self.cache,
                 pipelines: Mutex::default(),
             }),
@@ -170,6 +192,7 @@ impl Engine {
             rates: None,
             matrices: Vec::new(),
             rewrite: None,
+            modules: Modules::CHECKED,
             #[cfg(feature = "tune")]
             tuning: Tuning::default(),
         }
@@ -236,10 +259,10 @@ impl Engine {
         }
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(source.into()),
-        });
+        let module = (self.inner.modules.make)(
+            device,
+            wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) },
+        );
         let entries: Vec<BindGroupLayoutEntry> = bindings(key)
             .into_iter()
             .map(|binding| BindGroupLayoutEntry {

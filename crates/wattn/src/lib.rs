@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "trusted"), forbid(unsafe_code))]
 
 mod backward_operands;
 mod backward_plan;
@@ -25,6 +25,8 @@ mod operator;
 mod plan;
 mod ring;
 mod state;
+#[cfg(feature = "trusted")]
+mod trusted;
 #[cfg(feature = "tune")]
 mod tune;
 mod view;

@@ -34,7 +34,7 @@ use wattn_cases::{
 use wattn_tests::Variant;
 
 use crate::report::guarded;
-use crate::select::Selection;
+use crate::select::{Selection, trusted};
 
 use ceilings::Ceilings;
 use clock::Clock;
@@ -115,11 +115,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     bar.suspend(|| println!("{}", table::headline(&device)));
 
     // Plans tell how long they should take on a device of these rates.
-    let engine = Engine::builder(engine.device(), engine.queue())
+    let trusted = trusted(&engine, &adapter).rates(device.rates()).build();
+    let checked = Engine::builder(engine.device(), engine.queue())
         .matrix_properties(adapter.cooperative_matrix_properties())
         .rates(device.rates())
         .build();
-    let bench = Bench { engine, clock, ceilings, effort: if args.quick { Effort::QUICK } else { Effort::FULL } };
+    let (engine, trusted) = if args.selection.trusted { (trusted, None) } else { (checked, Some(trusted)) };
+    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let bench = Bench { engine, trusted, clock, ceilings, effort };
     let mut rows = Vec::new();
     for recipe in &recipes {
         bar.inc(1);
@@ -205,13 +208,16 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
 /// What all cases are measured with.
 struct Bench {
     engine: Engine,
+    /// The same device, but kernels whose loops wgpu does not count, unless `engine` has these.
+    trusted: Option<Engine>,
     clock: Clock,
     ceilings: Ceilings,
     effort: Effort,
 }
 
 impl Bench {
-    /// One case: a row for the plan's choice or the pinned kernel, and for the showcase one for each other variant.
+    /// One case: a row for the plan's choice or the pinned kernel, and for the showcase one for each other variant, and one for the plan's
+    /// choice without wgpu's counters of loops.
     fn case(&self, recipe: &Recipe, pinned: Option<Variant>) -> Result<Vec<Row>> {
         let subject = Subject::new(recipe);
         let mut rows = Vec::new();
@@ -226,6 +232,14 @@ impl Bench {
             match guarded(|| Contestant::new(&self.engine, &subject, variant)) {
                 // The plan's own choice is there already.
                 Ok(new) if contestants.iter().any(|(_, c): &(_, Contestant<'_>)| same_pipeline(c, &new)) => {}
+                Ok(contestant) => contestants.push((row, contestant)),
+                Err(error) => rows.push(row.failed(&error)),
+            }
+        }
+        let trusted = self.trusted.as_ref().filter(|_| pinned.is_none() && recipe.name == SHOWCASE);
+        if let Some(engine) = trusted {
+            let row = Row::new(recipe, "trusted");
+            match guarded(|| Contestant::new(engine, &subject, None)) {
                 Ok(contestant) => contestants.push((row, contestant)),
                 Err(error) => rows.push(row.failed(&error)),
             }

@@ -129,7 +129,11 @@ pub(crate) fn generation(operators: &[Generation]) -> String {
 /// A row's cells, as in the header.
 pub(crate) fn cells(row: &Row) -> Vec<String> {
     let case = row.case.clone();
-    let kernel = if row.variant == "plan" { row.kernel.clone() } else { format!("{} (forced)", row.variant) };
+    let kernel = match row.variant.as_str() {
+        "plan" => row.kernel.clone(),
+        "trusted" => format!("{} (loops not counted)", row.kernel),
+        forced => format!("{forced} (forced)"),
+    };
     let Some(median) = row.median_us else {
         return vec![case, kernel, String::new(), format!("FAILED: {}", row.error.as_deref().unwrap_or_default())];
     };
