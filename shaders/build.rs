@@ -22,7 +22,7 @@ use based::{BasedKey, BasedOp};
 use flash_backward::{BackwardOp, FlashBackwardKey};
 use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
 use linear::{LinearKey, LinearOp};
-use split::{AppendKey, LengthsKey, MergeKey, SplitKey};
+use split::{AppendKey, LengthsKey, MergeKey, SplitKey, SplitMatrices};
 
 fn main() {
     println!("cargo::rerun-if-changed=.");
@@ -142,6 +142,7 @@ fn split_keys() -> impl Iterator<Item = Key> {
                     Key::Split(SplitKey {
                         kernel,
                         lanes,
+                        matrices: None,
                         rows,
                         q: Storage::F32,
                         k,
@@ -163,7 +164,34 @@ fn split_keys() -> impl Iterator<Item = Key> {
     });
     let appends = [(Storage::F16, false), (Storage::Int8, true)]
         .map(|(to, device)| Key::Append(AppendKey { from: Storage::F32, access: Access::Vec4, to, device }));
-    splits.chain(merges).chain(appends).chain([Key::Lengths(LengthsKey)])
+    splits.chain(split_matrix_keys()).chain(merges).chain(appends).chain([Key::Lengths(LengthsKey)])
+}
+
+/// On both sides of matrices, with queries that stay and queries that are staged with their keys.
+fn split_matrix_keys() -> impl Iterator<Item = Key> {
+    let all = ScoreOptions { softcap: true, alibi: true, bias: true, mask: true, sinks: false, lse: false };
+    let forms = [(Access::Vec4, 32, ScoreOptions::default()), (Access::Any, 0, all)];
+    table::MATRIX_SIDES.into_iter().zip([(8, 8), (32, 64)]).flat_map(move |(side, subgroups)| {
+        let matrices = SplitMatrices::new(side, subgroups);
+        forms.map(|(access, head_class, options)| {
+            Key::Split(SplitKey {
+                kernel: Kernel::Matrix,
+                lanes: 0,
+                matrices: Some(matrices),
+                rows: matrices.rows()[usize::from(head_class == 0)],
+                q: Storage::F16,
+                k: Storage::F16,
+                v: Storage::F16,
+                access,
+                paged: head_class > 0,
+                device: options.bias,
+                head_class,
+                padded: options.bias,
+                value_class: 32,
+                options,
+            })
+        })
+    })
 }
 
 /// Each form of the backward pass of softmax attention with each kernel.

@@ -27,20 +27,6 @@ const MARGIN: f32 = 8.0;
 var<workgroup> sh_weights: array<Half8, TILE_Q * KEY_STRIDE>;   // [query, key]
 var<workgroup> sh_risen: atomic<u32>;   // whether the reference of a row with weights has moved
 
-// The values of keys j0.. reach the slab by column, four keys and four columns an invocation at a time.
-fn stage_values(thread: u32, s: Sequence, v_first: u32, column: u32, j0: u32, end: u32) {
-    for (var n = thread; n < TILE_K / 4u * VALUE_CHUNKS; n += THREADS) {
-        let key = n % (TILE_K / 4u) * 4u;
-        let chunk = n / (TILE_K / 4u);
-        //$ for k in 0..4
-        let v_$k = kept(load_v(v_row(v_first, s, min(j0 + key + $ku, end - 1u)), column + chunk), key_seen(key + $ku));
-        //$ end
-        //$ for e in 0..4
-        sh_slab[VALUES_AT + (chunk * 4u + $eu) * KEY_STRIDE + key / 8u][key / 4u % 2u] = halves(vec4<f32>(v_0[$e], v_1[$e], v_2[$e], v_3[$e]));
-        //$ end
-    }
-}
-
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -88,11 +74,15 @@ fn main(
     //$ if HELD
     //$ for h in 0..HEAD_BLOCKS
     var q_$b_$h = Left();
+    //$ if GUARDED
     loop {
-        if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
+        if (strip_$b >= STRIPS) { break; }
+    //$ end
         q_$b_$h = coopLoadT<Left>(&sh_slab[strip_$b * SIDE * HEAD_STRIDE + $hu * SIDE / 8u][0][0], HEAD_STRIDE * 8u);
+    //$ if GUARDED
         break;
     }
+    //$ end
     //$ end
     //$ end
     //$ for v in 0..VALUE_BLOCKS
@@ -139,8 +129,10 @@ fn main(
             //$ end
             workgroupBarrier();   // the slab is whole
             //$ for n in LEAST..OWN+1
+            //$ if GUARDED
             loop {
-                if ((GUARDED == 1u) & (count != $nu)) { break; }
+                if (count != $nu) { break; }
+            //$ end
                 //$ for h in 0..HEAD_BLOCKS
                 {
                     //$ if STREAMED
@@ -156,18 +148,24 @@ fn main(
                     //$ end
                 }
                 //$ end
+            //$ if GUARDED
                 break;
             }
             //$ end
+            //$ end
         }
         //$ for b in 0..OWN
+        //$ if GUARDED
         loop {
-            if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
+            if (strip_$b >= STRIPS) { break; }
+        //$ end
             //$ for k in 0..KEY_BLOCKS
             coopStoreT(s_$b_$k, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + $ku * SIDE / 4u][0], SCORE_STRIDE * 4u);
             //$ end
+        //$ if GUARDED
             break;
         }
+        //$ end
         //$ end
         workgroupBarrier();   // all scores have been written
 
@@ -208,13 +206,17 @@ fn main(
         if (risen != 0u) {
             //$ for g in 0..VALUE_BLOCKS step GROUP
             //$ for b in 0..OWN
+            //$ if GUARDED
             loop {
-                if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
+                if (strip_$b >= STRIPS) { break; }
+            //$ end
                 //$ for v in g..g+GROUP
                 coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
+            //$ if GUARDED
                 break;
             }
+            //$ end
             //$ end
             workgroupBarrier();   // the group has been written
             for (var c = tx; c < GROUP_CHUNKS; c += TX) {
@@ -223,20 +225,26 @@ fn main(
             }
             workgroupBarrier();   // it has been rescaled
             //$ for b in 0..OWN
+            //$ if GUARDED
             loop {
-                if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
+                if (strip_$b >= STRIPS) { break; }
+            //$ end
                 //$ for v in g..g+GROUP
                 o_$b_$v = coopLoadT<Sum>(&sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
                 //$ end
+            //$ if GUARDED
                 break;
             }
+            //$ end
             //$ end
             workgroupBarrier();   // and read
             //$ end
         }
         //$ for n in LEAST..OWN+1
+        //$ if GUARDED
         loop {
-            if ((GUARDED == 1u) & (count != $nu)) { break; }
+            if (count != $nu) { break; }
+        //$ end
             //$ for k in 0..KEY_BLOCKS
             {
                 //$ for b in 0..n
@@ -250,8 +258,10 @@ fn main(
                 //$ end
             }
             //$ end
+        //$ if GUARDED
             break;
         }
+        //$ end
         //$ end
     }
 
@@ -261,13 +271,17 @@ fn main(
     //$ for g in 0..VALUE_BLOCKS step GROUP
     workgroupBarrier();   // the previous group has been read
     //$ for b in 0..OWN
+    //$ if GUARDED
     loop {
-        if ((GUARDED == 1u) & (strip_$b >= STRIPS)) { break; }
+        if (strip_$b >= STRIPS) { break; }
+    //$ end
         //$ for v in g..g+GROUP
         coopStoreT(o_$b_$v, &sh_scores[strip_$b * SIDE * SCORE_STRIDE + ($vu - $gu) * SIDE / 4u][0], SCORE_STRIDE * 4u);
         //$ end
+    //$ if GUARDED
         break;
     }
+    //$ end
     //$ end
     workgroupBarrier();   // the group has been written
     for (var c = tx; (c < GROUP_CHUNKS) & stored; c += TX) {

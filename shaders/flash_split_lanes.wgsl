@@ -39,11 +39,9 @@ fn main(
     //$ end
     // Registers have no index: the loop goes by selection, since drivers compile one load fast and many slowly.
     for (var r = 0u; r < ROWS; r++) {
-        let packed = min(row + r, last);
-        let head = item.kv_head * group + packed % group;
-        let q_row = aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head + (s.q_start + packed / group) * aux.params.q.seq;
+        let q_at = q_row(s, item.kv_head, min(row + r, last));
         //$ for u in 0..Q_LOADS
-        let q_$u = within_head($uu * LANES + lane, load_q(q_row, min($uu * LANES + lane, aux.params.head_chunks - 1u))) * aux.params.score_scale;
+        let q_$u = within_head($uu * LANES + lane, load_q(q_at, min($uu * LANES + lane, aux.params.head_chunks - 1u))) * aux.params.score_scale;
         //$ for r in 0..ROWS
         q_$r_$u = select(q_$r_$u, q_$u, r == $ru);
         //$ end

@@ -17,12 +17,6 @@ var<workgroup> sh_v_at: array<u32, KEYS>;                       // [key]: where 
 
 @group(0) @binding(3) var<storage, read_write> partials: array<vec4<f32>>;
 
-// Where the query of a row lies.
-fn q_row(s: Sequence, kv_head: u32, packed: u32) -> u32 {
-    let head = kv_head * aux.params.group + packed % aux.params.group;
-    return aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head + (s.q_start + packed / aux.params.group) * aux.params.q.seq;
-}
-
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,

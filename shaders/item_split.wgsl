@@ -32,3 +32,9 @@ fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
 fn partial_at(kv_head: u32, partial: u32) -> u32 {
     return (kv_head * aux.params.partials + partial) * (aux.params.value_chunks + 1u);
 }
+
+// Where the query of a row lies.
+fn q_row(s: Sequence, kv_head: u32, packed: u32) -> u32 {
+    let head = kv_head * aux.params.group + packed % aux.params.group;
+    return aux.params.q.offset + s.batch * aux.params.q.batch + head * aux.params.q.head + (s.q_start + packed / aux.params.group) * aux.params.q.seq;
+}

@@ -19,6 +19,11 @@ fn key_seen(key: u32) -> bool {
     return ((atomicLoad(&sh_seen[key / 32u]) >> (key & 31u)) & 1u) == 1u;
 }
 
+// The same of the keys from `key` on, a bit each, of which none lies in another word.
+fn keys_seen(key: u32) -> u32 {
+    return atomicLoad(&sh_seen[key / 32u]) >> (key & 31u);
+}
+
 fn kept(v: vec4<f32>, keep: bool) -> vec4<f32> {
     return select(vec4<f32>(), v, keep);
 }

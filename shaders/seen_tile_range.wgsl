@@ -7,6 +7,10 @@ fn key_seen(key: u32) -> bool {
     return true;
 }
 
+fn keys_seen(key: u32) -> u32 {
+    return 15u;
+}
+
 fn kept(v: vec4<f32>, keep: bool) -> vec4<f32> {
     return v;
 }

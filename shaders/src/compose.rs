@@ -4,6 +4,7 @@ use crate::key::{Access, FlashKey, Kernel, Key, MatrixShape, ScoreOptions, Shape
 use crate::split::{AppendKey, LengthsKey, MergeKey, key_places};
 use crate::table::{
     KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, matrix_stages_early, row_values, value_keys,
+    value_loads,
 };
 use crate::unroll::unroll;
 
@@ -77,10 +78,12 @@ files!(
     "flash_forward_matrix",
     "matrix_types",
     "matrices",
+    "matrix_values",
     "split_halves",
     "slab_rows",
     "flash_split_lanes",
     "flash_split_tile",
+    "flash_split_matrix",
     "flash_merge",
     "flash_lengths",
     "work_device",
@@ -244,6 +247,7 @@ fn invocation(by_subgroup: bool) -> [&'static str; 2] {
 pub fn on_matrices(key: &Key) -> bool {
     match key {
         Key::Flash(key) => key.kernel == Kernel::Matrix,
+        Key::Split(key) => key.kernel == Kernel::Matrix,
         Key::FlashBackward(key) => key.kernel == Kernel::Matrix,
         Key::Linear(key) => key.kernel == Kernel::Matrix,
         Key::Based(key) => key.kernel == Kernel::Matrix,
@@ -399,6 +403,8 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
                 ("SLAB", slab),
                 ("VALUES_AT", values_at),
                 ("K_LOADS", key.shape.tile_keys() * matrix_head_dims(key) / 4 / shape.threads),
+                ("V_LOADS", value_loads(key.shape.tile_keys(), key.value_class, shape.threads)),
+                ("V_EVEN", (key.shape.tile_keys() * key.value_class / 16).is_multiple_of(shape.threads).into()),
                 ("HELD", held.into()),
                 ("STREAMED", (!held).into()),
                 ("EARLY", early.into()),

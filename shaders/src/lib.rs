@@ -28,7 +28,7 @@ pub use key::{
 };
 pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
 pub use params::{LengthsParams, LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};
-pub use split::{AppendKey, LengthsKey, MergeKey, SPLIT_ROWS, SplitKey};
+pub use split::{AppendKey, LengthsKey, MergeKey, SPLIT_ROWS, SplitKey, SplitMatrices};
 
 /// Changes with anything that kernels are made from: what was measured of other kernels says nothing of these.
 pub const FINGERPRINT: &str = env!("WATTN_SHADERS_FINGERPRINT");

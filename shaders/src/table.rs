@@ -25,6 +25,7 @@ pub fn kernel_files(key: &FlashKey) -> Vec<&'static str> {
             "invocation_subgroup",
             "rows_subgroup",
             "flash_forward_matrix",
+            "matrix_values",
             if masks { "seen_tile" } else { "seen_tile_range" },
         ],
         (Kernel::TileSubgroup, _) => tile("invocation_subgroup", "rows_subgroup"),
@@ -204,19 +205,23 @@ pub(crate) fn matrix_head_dims(key: &FlashKey) -> u32 {
     if key.head_class > 0 { key.head_class } else { STREAM_DIMS }
 }
 
+/// Loads of four keys' values, four columns each, that an invocation of `matrix` does at most.
+pub(crate) fn value_loads(keys: u32, value_class: u32, threads: u32) -> u32 {
+    (keys * value_class / 16).div_ceil(threads)
+}
+
 /// Turns of the loops of `matrix` for a tile of keys, at most: where it stages, where it rescales, and one wherever a subgroup looks
 /// whether it has a strip.
 fn matrix_turns(shape: MatrixShape, key: &FlashKey, head_dim: u32) -> u32 {
     let (tile_q, tile_k) = (shape.strips * shape.side, shape.key_blocks * shape.side);
     let columns = key.value_class / 4;
-    let values = (tile_k / 4 * columns).div_ceil(shape.threads);
     let rescale = columns.div_ceil(shape.threads / tile_q);
     let groups = key.value_class.div_ceil(tile_k);
     let slabs = match key.head_class {
         0 => head_dim.div_ceil(STREAM_DIMS) * (1 + tile_q * STREAM_DIMS / 4 / shape.threads + shape.own.1),
         _ => shape.own.1,
     };
-    1 + slabs + values + rescale + shape.own.1 * (2 + 2 * groups)
+    1 + slabs + rescale + shape.own.1 * (2 + 2 * groups)
 }
 
 /// Whether `matrix` stages values with their keys: where there is room for both, unless it takes the scores to know which are seen.

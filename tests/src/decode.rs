@@ -4,13 +4,19 @@ use anyhow::{Result, ensure};
 use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wattn::wgpu::{self, Buffer, BufferUsages};
 use wattn::{DecodePlan, Engine, Kernel, Lengths, Operands, PlanError, Split};
-use wattn_cases::{Comparison, Reference, SoftmaxCase};
+use wattn_cases::{Comparison, Reference, SoftmaxCase, Storage};
 
 use crate::problem::{attention, extent};
 use crate::run::{Loaded, Outputs};
 
-/// The kernels of few queries.
-pub const DECODE_KERNELS: [Kernel; 2] = [Kernel::TileUniversal, Kernel::Broadcast];
+/// The kernels of few queries. [Some](decode_kernels) take f16 alone.
+pub const DECODE_KERNELS: [Kernel; 3] = [Kernel::TileUniversal, Kernel::Broadcast, Kernel::Matrix];
+
+/// Those that are worth testing on a case: `matrix` where it is in f16.
+pub fn decode_kernels(case: &SoftmaxCase) -> impl Iterator<Item = Kernel> {
+    let half = [case.q.storage, case.k.storage] == [Storage::F16; 2];
+    DECODE_KERNELS.into_iter().filter(move |&kernel| half || kernel != Kernel::Matrix)
+}
 
 /// Plans a case for few queries, with a kernel forced and keys split so.
 ///

@@ -14,7 +14,7 @@ mod variant;
 pub use adapters::{adapters, device_label, engine, experimental};
 pub use backward::{BackwardRun, attention_backward};
 pub use based::{based, based_backward, based_tokens, judge_based, run_based, unpack_states};
-pub use decode::{DECODE_KERNELS, judge_decode, lengths_buffer, plan_decode, run_decode, workspace};
+pub use decode::{DECODE_KERNELS, decode_kernels, judge_decode, lengths_buffer, plan_decode, run_decode, workspace};
 pub use linear::{LinearRun, judge_linear, lightning, lightning_backward, run_linear, tokens};
 pub use problem::{attention, extent};
 pub use reference::{Ran, based_expected, judge_expected, judge_file, linear_expected, rows};

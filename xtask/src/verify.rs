@@ -14,7 +14,7 @@ use wattn_cases::{
     BasedCase, BasedRecipe, Case, LinearCase, LinearRecipe, Recipe, Reference, References, SoftmaxCase,
     based_catalogue, catalogue, decode_catalogue, linear_catalogue, write,
 };
-use wattn_tests::{DECODE_KERNELS, Ran, Variant, judge, judge_based, judge_decode, judge_linear, plan_decode, rows};
+use wattn_tests::{Ran, Variant, decode_kernels, judge, judge_based, judge_decode, judge_linear, plan_decode, rows};
 
 use crate::report::{Row, guarded, target, write_json};
 use crate::select::{Device, Selection};
@@ -50,6 +50,7 @@ enum Problem {
     /// Rounded to f16, for the kernel that takes nothing else.
     Half(Recipe),
     Decode(Recipe),
+    HalfDecode(Recipe),
     Linear(LinearRecipe),
     HalfLinear(LinearRecipe),
     Based(BasedRecipe),
@@ -61,6 +62,7 @@ enum Judge {
     Softmax(Box<SoftmaxCase>, Reference),
     Half(Box<SoftmaxCase>, Reference),
     Decode(Box<SoftmaxCase>, Reference),
+    HalfDecode(Box<SoftmaxCase>, Reference),
     Linear(Box<LinearCase>, References),
     HalfLinear(Box<LinearCase>, References),
     Based(Box<BasedCase>, References),
@@ -82,20 +84,23 @@ impl Problem {
             let half = recipe.build().in_f16().map(|_| Self::HalfBased(recipe));
             [Some(Self::Based(recipe)), half].into_iter().flatten()
         });
-        let softmax = softmax.chain(decode_catalogue().into_iter().map(Self::Decode));
-        softmax.chain(linear).chain(based).collect()
+        let decode = decode_catalogue().into_iter().flat_map(|recipe| {
+            let half = recipe.build().in_f16().map(|_| Self::HalfDecode(recipe));
+            [Some(Self::Decode(recipe)), half].into_iter().flatten()
+        });
+        softmax.chain(decode).chain(linear).chain(based).collect()
     }
 
     fn name(&self) -> &'static str {
         match self {
-            Self::Softmax(recipe) | Self::Half(recipe) | Self::Decode(recipe) => recipe.name,
+            Self::Softmax(recipe) | Self::Half(recipe) | Self::Decode(recipe) | Self::HalfDecode(recipe) => recipe.name,
             Self::Linear(recipe) | Self::HalfLinear(recipe) => recipe.name,
             Self::Based(recipe) | Self::HalfBased(recipe) => recipe.name,
         }
     }
 
     fn is_half(&self) -> bool {
-        matches!(self, Self::Half(_) | Self::HalfLinear(_) | Self::HalfBased(_))
+        matches!(self, Self::Half(_) | Self::HalfDecode(_) | Self::HalfLinear(_) | Self::HalfBased(_))
     }
 
     fn build(&self) -> Judge {
@@ -114,6 +119,11 @@ impl Problem {
                 let case = recipe.build();
                 let reference = case.reference(rows(&case));
                 Judge::Decode(Box::new(case), reference)
+            }
+            Self::HalfDecode(recipe) => {
+                let case = recipe.build().in_f16().expect("such problems alone are listed");
+                let reference = case.reference(rows(&case));
+                Judge::HalfDecode(Box::new(case), reference)
             }
             Self::Linear(recipe) => {
                 let case = recipe.build();
@@ -143,8 +153,8 @@ impl Judge {
     fn variants(&self, device: &Device, pinned: Option<Kernel>) -> Vec<Variant> {
         let mut variants = match self {
             Self::Softmax(case, _) => Variant::of(case, device.engine.capabilities()),
-            Self::Half(..) => vec![Kernel::Matrix.into()],
-            Self::Decode(..) => DECODE_KERNELS.map(Variant::from).to_vec(),
+            Self::Half(..) | Self::HalfDecode(..) => vec![Kernel::Matrix.into()],
+            Self::Decode(case, _) => decode_kernels(case).map(Variant::from).collect(),
             Self::Linear(case, _) => Variant::linear_of([case.q.storage, case.k.storage]),
             Self::Based(case, _) => Variant::linear_of([case.q.storage, case.k.storage]),
             Self::HalfLinear(..) | Self::HalfBased(..) => Variant::schedules(Kernel::Matrix).to_vec(),
@@ -156,10 +166,12 @@ impl Judge {
     fn refusal(&self, device: &Device, variant: Variant) -> Result<Option<String>> {
         match self {
             Self::Softmax(case, _) | Self::Half(case, _) => variant.refusal(&device.engine, case),
-            Self::Decode(case, _) => match plan_decode(&device.engine, case, Some(variant.kernel), SHORT)? {
-                Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
-                _ => Ok(None),
-            },
+            Self::Decode(case, _) | Self::HalfDecode(case, _) => {
+                match plan_decode(&device.engine, case, Some(variant.kernel), SHORT)? {
+                    Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
+                    _ => Ok(None),
+                }
+            }
             Self::Linear(case, _) | Self::HalfLinear(case, _) => variant.linear_refusal(&device.engine, case),
             Self::Based(case, _) | Self::HalfBased(case, _) => variant.based_refusal(&device.engine, case),
         }
@@ -171,7 +183,7 @@ impl Judge {
                 let (plan, comparisons) = judge(&device.engine, case, Some(variant), reference)?;
                 Ok(Ran::softmax(&plan, comparisons))
             }
-            Self::Decode(case, reference) => {
+            Self::Decode(case, reference) | Self::HalfDecode(case, reference) => {
                 let kernel = Some(variant.kernel);
                 let (plan, comparisons) = judge_decode(&device.engine, case, kernel, SHORT, reference)?;
                 Ok(Ran::decode(&plan, comparisons.into()))
@@ -192,7 +204,7 @@ impl Judge {
             Self::Softmax(_, reference) | Self::Half(_, reference) => {
                 ["out", "lse"].into_iter().chain(reference.gradients.keys().copied()).collect()
             }
-            Self::Decode(..) => vec!["out", "lse"],
+            Self::Decode(..) | Self::HalfDecode(..) => vec!["out", "lse"],
             Self::Linear(_, reference) | Self::HalfLinear(_, reference) => reference.keys().copied().collect(),
             Self::Based(_, reference) | Self::HalfBased(_, reference) => reference.keys().copied().collect(),
         }
@@ -201,7 +213,7 @@ impl Judge {
     /// The case with its expected outputs.
     fn expecting(&self) -> Case {
         match self {
-            Self::Softmax(case, _) | Self::Half(case, _) | Self::Decode(case, _) => {
+            Self::Softmax(case, _) | Self::Half(case, _) | Self::Decode(case, _) | Self::HalfDecode(case, _) => {
                 let mut case = case.as_ref().clone();
                 case.expect_reference();
                 case.into()
@@ -337,7 +349,7 @@ impl Run {
 
     /// Writes the case with its expected outputs, where a file can say how it runs; returns the command that runs it again.
     fn dump(&self, name: &str, case: &Judge, variant: Variant) -> Result<String> {
-        if matches!(case, Judge::Decode(..)) {
+        if matches!(case, Judge::Decode(..) | Judge::HalfDecode(..)) {
             // A case file does not say that a plan for few queries runs it.
             let label = &self.device.label;
             return Ok(format!("cargo xtask verify --filter {name} --adapter {label} --kernel {}", variant.kernel));

@@ -54,7 +54,7 @@ pub(crate) fn linear(
 }
 
 /// The pinned kernel, or the first in this order that can serve; and the reason.
-fn first_that_serves<S>(
+pub(crate) fn first_that_serves<S>(
     pinned: Option<Kernel>,
     order: &[Kernel],
     serves: impl Fn(Kernel) -> Result<(S, String), String>,
@@ -214,6 +214,13 @@ fn shape(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result
     Ok((shape, why + &note(Task::Forward, kernel, shape, attention, device)?))
 }
 
+/// What is known against matrices of few queries, where they are pinned all the same; or why the driver may not have them.
+pub(crate) fn note_on_matrices(attention: &Attention, device: &Capabilities) -> Result<String, String> {
+    let tensors = tensors(attention);
+    let design = Design { task: Task::Forward, kernel: Kernel::Matrix, registers: 0, rows: 0, tensors };
+    quirks::judge(design, attention.kernel.is_some(), device)
+}
+
 /// What drivers may have trouble with.
 pub(crate) fn design(kernel: Kernel, shape: Shape, attention: &Attention) -> Design {
     let dim = attention.head_dim.qk().max(attention.head_dim.value().min(table::VALUE_SPLIT));
@@ -354,7 +361,7 @@ fn matrix(attention: &Attention, device: &Capabilities) -> Result<(Shape, String
 }
 
 /// The side of the device's matrices and its subgroups, where these can multiply what is stored like q, and like k and v.
-fn matrices([q, kv]: [Storage; 2], device: &Capabilities) -> Result<(u32, (u32, u32)), String> {
+pub(crate) fn matrices([q, kv]: [Storage; 2], device: &Capabilities) -> Result<(u32, (u32, u32)), String> {
     for (tensor, storage) in [("q", q), ("k and v", kv)] {
         if storage != Storage::F16 {
             return Err(format!("matrices take f16, {tensor} would be {storage}"));

@@ -31,6 +31,7 @@ pub struct Estimate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Task {
     Forward,
+    FewQueries,
     Backward,
     Linear,
     Decay,
@@ -55,16 +56,20 @@ fn bandwidth_share(kind: DeviceKind) -> f64 {
 
 /// Of the FMA rate, what a kernel reaches on long problems. On CPU drivers those of `broadcast` and of the forward pass lie between what
 /// `cargo xtask bench` measured on two kinds of CPU (Mesa 22.3's lavapipe); those of other kernels, which run there only when pinned, and
-/// of GPUs, which have not been measured yet, are guesses.
+/// of GPUs, which have not been measured yet, are guesses: of few queries, from the instructions that NVK takes in tiles for a key.
 pub(crate) fn share(task: Task, kernel: Kernel, shape: Option<Shape>, kind: DeviceKind) -> f64 {
     if kind != DeviceKind::Cpu {
-        return if task == Task::Backward || task == Task::BasedBackward { 0.3 } else { 0.4 };
+        return match (task, kernel) {
+            (Task::FewQueries, Kernel::TileUniversal) => 0.2,
+            (Task::Backward | Task::BasedBackward, _) => 0.3,
+            _ => 0.4,
+        };
     }
     let rows = kernel == Kernel::Broadcast || matches!(shape, Some(Shape::Lanes(_)));
     match (task, kernel) {
-        (Task::Forward, Kernel::Broadcast) => 0.52,
+        (Task::Forward | Task::FewQueries, Kernel::Broadcast) => 0.52,
         (Task::Forward, _) if rows => 0.27,
-        (Task::Forward, _) => 0.065,
+        (Task::Forward | Task::FewQueries, _) => 0.065,
         (Task::Backward, Kernel::Broadcast) => 0.36,
         (Task::Backward, _) if rows => 0.18,
         (Task::Backward, _) => 0.05,
@@ -82,12 +87,26 @@ pub(crate) fn share(task: Task, kernel: Kernel, shape: Option<Shape>, kind: Devi
 impl Cost {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     pub(crate) fn estimate(self, device: &Capabilities) -> Estimate {
-        let rates = device.rates.unwrap_or_else(|| guess(device.kind));
+        let rates = rates(device);
         let computing = self.flops as f64 / (rates.flops as f64 * self.share);
         let moving = self.bytes as f64 / (rates.bandwidth as f64 * bandwidth_share(device.kind));
         let starting = self.dispatches as f64 * f64::from(rates.dispatch_ns) * 1e-9;
         Estimate { seconds: computing.max(moving) + starting, measured: device.rates.is_some() }
     }
+}
+
+/// Rows that a kernel of few queries multiplies by a key and a value in f16 while the next ones are read.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss, reason = "an estimate")]
+pub(crate) fn rows_while_reading(kernel: Kernel, device: &Capabilities) -> u32 {
+    let rates = rates(device);
+    // A number has 2 bytes, and takes 2 FLOPs a row.
+    let multiplied = rates.flops as f64 * share(Task::FewQueries, kernel, None, device.kind);
+    (multiplied / (rates.bandwidth as f64 * bandwidth_share(device.kind))) as u32
+}
+
+/// What was measured of the device, or a guess.
+fn rates(device: &Capabilities) -> Rates {
+    device.rates.unwrap_or_else(|| guess(device.kind))
 }
 
 fn guess(kind: DeviceKind) -> Rates {

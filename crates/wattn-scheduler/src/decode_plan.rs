@@ -2,13 +2,15 @@
 
 use std::fmt;
 
-use wattn_shaders::{Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, SplitKey, table};
+use wattn_shaders::{
+    Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, SplitKey, SplitMatrices, Storage, table,
+};
 
 use crate::attention::{Attention, Causal, Extent};
 use crate::cache::CacheLayout;
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::choose;
-use crate::cost::{Cost, Estimate, Task, share};
+use crate::cost::{Cost, Estimate, Task, rows_while_reading, share};
 use crate::decode::{Decode, Split};
 use crate::decode_work::{Splitting, Work, partial_bytes};
 use crate::error::PlanError;
@@ -83,7 +85,7 @@ impl DecodePlan {
         let most_rows = MOST_TILES * split.rows;
         let longest = if extent.packed { extent.queries } else { extent.queries.min(u32::MAX / heads.group()) };
         let tiles = if longest.saturating_mul(heads.group()) > most_rows {
-            let (key, _) = choose::kernel(attention, device)?;
+            let (key, _) = choose::kernel(&Attention { kv: unlike_f16([split.k, split.v]), ..*attention }, device)?;
             Some(FlashKey { k: split.k, v: split.v, paged: split.paged, ..key })
         } else {
             None
@@ -185,7 +187,7 @@ impl DecodePlan {
             flops: self.flops(work),
             bytes: self.moved_bytes(work),
             dispatches: dispatches * self.parts.len() as u64,
-            share: share(Task::Forward, self.split.kernel, None, self.device.kind),
+            share: share(Task::FewQueries, self.split.kernel, None, self.device.kind),
         };
         cost.estimate(&self.device)
     }
@@ -229,60 +231,122 @@ fn split_key(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<(
     if let Some(shape) = attention.shape {
         return Err(PlanError::invalid("shape", shape, "none for few queries, whose rows follow from the group"));
     }
-    let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
-    let lanes = match (device.kind, device.subgroups) {
-        _ if qk > table::VALUE_SPLIT => Err(format!("head dim {qk} does not fit in registers")),
-        (_, None) => Err("the device has no subgroups".to_owned()),
-        (_, Some((min, max))) if min != max || !table::LANES.contains(&min) => {
-            Err(format!("subgroups of {min} to {max} lanes are not on its menu"))
-        }
-        (_, Some((min, _))) => Ok(min),
-    };
-    let (lanes, reason) = match (attention.kernel, lanes) {
-        (None, Ok(lanes)) if device.kind == DeviceKind::Cpu => {
-            (lanes, format!("a CPU driver with subgroups of {lanes}"))
-        }
-        (Some(Kernel::Broadcast), Ok(lanes)) => (lanes, format!("pinned; subgroups of {lanes}")),
-        (Some(kernel @ Kernel::Broadcast), Err(reason)) => return Err(PlanError::Kernel { kernel, reason }),
-        (Some(Kernel::TileUniversal), _) => (0, "pinned".to_owned()),
-        (Some(kernel), _) => {
-            return Err(PlanError::Kernel { kernel, reason: "it is not on the menu of few queries".to_owned() });
-        }
-        (None, Ok(_)) => (0, "a GPU".to_owned()),
-        (None, Err(reason)) => (0, format!("not broadcast: {reason}")),
+    let order: &[Kernel] = match device.kind {
+        DeviceKind::Cpu => &[Kernel::Broadcast, Kernel::TileUniversal],
+        _ => &[Kernel::Matrix, Kernel::TileUniversal],
     };
     let queries = if extent.packed { 1 } else { extent.queries };
     let wanted = queries.saturating_mul(attention.heads.group());
-    let menu = SPLIT_ROWS[usize::from(lanes == 0)];
-    let rows = menu.iter().copied().find(|&rows| rows >= wanted).unwrap_or(menu[menu.len() - 1]);
-    let (k, v) = decode.cache.map_or((attention.kv, attention.kv), |c| (c.k_storage(), c.v_storage()));
-    let wide = lanes > 0 && choose::wide(attention, lanes, device);
-    let head_class = if lanes > 0 { table::dim_class(qk).unwrap_or(0) } else { 0 };
-    let key = SplitKey {
-        kernel: if lanes > 0 { Kernel::Broadcast } else { Kernel::TileUniversal },
-        lanes,
-        rows,
+    let serves = |kernel| {
+        let (key, why) = match kernel {
+            Kernel::Matrix => matrix_key(decode, wanted, device)?,
+            Kernel::Broadcast => broadcast_key(decode, wanted, device)?,
+            Kernel::TileUniversal => {
+                let rows = enough(SPLIT_ROWS[1], wanted);
+                (SplitKey { rows, ..plain_key(decode) }, "tiles in workgroup memory".to_owned())
+            }
+            _ => return Err("it is not on the menu of few queries".to_owned()),
+        };
+        choose::fits(key.workgroup_bytes(), key.invocations(), device)?;
+        Ok((key, format!("{why}, {} rows share what is read", key.rows)))
+    };
+    let (_, key, reason) = choose::first_that_serves(attention.kernel, order, serves)?;
+    Ok((key, reason))
+}
+
+/// As many rows of a menu as are wanted, or its most.
+fn enough(menu: &[u32], wanted: u32) -> u32 {
+    menu.iter().copied().find(|&rows| rows >= wanted).unwrap_or(menu[menu.len() - 1])
+}
+
+/// What the kernels have in common; the rest as of `tile-universal`.
+fn plain_key(decode: &Decode) -> SplitKey {
+    let attention = &decode.attention;
+    let value = attention.head_dim.value().min(table::VALUE_SPLIT);
+    let [k, v] = stored(decode);
+    SplitKey {
+        kernel: Kernel::TileUniversal,
+        lanes: 0,
+        matrices: None,
+        rows: 0,
         q: attention.q,
         k,
         v,
-        access: if wide { Access::Vec8 } else { attention.access },
+        access: attention.access,
         paged: decode.cache.is_some(),
         device: false,
+        head_class: 0,
+        padded: false,
+        value_class: table::dim_class(value).unwrap_or(table::VALUE_SPLIT),
+        options: ScoreOptions { sinks: false, lse: false, ..attention.options },
+    }
+}
+
+/// How k and v are stored.
+fn stored(decode: &Decode) -> [Storage; 2] {
+    let kv = decode.attention.kv;
+    decode.cache.map_or([kv; 2], |cache| [cache.k_storage(), cache.v_storage()])
+}
+
+fn broadcast_key(decode: &Decode, wanted: u32, device: &Capabilities) -> Result<(SplitKey, String), String> {
+    let attention = &decode.attention;
+    let qk = attention.head_dim.qk();
+    let head_class = table::dim_class(qk).ok_or_else(|| format!("head dim {qk} does not fit in registers"))?;
+    let lanes = match device.subgroups {
+        None => return Err("the device has no subgroups".to_owned()),
+        Some((min, max)) if min != max || !table::LANES.contains(&min) => {
+            return Err(format!("subgroups of {min} to {max} lanes are not on its menu"));
+        }
+        Some((min, _)) => min,
+    };
+    let wide = choose::wide(attention, lanes, device);
+    let key = SplitKey {
+        kernel: Kernel::Broadcast,
+        lanes,
+        rows: enough(SPLIT_ROWS[0], wanted),
+        access: if wide { Access::Vec8 } else { attention.access },
         head_class,
         padded: head_class > qk,
-        value_class: table::dim_class(value.min(table::VALUE_SPLIT)).unwrap_or(table::VALUE_SPLIT),
-        options: ScoreOptions { sinks: false, lse: false, ..attention.options },
+        ..plain_key(decode)
     };
-    for (what, needed, available) in [
-        ("bytes of workgroup memory", key.workgroup_bytes(), device.workgroup_bytes),
-        ("invocations", key.invocations(), device.workgroup_invocations),
-    ] {
-        if needed > available {
-            let reason = format!("{needed} {what} needed, {available} available");
-            return Err(PlanError::Kernel { kernel: key.kernel, reason });
-        }
+    Ok((key, format!("subgroups of {lanes}")))
+}
+
+fn matrix_key(decode: &Decode, wanted: u32, device: &Capabilities) -> Result<(SplitKey, String), String> {
+    let attention = &decode.attention;
+    let (side, subgroups) = choose::matrices([attention.q, unlike_f16(stored(decode))], device)?;
+    let note = choose::note_on_matrices(attention, device)?;
+    if attention.kernel.is_none() {
+        pay(wanted, device)?;
     }
-    Ok((key, format!("{reason}, {rows} rows share what is read")))
+    let matrices = SplitMatrices::new(side, subgroups);
+    let qk = attention.head_dim.qk();
+    let head_class = table::dim_class(qk).unwrap_or(0);
+    let key = SplitKey {
+        kernel: Kernel::Matrix,
+        matrices: Some(matrices),
+        rows: enough(&matrices.rows(), wanted),
+        head_class,
+        padded: if head_class > 0 { head_class > qk } else { !qk.is_multiple_of(table::STREAM_DIMS) },
+        ..plain_key(decode)
+    };
+    Ok((key, format!("matrices of {side} x {side} for {wanted} rows{note}")))
+}
+
+/// Of these, what is not f16, if anything.
+fn unlike_f16([k, v]: [Storage; 2]) -> Storage {
+    if k == Storage::F16 { v } else { k }
+}
+
+/// Whether matrices pay, or why not. Reading keys and values is what takes the time, and both kernels read them alike, while few rows leave
+/// most of a matrix empty: matrices are faster only where tiles read keys more than once, or multiply longer than they read.
+fn pay(wanted: u32, device: &Capabilities) -> Result<(), String> {
+    let shared = SPLIT_ROWS[1][SPLIT_ROWS[1].len() - 1];
+    let multiplied = rows_while_reading(Kernel::TileUniversal, device);
+    if wanted > shared.min(multiplied) {
+        return Ok(());
+    }
+    Err(format!("tiles multiply {wanted} rows as fast as keys are read"))
 }
 
 impl Splitting {

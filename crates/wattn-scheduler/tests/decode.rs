@@ -4,8 +4,10 @@ mod common;
 
 use common::devices;
 use proptest::prelude::*;
+use wattn_scheduler::shaders::{Kernel, Storage};
 use wattn_scheduler::{
-    Attention, Capabilities, DecodePlan, DeviceKind, Extent, HeadDim, Heads, Lengths, PlanError, key_range,
+    Attention, CacheLayout, Capabilities, DecodePlan, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths, PlanError,
+    Rates, key_range,
 };
 
 fn attention(heads: u32, kv_heads: u32, dim: u32) -> Attention {
@@ -23,6 +25,107 @@ fn no_plan_exceeds_its_device() {
                 assert!(plan.workspace_bytes <= device.binding_bytes, "{name}: {plan}");
                 assert_eq!(plan.tiles.is_some(), extent.packed, "{name}: {plan}");
             }
+        }
+    }
+}
+
+fn half(heads: u32, kv_heads: u32) -> Attention {
+    attention(heads, kv_heads, 64).storage(Storage::F16)
+}
+
+fn device(name: &str) -> Capabilities {
+    devices().into_iter().find(|d| d.0 == name).unwrap().1
+}
+
+#[test]
+fn gpus_with_matrices_multiply_on_them_what_takes_tiles_longer_than_to_read() {
+    for (name, device, _) in devices() {
+        for (group, queries) in [(1, 1), (4, 1), (4, 2), (8, 1), (3, 3), (8, 2), (16, 1), (8, 4), (4, 40)] {
+            let every = half(2 * group, 2).alibi().bias().mask().sinks().softcap(30.0).lse();
+            for attention in [half(2 * group, 2), every] {
+                let plan = DecodePlan::new(&attention.decode(), Extent::new(2, queries, 5000), &device).unwrap();
+                let rows = group * queries;
+                let wanted = device.matrix.is_some() && device.kind != DeviceKind::Cpu && rows > 6;
+                assert_eq!(plan.split.kernel == Kernel::Matrix, wanted, "{name}: {plan}");
+                assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{name}: {plan}");
+                assert!(plan.split.invocations() <= device.workgroup_invocations, "{name}: {plan}");
+                assert!(plan.to_string().contains(plan.split.kernel.name()), "{name}: {plan}");
+                if wanted {
+                    let side = device.matrix.unwrap();
+                    let strips = if rows > side { 2 } else { 1 };
+                    assert_eq!(plan.split.rows, strips * side, "{name}: {plan}");
+                    assert!(plan.reason.contains(&format!("matrices of {side} x {side} for {rows} rows")), "{plan}");
+                } else if device.matrix.is_some() && device.kind != DeviceKind::Cpu {
+                    assert!(plan.reason.contains("not matrix: "), "{name}: {plan}");
+                }
+            }
+        }
+    }
+    // Where multiplying is known to be slower beside reading, fewer rows are enough.
+    let rates = Some(Rates { flops: 4_000_000_000_000, bandwidth: 400_000_000_000, dispatch_ns: 5_000 });
+    let slow = Capabilities { rates, ..device("NVIDIA") };
+    let kernel =
+        |group| DecodePlan::new(&half(group, 1).decode(), Extent::new(1, 1, 5000), &slow).unwrap().split.kernel;
+    assert_eq!(
+        [1, 2, 3, 4].map(kernel),
+        [Kernel::TileUniversal, Kernel::TileUniversal, Kernel::Matrix, Kernel::Matrix]
+    );
+}
+
+#[test]
+fn matrices_serve_few_queries_where_they_are_pinned_or_say_why_not() {
+    let pinned = half(2, 2).kernel(Kernel::Matrix);
+    let nvidia = device("NVIDIA");
+    let every = pinned.alibi().bias().mask().sinks().softcap(30.0).lse();
+    for (name, device, _) in devices().into_iter().filter(|d| d.1.matrix.is_some()) {
+        for attention in [pinned, every] {
+            let plan = DecodePlan::new(&attention.decode(), Extent::new(1, 1, 100), &device).unwrap();
+            assert_eq!(plan.split.kernel, Kernel::Matrix, "{name}: {plan}");
+        }
+    }
+    let layout = CacheLayout::new(2, HeadDim::new(64).unwrap(), 16, 100).unwrap();
+    let extent = Extent::new(1, 1, 100);
+    let plain = |attention: Attention| (attention.decode(), extent);
+    let cached = |k, v| (pinned.decode().cached(layout.storage(k, v)), Extent::packed(4, 4, 100));
+    for ((decode, extent), device, needle) in [
+        (plain(attention(2, 2, 64).kernel(Kernel::Matrix)), nvidia, "q would be f32"),
+        (plain(pinned.storage(Storage::Bf16)), nvidia, "q would be bf16"),
+        (plain(pinned.mixed_storage(Storage::F16, Storage::F32)), nvidia, "k and v would be f32"),
+        (cached(Storage::Int8, Storage::F16), nvidia, "k and v would be int8"),
+        (cached(Storage::F16, Storage::Int8), nvidia, "k and v would be int8"),
+        (plain(pinned), device("RDNA"), "no square matrices"),
+        (plain(pinned), Capabilities { subgroups: None, ..nvidia }, "no subgroups"),
+        (plain(pinned), Capabilities { workgroup_bytes: 16_384, ..nvidia }, "16384 available"),
+        (plain(pinned), Capabilities { subgroups: Some((16, 16)), ..device("lavapipe 26") }, "crash"),
+        (plain(pinned.kernel(Kernel::TileSubgroup)), nvidia, "not on the menu of few queries"),
+    ] {
+        let error = DecodePlan::new(&decode, extent, &device).unwrap_err();
+        assert!(matches!(error, PlanError::Kernel { .. }), "{error}");
+        assert!(error.to_string().contains(needle), "{error}");
+    }
+    let (decode, extent) = cached(Storage::F16, Storage::F16);
+    let plan = DecodePlan::new(&decode, extent, &nvidia).unwrap();
+    assert!(plan.split.paged && plan.split.kernel == Kernel::Matrix, "{plan}");
+    let amd = Capabilities { driver: Driver::Amd, ..nvidia };
+    let plan = DecodePlan::new(&pinned.decode(), Extent::new(1, 1, 100), &amd).unwrap();
+    assert!(plan.to_string().contains("pinned although AMD's own driver"), "{plan}");
+    let plan = DecodePlan::new(&half(32, 2).decode(), Extent::new(1, 1, 100), &amd).unwrap();
+    assert!(plan.to_string().contains("not matrix: AMD's own driver"), "{plan}");
+}
+
+#[test]
+fn prefill_over_a_cache_takes_matrices_by_what_the_cache_stores() {
+    let layout = CacheLayout::new(2, HeadDim::new(64).unwrap(), 16, 400).unwrap();
+    let extent = Extent::packed(4, 400, 4000);
+    for (k, v, kernel) in [
+        (Storage::F16, Storage::F16, Kernel::Matrix),
+        (Storage::F16, Storage::Int8, Kernel::TileSubgroup),
+        (Storage::Bf16, Storage::F16, Kernel::TileSubgroup),
+    ] {
+        for q in [half(8, 2), half(8, 2).mixed_storage(Storage::F16, Storage::F32)] {
+            let plan = DecodePlan::new(&q.decode().cached(layout.storage(k, v)), extent, &device("NVIDIA")).unwrap();
+            let tiles = plan.tiles.unwrap();
+            assert_eq!((tiles.kernel, tiles.k, tiles.v), (kernel, k, v), "{plan}");
         }
     }
 }

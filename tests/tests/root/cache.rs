@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use wattn::wgpu::Buffer;
 use wattn::{
     Attention, CacheError, CacheLayout, DecodePlan, Engine, Extent, HeadDim, Heads, Kernel, KvCache, Operands,
-    RunError, SequenceId, Storage, View,
+    PlanError, RunError, SequenceId, Storage, View,
 };
 use wattn_cases::{Causal, Layout, Rows, SoftmaxCase, Tensor, compare};
 use wattn_tests::{DECODE_KERNELS, workspace};
@@ -24,7 +25,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for kernel in DECODE_KERNELS {
         let mut add = |name: &str, run: fn(&Gpu, Kernel) -> Result<()>| {
-            trials.push(gpu.trial_of(kernel, &format!("{kernel}/cache/{name}"), move |gpu| run(gpu, kernel)));
+            trials.push(trial(gpu, kernel, &format!("cache/{name}"), run));
         };
         add("paged_is_contiguous", paged_is_contiguous);
         add("batch_invariant", batch_invariant);
@@ -71,6 +72,8 @@ pub(crate) struct Host {
 pub(crate) struct Model<'a> {
     engine: &'a Engine,
     attention: Attention,
+    /// How q and the output are stored; all numbers are rounded to it.
+    storage: wattn_cases::Storage,
     window: [Option<u32>; 2],
     pub(crate) plan: DecodePlan,
     pub(crate) cache: KvCache,
@@ -87,7 +90,30 @@ impl<'a> Model<'a> {
     pub(crate) fn new(engine: &'a Engine, attention: Attention, layout: CacheLayout, split: u32) -> Result<Self> {
         let plan = engine.plan(&attention.decode().split_keys(split).cached(layout), MOST)?;
         let cache = KvCache::new(engine, layout)?;
-        Ok(Self { engine, attention, window: [None; 2], plan, cache, hosts: BTreeMap::new() })
+        let storage = match attention.q_storage() {
+            Storage::F16 => wattn_cases::Storage::F16,
+            _ => wattn_cases::Storage::F32,
+        };
+        Ok(Self { engine, attention, storage, window: [None; 2], plan, cache, hosts: BTreeMap::new() })
+    }
+
+    /// These numbers as they are stored.
+    pub(crate) fn stored(&self, values: &[f32]) -> Vec<f32> {
+        values.iter().map(|&x| self.storage.round(x)).collect()
+    }
+
+    /// Rows of q on the device.
+    pub(crate) fn upload(&self, q: &[f32]) -> Buffer {
+        let mut bytes = Tensor::new(self.storage, &[q.len()], q.to_vec()).bytes();
+        bytes.resize(bytes.len().next_multiple_of(4).max(16), 0);
+        upload(self.engine, &bytemuck::pod_collect_to_vec::<u8, f32>(&bytes))
+    }
+
+    /// So many numbers of the output.
+    pub(crate) fn download(&self, out: &Buffer, count: usize) -> Result<Vec<f32>> {
+        let words = download(self.engine, out)?;
+        let bytes = &bytemuck::cast_slice::<f32, u8>(&words)[..count * self.storage.size()];
+        Ok(Tensor::from_bytes(self.storage, &[count], bytes).values)
     }
 
     pub(crate) fn create(&mut self) -> SequenceId {
@@ -112,20 +138,22 @@ impl<'a> Model<'a> {
         let mut encoder =
             self.engine.device().create_command_encoder(&wattn::wgpu::CommandEncoderDescriptor::default());
         let step = self.cache.extend(&mut encoder, new)?;
+        let rows: Vec<_> = rows.iter().map(|rows| rows.each_ref().map(|numbers| self.stored(numbers))).collect();
         let [q, k, v] = [0, 1, 2].map(|n| rows.iter().flat_map(|rows| &rows[n]).copied().collect::<Vec<f32>>());
         let work = self.plan.work_of(&step)?;
-        let buffers = [&q, &k, &v].map(|x| upload(self.engine, if x.is_empty() { &[0.0; 4] } else { x }));
+        let new_rows = [&k, &v].map(|x| upload(self.engine, if x.is_empty() { &[0.0; 4] } else { x }));
+        let q_rows = self.upload(&q);
         let out = poisoned(self.engine, q.len().max(4));
         let scratch = workspace(self.engine, self.plan.workspace_bytes());
-        let [q_view, k_view, v_view] = [0, 1, 2].map(|n| View::bshd(&buffers[n]));
+        let [k_view, v_view] = [0, 1].map(|n| View::bshd(&new_rows[n]));
         self.cache.append(&mut encoder, &step, 0, k_view, v_view, Storage::F32)?;
-        let operands = Operands::new(q_view, self.cache.k(0)?, self.cache.v(0)?, View::bshd(&out));
+        let operands = Operands::new(View::bshd(&q_rows), self.cache.k(0)?, self.cache.v(0)?, View::bshd(&out));
         self.plan.encode(&mut encoder, &work, &operands, &scratch)?;
         self.engine.queue().submit([encoder.finish()]);
 
         let mut all = Host::default();
         let mut bounds = (vec![0], vec![0]);
-        for (&(id, n), rows) in new.iter().zip(rows) {
+        for (&(id, n), rows) in new.iter().zip(&rows) {
             let host = self.hosts.get_mut(&id).context("a sequence of the model")?;
             host.k.extend_from_slice(&rows[1]);
             host.v.extend_from_slice(&rows[2]);
@@ -134,14 +162,13 @@ impl<'a> Model<'a> {
             bounds.0.push(bounds.0[bounds.0.len() - 1] + n);
             bounds.1.push(u32::try_from(all.k.len() / (KV_HEADS * DIM))?);
         }
-        let mut values = download(self.engine, &out)?;
-        values.truncate(q.len());
+        let values = self.download(&out, q.len())?;
         Ok(Stepped { case: self.case(q, all, bounds)?, out: values })
     }
 
     /// The step as a packed problem.
     pub(crate) fn case(&self, q: Vec<f32>, kv: Host, bounds: (Vec<u32>, Vec<u32>)) -> Result<SoftmaxCase> {
-        let storage = wattn_cases::Storage::F32;
+        let storage = self.storage;
         let (queries, keys) = (q.len() / (HEADS * DIM), kv.k.len() / (KV_HEADS * DIM));
         let case = SoftmaxCase {
             name: "cache".to_owned(),
@@ -180,7 +207,30 @@ impl Stepped {
 
 pub(crate) fn attention(kernel: Kernel) -> Result<Attention> {
     let heads = Heads::grouped(u32::try_from(HEADS)?, u32::try_from(KV_HEADS)?)?;
-    Ok(Attention::new(heads, HeadDim::new(u32::try_from(DIM)?)?).causal().kernel(kernel))
+    let attention = Attention::new(heads, HeadDim::new(u32::try_from(DIM)?)?).causal().kernel(kernel);
+    Ok(if kernel == Kernel::Matrix { attention.storage(Storage::F16) } else { attention })
+}
+
+/// The layout with what a kernel takes: f16 of `matrix`.
+pub(crate) fn stored_for(kernel: Kernel, layout: CacheLayout) -> CacheLayout {
+    if kernel == Kernel::Matrix { layout.storage(Storage::F16, Storage::F16) } else { layout }
+}
+
+/// A trial of a kernel, which shows as ignored where the device cannot run it.
+pub(crate) fn trial(gpu: &Arc<Gpu>, kernel: Kernel, name: &str, run: fn(&Gpu, Kernel) -> Result<()>) -> Trial {
+    let name = format!("{kernel}/{name}");
+    let refused = move |gpu: &Gpu| -> Result<bool> {
+        let plan = gpu.engine.plan(&attention(kernel)?.decode().cached(stored_for(kernel, layout(16, 1)?)), MOST);
+        Ok(matches!(plan, Err(PlanError::Kernel { .. })))
+    };
+    if !matches!(refused(gpu), Ok(true)) {
+        return gpu.trial_of(kernel, &name, move |gpu| run(gpu, kernel));
+    }
+    let stands = move |gpu: &Gpu| {
+        ensure!(refused(gpu)?, "{kernel} serves after all");
+        Ok(())
+    };
+    gpu.trial_of(kernel, &name, stands).with_kind("cannot serve").with_ignored_flag(true)
 }
 
 pub(crate) fn layout(page: u32, pages: u32) -> Result<CacheLayout> {
@@ -196,7 +246,7 @@ fn paged_is_contiguous(gpu: &Gpu, kernel: Kernel) -> Result<()> {
     let contiguous = CacheLayout::contiguous(2, HeadDim::new(32)?, 200, 2)?;
     let mut outs = Vec::new();
     for layout in [layout(16, 40)?, contiguous] {
-        let mut model = Model::new(&gpu.engine, attention(kernel)?, layout, 48)?;
+        let mut model = Model::new(&gpu.engine, attention(kernel)?, stored_for(kernel, layout), 48)?;
         let (mut source, mut all) = (Source(7), Vec::new());
         let (one, other) = (model.create(), model.create());
         for new in [&[(one, 70), (other, 3)][..], &[(other, 1), (one, 1)], &[(one, 2)], &[(one, 1), (other, 60)]] {
@@ -214,7 +264,7 @@ fn paged_is_contiguous(gpu: &Gpu, kernel: Kernel) -> Result<()> {
 fn batch_invariant(gpu: &Gpu, kernel: Kernel) -> Result<()> {
     let mut first: Option<Vec<u32>> = None;
     for others in [0_u32, 6, 31] {
-        let mut model = Model::new(&gpu.engine, attention(kernel)?, layout(16, 900)?, 64)?;
+        let mut model = Model::new(&gpu.engine, attention(kernel)?, stored_for(kernel, layout(16, 900)?), 64)?;
         let mut source = Source(11);
         let mut rows = |n: usize| {
             [source.numbers(n * HEADS * DIM), source.numbers(n * KV_HEADS * DIM), source.numbers(n * KV_HEADS * DIM)]
@@ -250,7 +300,7 @@ fn batch_invariant(gpu: &Gpu, kernel: Kernel) -> Result<()> {
 
 /// Sequences are created, extended, forked, truncated and released; what they attend to is right all along, and no page is lost.
 fn random_operations(gpu: &Gpu, kernel: Kernel) -> Result<()> {
-    let mut model = Model::new(&gpu.engine, attention(kernel)?, layout(16, 30)?, 32)?;
+    let mut model = Model::new(&gpu.engine, attention(kernel)?, stored_for(kernel, layout(16, 30)?), 32)?;
     let mut source = Source(3);
     let mut full = 0;
     for _ in 0..120 {
@@ -315,7 +365,13 @@ fn random_operations(gpu: &Gpu, kernel: Kernel) -> Result<()> {
 /// Other storage than f32, keys and values chosen apart: as the oracle has it with the numbers rounded so.
 fn storages(gpu: &Gpu, kernel: Kernel) -> Result<()> {
     for (k, v) in [(Storage::F16, Storage::F16), (Storage::Int8, Storage::Bf16), (Storage::Bf16, Storage::Int8)] {
-        let mut model = Model::new(&gpu.engine, attention(kernel)?, layout(16, 20)?.storage(k, v), 32)?;
+        let model = Model::new(&gpu.engine, attention(kernel)?, layout(16, 20)?.storage(k, v), 32);
+        if kernel == Kernel::Matrix && (k, v) != (Storage::F16, Storage::F16) {
+            let error = model.map(drop).expect_err("matrices took what is not in f16").to_string();
+            ensure!(error.contains("matrices take f16, k and v would be"), "{error}");
+            continue;
+        }
+        let mut model = model?;
         let mut source = Source(5);
         let id = model.create();
         for new in [50, 1, 2] {
@@ -350,7 +406,7 @@ fn rounded(values: &[f32], storage: Storage) -> Vec<f32> {
 /// Under a sliding window, a long sequence keeps to a few pages.
 fn window_is_a_ring(gpu: &Gpu, kernel: Kernel) -> Result<()> {
     let keys = 40;
-    let mut model = Model::new(&gpu.engine, attention(kernel)?.sliding(keys), layout(16, 5)?, 32)?;
+    let mut model = Model::new(&gpu.engine, attention(kernel)?.sliding(keys), stored_for(kernel, layout(16, 5)?), 32)?;
     let mut source = Source(13);
     model.window = [Some(keys - 1), Some(0)];
     let id = model.create();
@@ -373,7 +429,7 @@ fn window_is_a_ring(gpu: &Gpu, kernel: Kernel) -> Result<()> {
 fn cascade(gpu: &Gpu, kernel: Kernel) -> Result<()> {
     let mut outs = Vec::new();
     for together in [false, true] {
-        let layout = layout(16, 60)?;
+        let layout = stored_for(kernel, layout(16, 60)?);
         let mut model = Model::new(&gpu.engine, attention(kernel)?, layout, 32)?;
         if together {
             let decode = model.attention.decode().split_keys(32).cached(layout).cascade();

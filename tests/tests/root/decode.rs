@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use wattn::{Kernel, Lengths, PlanError, Split};
 use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase, decode_catalogue};
-use wattn_tests::{DECODE_KERNELS, judge_decode, plan_decode, run_decode};
+use wattn_tests::{decode_kernels, judge_decode, plan_decode, run_decode};
 
 use crate::gpu::Gpu;
 
@@ -15,16 +15,21 @@ const SPLITS: [(Split, &str); 2] = [(Split::Device, "split-device"), (Split::Key
 
 struct Case {
     case: SoftmaxCase,
+    kernels: Vec<Kernel>,
     reference: OnceLock<Reference>,
 }
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
-    let cases = decode_catalogue()
-        .into_iter()
-        .map(|recipe| Arc::new(Case { case: recipe.build(), reference: OnceLock::new() }));
+    let with_kernels = |case, kernels| Arc::new(Case { case, kernels, reference: OnceLock::new() });
+    let cases = decode_catalogue().into_iter().map(|recipe| recipe.build()).flat_map(|case| {
+        // Rounded for the kernel that takes nothing else.
+        let half = case.in_f16().map(|half| with_kernels(half, vec![Kernel::Matrix]));
+        let kernels = decode_kernels(&case).collect();
+        [Some(with_kernels(case, kernels)), half].into_iter().flatten()
+    });
     let mut trials = Vec::new();
     for case in cases {
-        for kernel in DECODE_KERNELS {
+        for &kernel in &case.kernels {
             for (split, split_name) in SPLITS {
                 let name = format!("{kernel}-{split_name}/{}", case.case.name);
                 let case = Arc::clone(&case);

@@ -11,14 +11,13 @@ use wattn::{
 };
 use wattn_tests::{DECODE_KERNELS, lengths_buffer, workspace};
 
-use crate::cache::{DIM, HEADS, Host, KV_HEADS, Model, Source, Stepped, attention, layout};
+use crate::cache::{DIM, HEADS, Host, KV_HEADS, Model, Source, Stepped, attention, layout, stored_for, trial};
 use crate::gpu::{Gpu, download, poisoned, upload};
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for kernel in DECODE_KERNELS {
-        let run = move |gpu: &Gpu| steps_without_reading(gpu, kernel);
-        trials.push(gpu.trial(&format!("{kernel}/device_lengths/steps_without_reading"), run));
+        trials.push(trial(gpu, kernel, "device_lengths/steps_without_reading", steps_without_reading));
     }
     trials.push(gpu.trial("device_lengths/work_as_the_host_makes_it", work_as_the_host_makes_it));
     trials.push(gpu.trial("device_lengths/refusals", refusals));
@@ -133,7 +132,7 @@ fn steps_without_reading(gpu: &Gpu, kernel: Kernel) -> Result<()> {
     const NEW: u32 = 4;
     let kept = [[1, 4], [3, 0], [4, 2], [0, 1]];
     let engine = &gpu.engine;
-    let mut model = Model::new(engine, attention(kernel)?, layout(16, 12)?, 32)?;
+    let mut model = Model::new(engine, attention(kernel)?, stored_for(kernel, layout(16, 12)?), 32)?;
     let mut source = Source(23);
     let ids = [model.create(), model.create()];
     model.step(&mut source, &[(ids[0], 37), (ids[1], 13)])?.check(gpu)?;
@@ -157,9 +156,11 @@ fn steps_without_reading(gpu: &Gpu, kernel: Kernel) -> Result<()> {
         let work = model.plan.device_work_of(&step)?;
         work.update(&mut encoder, &lengths, 0)?;
         let rows = 2 * NEW as usize;
-        let (q, kv) = (source.numbers(rows * HEADS * DIM), [0, 1].map(|_| source.numbers(rows * KV_HEADS * DIM)));
+        let q = model.stored(&source.numbers(rows * HEADS * DIM));
+        let kv = [0, 1].map(|_| model.stored(&source.numbers(rows * KV_HEADS * DIM)));
         let out = poisoned(engine, q.len());
-        let [q_rows, k_rows, v_rows] = [&q, &kv[0], &kv[1]].map(|x| upload(engine, x));
+        let q_rows = model.upload(&q);
+        let [k_rows, v_rows] = [0, 1].map(|n| upload(engine, &kv[n]));
         let [k_view, v_view] = [View::bshd(&k_rows), View::bshd(&v_rows)];
         model.cache.append_at(&mut encoder, &step, &work, 0, k_view, v_view, Storage::F32)?;
         let operands = Operands::new(View::bshd(&q_rows), model.cache.k(0)?, model.cache.v(0)?, View::bshd(&out));
@@ -186,7 +187,8 @@ fn steps_without_reading(gpu: &Gpu, kernel: Kernel) -> Result<()> {
     }
     engine.queue().submit([encoder.finish()]);
     for (case, out) in steps {
-        Stepped { case, out: download(engine, &out)? }.check(gpu)?;
+        let count = case.q.values.len();
+        Stepped { case, out: model.download(&out, count)? }.check(gpu)?;
     }
     // The host hears of it, and goes on with what it knows.
     for (id, tokens) in ids.into_iter().zip(tokens) {

@@ -65,8 +65,12 @@ fn planned<P>(plan: Result<P, PlanError>, kernel: Option<Kernel>) -> Result<Opti
 
 fn forward(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Vec<Key>> {
     let plain = attention(Heads::new(HEADS)?, dim, kernel)?;
+    let mut operators = vec![plain, plain.storage(Storage::F16)];
+    if on_matrices(kernel, device) {
+        operators.push(plain.storage(Storage::F16).softcap(30.0).alibi().bias().mask().sinks().lse());
+    }
     let mut keys = Vec::new();
-    for operator in [plain, plain.storage(Storage::F16)] {
+    for operator in operators {
         let plan = planned(Plan::new(&operator, Extent::new(1, TOKENS, TOKENS), device), kernel)?;
         keys.extend(plan.map(|plan| Key::Flash(plan.key)));
     }
@@ -92,7 +96,17 @@ fn decode(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Vec
     let heads = Heads::grouped(4 * HEADS, HEADS)?;
     let cache = CacheLayout::new(HEADS, HeadDim::new(dim)?, 16, TOKENS)?.storage(Storage::F16, Storage::Int8);
     let plain = attention(heads, dim, kernel)?.decode();
-    let cases = [(plain, Extent::new(8, 1, TOKENS)), (plain.cached(cache), Extent::packed(8, TOKENS, TOKENS))];
+    let mut cases = vec![(plain, Extent::new(8, 1, TOKENS)), (plain.cached(cache), Extent::packed(8, TOKENS, TOKENS))];
+    if on_matrices(kernel, device) {
+        // By themselves matrices are planned for more rows than a group's.
+        let half = attention(heads, dim, kernel)?.storage(Storage::F16);
+        let every = half.softcap(30.0).alibi().bias().mask().decode();
+        let cache = cache.storage(Storage::F16, Storage::F16);
+        cases.push((half.decode().cached(cache), Extent::packed(8, TOKENS, TOKENS)));
+        // One strip of rows, and two.
+        cases.extend([half.decode(), every].map(|operator| (operator, Extent::new(8, 4, TOKENS))));
+        cases.push((half.decode(), Extent::new(8, 8, TOKENS)));
+    }
     let mut keys = Vec::new();
     for (operator, extent) in cases {
         let Some(plan) = planned(DecodePlan::new(&operator, extent, device), kernel)? else { continue };
@@ -144,7 +158,7 @@ fn based(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Vec<
     Ok(keys)
 }
 
-/// Whether linear attention is looked at in f16 too: where matrices may multiply it, which take nothing else.
+/// Whether what is looked at in f32 is looked at in f16 too: where matrices may multiply it, which take nothing else.
 fn on_matrices(kernel: Option<Kernel>, device: &Capabilities) -> bool {
     device.matrix.is_some() && kernel.is_none_or(|kernel| kernel == Kernel::Matrix)
 }

@@ -1,7 +1,7 @@
 //! Few queries over many keys, with every option.
 
 use super::{BOTTOM_RIGHT, TOP_LEFT, sized};
-use crate::{Bias, Recipe, Spread, Storage};
+use crate::{Bias, Recipe, Spread, Storage, Values};
 
 /// All problems of softmax attention of few queries that are checked for correctness.
 pub fn decode_catalogue() -> Vec<Recipe> {
@@ -46,6 +46,8 @@ fn options() -> Vec<Recipe> {
         Recipe { softcap: Some(1.5), ..causal(four("decode/softcap_causal")) },
         Recipe { alibi: true, ..causal(four("decode/alibi_causal")) },
         Recipe { sinks: true, ..four("decode/sinks") },
+        // Maxima that rise from one turn of a kernel to the next.
+        Recipe { values: Values::Large(100.0), ..four("decode/logits_100") },
         Recipe { sinks: true, ..causal(sized("decode/sinks_empty_rows", 5, 3)) },
         Recipe { batch: 2, bias: Some((Bias::Masking, Spread::PerHead)), poison: true, ..four("decode/poison_bias") },
         Recipe {
