@@ -86,6 +86,12 @@ pub fn feature_rows(feature_dim: u32) -> u32 {
     (feature_dim + 1) * (feature_dim + 2) / 2
 }
 
+/// Vec4 columns of the value dim a pass of the gradients on matrices: two squares of them at most, as workgroup memory holds.
+#[must_use]
+pub fn gradient_squares(square: MatrixSquare, value_dim: u32) -> u32 {
+    value_dim.div_ceil(square.edge).clamp(1, 2) * square.edge / 4
+}
+
 /// Vec4 columns of the value dim a pass of the gradients, as many as their registers hold.
 #[must_use]
 pub fn gradient_values(class: u32, value_dim: u32) -> u32 {
@@ -124,7 +130,14 @@ impl BasedKey {
 
     /// Squares that the state of `matrix` takes.
     fn slabs(&self) -> u32 {
-        feature_rows(self.class).div_ceil(self.edge())
+        let rows = if self.is_gradient() { 4 * self.fours() } else { feature_rows(self.class) };
+        rows.div_ceil(self.edge())
+    }
+
+    /// Fours of rows in the state of gradients on matrices: of 1, of the features, of each feature times those from its own four on.
+    fn fours(&self) -> u32 {
+        let (fours, pairs) = self.blocks();
+        1 + fours + 4 * pairs
     }
 
     /// Tokens of a chunk.
@@ -132,7 +145,7 @@ impl BasedKey {
     pub fn chunk(&self) -> u32 {
         match self.op {
             // As many as 16 KiB hold.
-            BasedOp::Gradient | BasedOp::ReadGradient => {
+            BasedOp::Gradient | BasedOp::ReadGradient if self.square.is_none() => {
                 if self.class == 32 {
                     3
                 } else {
@@ -148,6 +161,12 @@ impl BasedKey {
     #[must_use]
     pub fn turns(&self) -> u32 {
         let (fours, _) = self.blocks();
+        if let (true, Some(square)) = (self.is_gradient(), self.square) {
+            // Units of rows, fours of the state, and one wherever a subgroup looks whether it has a matrix.
+            let units = (MATRIX_FEATURES / 4).div_ceil(square.threads / square.edge);
+            let looks = 2 + self.slabs() * 2 * self.squares();
+            return 1 + 2 * units + self.slabs() * (square.edge / 4 + 1) + looks * square.own.1;
+        }
         if self.is_gradient() {
             // Rows and values that are staged, tokens that are walked, sums over units, outputs.
             let (chunk, units, threads) = (self.chunk(), self.class + 1, self.invocations());
@@ -173,7 +192,7 @@ impl BasedKey {
     pub fn invocations(&self) -> u32 {
         match self.op {
             BasedOp::Step => STEP_THREADS,
-            BasedOp::Gradient | BasedOp::ReadGradient => {
+            BasedOp::Gradient | BasedOp::ReadGradient if self.square.is_none() => {
                 feature_rows(self.class).div_ceil(self.rows_each()).next_multiple_of(32)
             }
             _ if self.kernel == Kernel::Broadcast => self.lanes,
@@ -220,7 +239,9 @@ impl BasedKey {
     pub fn workgroup_bytes(&self) -> u32 {
         match self.op {
             BasedOp::Step => return Self::step_bytes(),
-            BasedOp::Gradient | BasedOp::ReadGradient => return self.gradient_bytes(),
+            BasedOp::Gradient | BasedOp::ReadGradient => {
+                return self.square.map_or_else(|| self.gradient_bytes(), |square| self.matrix_gradient_bytes(square));
+            }
             _ if self.kernel == Kernel::Broadcast => return 0,
             _ => {}
         }
@@ -244,7 +265,40 @@ impl BasedKey {
         let out = part(self.reads_queries(), query_units + 3 * factors + 16);
         let keys = part(self.adds_keys(), key_units + 3 * factors + 16);
         let scores = part(self.op == BasedOp::Chunk, sums);
-        out + keys + scores + sums + 12 * rows + part(self.weights, 4 * rows)
+        out + keys + scores + sums + 12 * rows + part(self.weights, 4 * rows) + part(self.scaled(), 8 * square.edge)
+    }
+
+    fn matrix_gradient_bytes(&self, square: MatrixSquare) -> u32 {
+        let (factors, sums) = square.bytes();
+        // Queries have 1 among their units, keys a four with 1.
+        let query_units = 16 * square.edge * (MATRIX_FEATURES / 8 + 1);
+        let key_units = 16 * (MATRIX_FEATURES + 4) * (square.edge / 8 + 1);
+        let fours = self.slabs() * square.edge / 4;
+        let part = |on: bool, bytes: u32| if on { bytes } else { 0 };
+        // What meets the values, two halves, sums, fours of the state and the largest of it; of keys: units, values, the largest.
+        let out = query_units + (self.squares() + 2) * factors + self.sums() * sums + 12 * fours + 16;
+        let keys = part(self.adds_keys(), key_units + self.squares() * factors + 16);
+        out + keys + part(self.counted(), 16 * fours) + part(self.scaled(), 8 * square.edge)
+    }
+
+    /// Squares of columns of the value dim, of gradients on matrices.
+    fn squares(&self) -> u32 {
+        4 * self.values / self.edge()
+    }
+
+    /// Squares of sums of gradients on matrices: two products of the chunk, or what it adds to each square of columns.
+    fn sums(&self) -> u32 {
+        if self.adds_keys() { self.squares().max(2) } else { 1 }
+    }
+
+    /// Whether gradients have sums without values: for the denominator, or since keys look at queries, which weigh something.
+    fn counted(&self) -> bool {
+        self.weights || self.reversed
+    }
+
+    /// Whether what is added has the scales and weights of records: queries do, where keys look at them.
+    fn scaled(&self) -> bool {
+        self.reversed && self.adds_keys()
     }
 
     fn gradient_bytes(&self) -> u32 {
@@ -332,7 +386,9 @@ impl BasedKey {
                     ("VALUES", MAX_LINEAR_DIM / 4),
                 ];
             }
-            BasedOp::Gradient | BasedOp::ReadGradient => return self.gradient_constants(),
+            BasedOp::Gradient | BasedOp::ReadGradient => {
+                return self.square.map_or_else(|| self.gradient_constants(), |square| self.matrix_gradient(square));
+            }
             _ => {}
         }
         let mut all = vec![
@@ -350,6 +406,8 @@ impl BasedKey {
             all.extend(square.constants());
             all.extend([
                 ("COUNTED", flag(self.adds_keys() && self.weights)),
+                ("SCALED", flag(self.scaled())),
+                ("PLAIN", flag(!self.scaled())),
                 ("SLABS", self.slabs()),
                 ("LAST", self.slabs() - 1),
                 ("UNIT_BLOCKS", MATRIX_FEATURES / square.side),
@@ -400,6 +458,33 @@ impl BasedKey {
         ]
     }
 
+    fn matrix_gradient(&self, square: MatrixSquare) -> Vec<(&'static str, u32)> {
+        let flag = u32::from;
+        let (fours, _) = self.blocks();
+        let mut all = square.constants().to_vec();
+        all.extend([
+            ("KEYS", flag(self.adds_keys())),
+            ("WEIGHTS", flag(self.weights)),
+            ("REVERSED", flag(self.reversed)),
+            ("FORWARD", flag(!self.reversed)),
+            ("SCALED", flag(self.scaled())),
+            ("COUNTED", flag(self.counted())),
+            ("ADDED_COUNTS", flag(self.counted() && self.adds_keys())),
+            ("HAS_RECORDS", flag(self.writes_records())),
+            ("RECORDS", flag(!self.reversed)),
+            ("PASSES", flag(self.passes)),
+            ("PARTIAL_SUMS", flag(self.passes && self.weights)),
+            ("SQUARES", self.squares()),
+            ("LAST_SQUARE", self.squares() - 1),
+            ("SUMS", self.sums()),
+            ("SLABS", self.slabs()),
+            ("UNIT_BLOCKS", MATRIX_FEATURES / square.side),
+            ("FEATURE_FOURS", fours),
+            ("EACH_FOURS", fours.div_ceil(square.threads / square.edge)),
+        ]);
+        all
+    }
+
     pub(crate) fn parts(&self) -> Vec<String> {
         let lanes = self.kernel == Kernel::Broadcast;
         let gradient = self.is_gradient();
@@ -447,11 +532,14 @@ impl BasedKey {
         if self.adds_keys() && self.op != BasedOp::Step {
             files.push(if self.reversed { "values_scaled" } else { "values_plain" });
         }
-        if !gradient && self.op != BasedOp::Step {
+        if self.op != BasedOp::Step && (!gradient || self.square.is_some()) {
             files.push(if self.padded { "head_padded" } else { "head_whole" });
         }
         files.extend(match (self.op, self.kernel) {
             (BasedOp::Step, _) => vec!["feature_pair", "based_step"],
+            (BasedOp::Gradient | BasedOp::ReadGradient, Kernel::Matrix) => {
+                vec!["value_padded", "split_halves", "invocation_subgroup", "rows_subgroup", "based_gradient_matrix"]
+            }
             (BasedOp::Gradient | BasedOp::ReadGradient, _) => vec!["feature_pair", "based_gradient"],
             (_, Kernel::Broadcast) => vec!["based_chunk_lanes"],
             (_, Kernel::Matrix) => {
@@ -489,6 +577,7 @@ impl BasedKey {
         let features = self.weights || self.is_gradient();
         let files: &[_] = match (self.op, features) {
             (BasedOp::Step, _) => &["state_number"],
+            _ if self.square.is_some() && self.is_gradient() => &["state_number"],
             (_, true) if self.square.is_some() => &["state_rows_load", "features_load"],
             (_, false) if self.square.is_some() => &["state_rows_load"],
             (_, true) => &["state_load", "features_load"],
