@@ -6,11 +6,12 @@
 // Those of the chunk meet its queries one by one. Here `q` are the rows that gradients come out for, `g` what meets the values.
 //
 // A workgroup walks a segment with SQUARES squares of EDGE columns of the value dim, from aux.params.block on, EDGE tokens at a time;
-// further ones are further passes, whose sums lie in the records. Squares and matrices are shared out as in based_chunk_matrix. Rows of
-// the state come in fours, u_i times four u_j: the products of all i with all fours from that of i on, so that some lie in it twice.
+// further ones are further passes, whose sums lie in the records. Each square has a team of subgroups, among which its matrices are shared
+// out as in based_chunk_matrix; what passes through workgroup memory goes to all invocations, TX a row with EACH vec4 each. Rows of the
+// state come in fours, u_i times four u_j: the products of all i with all fours from that of i on, so that some lie in it twice.
 // The state is never less than f32: invocations hold it, transposed, and add what a chunk gives. The state, the products of keys, and what
 // the keys of a chunk are summed with, meet other factors as sums of two halves in f16; q, k, v and g are in f16 to begin with.
-// `loop { if (..) { break; } .. break; }` is an `if` on what only a subgroup agrees on: validation forbids matrices in one, not in a loop.
+// Matrices are multiplied in functions: naga counts the turns of every loop, and the counts of those in `main` would all be alive at once.
 
 const STRIDE: u32 = EDGE / 8u + 1u;       // of rows of f16, in 16 bytes; one more than needed: neighbours fall into different banks
 const SUM_STRIDE: u32 = EDGE / 4u + 1u;   // of rows of f32, likewise
@@ -31,12 +32,12 @@ var<workgroup> sh_g: array<array<Half8, EDGE * STRIDE>, SQUARES>;              /
 var<workgroup> sh_keys: array<Half8, UNITS * STRIDE>;                          // [unit, token]
 var<workgroup> sh_values: array<array<Half8, EDGE * STRIDE>, SQUARES>;         // [column, token]
 //$ end
-var<workgroup> sh_halves: array<array<Half8, EDGE * STRIDE>, 2>;               // high and low: of the state [column, row of the slab],
-                                                                               // of features of keys [row of the slab, token], of what
-                                                                               // keys are summed with [query, key]
-var<workgroup> sh_sums: array<array<array<f32, 4>, EDGE * SUM_STRIDE>, SUMS>;  // g . v and q . k [query, key]; g . M [query, row of the
-                                                                               // slab]; what a chunk adds [column, row of the slab];
-                                                                               // sums over its keys [query, unit]
+var<workgroup> sh_halves: array<array<Half8, EDGE * STRIDE>, 2>;               // one half of the state for each square, or both [column,
+                                                                               // row of the slab]; both of features of keys [row of the
+                                                                               // slab, token], of what keys are summed with [query, key]
+var<workgroup> sh_sums: array<array<array<f32, 4>, EDGE * SUM_STRIDE>, SUMS>;  // g . v and q . k [query, key]; of each square g . M [query,
+                                                                               // row of the slab] and what a chunk adds [column, row of
+                                                                               // the slab]; sums over its keys [query, unit]
 var<workgroup> sh_fours: array<Four, SLABS * FOURS>;
 //$ if COUNTED
 var<workgroup> sh_counts: array<vec4<f32>, SLABS * FOURS>;                     // the state without values, by fours of rows
@@ -126,6 +127,139 @@ fn key_features(token: u32, row: u32) -> vec4<f32> {
 }
 //$ end
 
+// The matrices of a subgroup: of the square of its team those of one column, from a row on.
+struct Matrices {
+    team: u32,
+    column: u32,
+    row: u32,
+    step: u32,
+}
+
+fn matrices_of(invocation: Invocation, subgroups: u32) -> Matrices {
+    let members = subgroups / SQUARES;
+    let member = invocation.subgroup % members;
+    return Matrices(invocation.subgroup / members, member % GRID * SIDE, member / GRID * SIDE, members / GRID * SIDE);
+}
+
+//$ if KEYS
+// g . v of all squares by the last team, q . k by the first.
+fn meet_keys(own: Matrices) {
+    for (var row = own.row; row < EDGE && own.team == SQUARES - 1u; row += own.step) {
+        var sum = Sum();
+        //$ for w in 0..SQUARES
+        //$ for d in 0..GRID
+        sum = coopMultiplyAdd(
+            coopLoadT<Left>(&sh_g[$w][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u),
+            coopLoadT<Right>(&sh_values[$w][$du * SIDE * STRIDE + own.column / 8u][0][0], STRIDE * 8u),
+            sum,
+        );
+        //$ end
+        //$ end
+        coopStoreT(sum, &sh_sums[0][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+    }
+    for (var row = own.row; row < EDGE && own.team == 0u; row += own.step) {
+        var sum = Sum();
+        //$ for d in 0..UNIT_BLOCKS
+        sum = coopMultiplyAdd(
+            coopLoadT<Left>(&sh_queries[row * UNIT_STRIDE + $du * SIDE / 8u][0][0], UNIT_STRIDE * 8u),
+            coopLoadT<Right>(&sh_keys[$du * SIDE * STRIDE + own.column / 8u][0][0], STRIDE * 8u),
+            sum,
+        );
+        //$ end
+        coopStoreT(sum, &sh_sums[1][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+    }
+}
+
+// What a chunk adds to a slab of each square.
+fn add_values(own: Matrices) {
+    for (var row = own.row; row < EDGE; row += own.step) {
+        var sum = Sum();
+        //$ for d in 0..GRID
+        {
+            let v = coopLoadT<Left>(&sh_values[own.team][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u);
+            let across = own.column * STRIDE + $du * SIDE / 8u;
+            sum = coopMultiplyAdd(v, coopLoad<Right>(&sh_halves[0][across][0][0], STRIDE * 8u), sum);
+            sum = coopMultiplyAdd(v, coopLoad<Right>(&sh_halves[1][across][0][0], STRIDE * 8u), sum);
+        }
+        //$ end
+        coopStoreT(sum, &sh_sums[own.team][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+    }
+}
+
+// Sums over the keys of a chunk, by the first team.
+fn sum_keys(own: Matrices) {
+    for (var row = own.row; row < EDGE && own.team == 0u && own.column < FEATURES; row += own.step) {
+        var sum = Sum();
+        //$ for t in 0..GRID
+        {
+            let at = row * STRIDE + $tu * SIDE / 8u;
+            let k = coopLoad<Right>(&sh_keys[own.column * STRIDE + $tu * SIDE / 8u][0][0], STRIDE * 8u);
+            sum = coopMultiplyAdd(coopLoadT<Left>(&sh_halves[0][at][0][0], STRIDE * 8u), k, sum);
+            sum = coopMultiplyAdd(coopLoadT<Left>(&sh_halves[1][at][0][0], STRIDE * 8u), k, sum);
+        }
+        //$ end
+        coopStoreT(sum, &sh_sums[0][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+    }
+}
+//$ end
+
+// g . M in a slab of each square.
+//$ if ALONE
+fn meet_state(own: Matrices) {
+    for (var row = own.row; row < EDGE; row += own.step) {
+        var sum = Sum();
+        //$ for d in 0..GRID
+        {
+            let g = coopLoadT<Left>(&sh_g[0][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u);
+            let across = $du * SIDE * STRIDE + own.column / 8u;
+            sum = coopMultiplyAdd(g, coopLoadT<Right>(&sh_halves[0][across][0][0], STRIDE * 8u), sum);
+            sum = coopMultiplyAdd(g, coopLoadT<Right>(&sh_halves[1][across][0][0], STRIDE * 8u), sum);
+        }
+        //$ end
+        coopStoreT(sum, &sh_sums[0][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+    }
+}
+//$ end
+//$ if TEAMS
+// There is room for one half of each square at a time: the high ones, then the low ones beside what those gave.
+fn meet_high_state(own: Matrices) {
+    for (var row = own.row; row < EDGE; row += own.step) {
+        var sum = Sum();
+        //$ for d in 0..GRID
+        sum = coopMultiplyAdd(
+            coopLoadT<Left>(&sh_g[own.team][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u),
+            coopLoadT<Right>(&sh_halves[own.team][$du * SIDE * STRIDE + own.column / 8u][0][0], STRIDE * 8u),
+            sum,
+        );
+        //$ end
+        coopStoreT(sum, &sh_sums[own.team][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+    }
+}
+
+fn meet_low_state(own: Matrices) {
+    for (var row = own.row; row < EDGE; row += own.step) {
+        var sum = coopLoadT<Sum>(&sh_sums[own.team][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+        //$ for d in 0..GRID
+        sum = coopMultiplyAdd(
+            coopLoadT<Left>(&sh_g[own.team][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u),
+            coopLoadT<Right>(&sh_halves[own.team][$du * SIDE * STRIDE + own.column / 8u][0][0], STRIDE * 8u),
+            sum,
+        );
+        //$ end
+        coopStoreT(sum, &sh_sums[own.team][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+    }
+}
+//$ end
+
+// What invocations of a row that share fours of units have summed together.
+fn sharers_sum(x: vec4<f32>) -> vec4<f32> {
+    var all = x;
+    //$ for n in FOURS_LOG2..TX_LOG2
+    all += subgroupShuffleXor(all, 1u << $nu);
+    //$ end
+    return all;
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -158,12 +292,10 @@ fn main(
     let token = thread % FOURS * 4u;
     let chunk = thread / FOURS;
     //$ end
-    // The matrices of this subgroup.
-    let matrix_column = invocation.subgroup % GRID * SIDE;
-    let row_step = subgroups / GRID * SIDE;
-    //$ for b in 0..OWN
-    let row_$b = invocation.subgroup / GRID * SIDE + $bu * row_step;
-    //$ end
+    let matrices = matrices_of(invocation, subgroups);
+    // The fours of units of this invocation, whose sums it shares with others of its row where there are more of them than fours.
+    let own_four = tx % FEATURE_FOURS;
+    let sharer = tx / FEATURE_FOURS;
 
     for (var f = thread; f < SLABS * FOURS; f += THREADS) {
         let four = four_at(f);
@@ -286,32 +418,7 @@ fn main(
         //$ end
 
         //$ if KEYS
-        //$ for b in 0..OWN
-        loop {
-            if (GUARDED == 1u && row_$b >= EDGE) { break; }
-            var meet = Sum();
-            //$ for w in 0..SQUARES
-            //$ for d in 0..GRID
-            meet = coopMultiplyAdd(
-                coopLoadT<Left>(&sh_g[$w][row_$b * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u),
-                coopLoadT<Right>(&sh_values[$w][$du * SIDE * STRIDE + matrix_column / 8u][0][0], STRIDE * 8u),
-                meet,
-            );
-            //$ end
-            //$ end
-            coopStoreT(meet, &sh_sums[0][row_$b * SUM_STRIDE + matrix_column / 4u][0], SUM_STRIDE * 4u);
-            var scores = Sum();
-            //$ for d in 0..UNIT_BLOCKS
-            scores = coopMultiplyAdd(
-                coopLoadT<Left>(&sh_queries[row_$b * UNIT_STRIDE + $du * SIDE / 8u][0][0], UNIT_STRIDE * 8u),
-                coopLoadT<Right>(&sh_keys[$du * SIDE * STRIDE + matrix_column / 8u][0][0], STRIDE * 8u),
-                scores,
-            );
-            //$ end
-            coopStoreT(scores, &sh_sums[1][row_$b * SUM_STRIDE + matrix_column / 4u][0], SUM_STRIDE * 4u);
-            break;
-        }
-        //$ end
+        meet_keys(matrices);
         workgroupBarrier();   // both products are there; the largest have been read
         clear_tops(thread);
         // Keys of the chunk, of which a row sees those up to its own: what they are summed with.
@@ -359,39 +466,42 @@ fn main(
         //$ end
         //$ end
         //$ for n in 0..SLABS
-        {
-        //$ for b in 0..OWN
-        var y_$b = Sum();
-        //$ end
-        //$ for w in 0..SQUARES
+        //$ if ALONE
         //$ for c in 0..EACH
         {
             let chunk = first + $cu;
-            let state = split(state_$w_$n_$c * states.down);
+            let state = split(state_0_$n_$c * states.down);
             sh_halves[0][row * STRIDE + chunk / 2u][chunk % 2u] = state.high;
             sh_halves[1][row * STRIDE + chunk / 2u][chunk % 2u] = state.low;
         }
         //$ end
-        workgroupBarrier();   // the slab of this square is whole; all sums have been read
-        //$ for b in 0..OWN
-        loop {
-            if (GUARDED == 1u && row_$b >= EDGE) { break; }
-            //$ for d in 0..GRID
-            {
-                let g = coopLoadT<Left>(&sh_g[$w][row_$b * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u);
-                let across = $du * SIDE * STRIDE + matrix_column / 8u;
-                y_$b = coopMultiplyAdd(g, coopLoadT<Right>(&sh_halves[0][across][0][0], STRIDE * 8u), y_$b);
-                y_$b = coopMultiplyAdd(g, coopLoadT<Right>(&sh_halves[1][across][0][0], STRIDE * 8u), y_$b);
-            }
-            //$ end
-            //$ for z in LAST_SQUARE..w+1
-            coopStoreT(y_$b, &sh_sums[0][row_$b * SUM_STRIDE + matrix_column / 4u][0], SUM_STRIDE * 4u);
-            //$ end
-            break;
+        workgroupBarrier();   // the slab is whole; all sums have been read
+        meet_state(matrices);
+        //$ end
+        //$ if TEAMS
+        //$ for w in 0..SQUARES
+        //$ for c in 0..EACH
+        {
+            let chunk = first + $cu;
+            sh_halves[$w][row * STRIDE + chunk / 2u][chunk % 2u] = split(state_$w_$n_$c * states.down).high;
         }
         //$ end
-        workgroupBarrier();   // the slab has been read, with the last square all products are there
         //$ end
+        workgroupBarrier();   // the high halves of the slab are whole; all sums have been read
+        meet_high_state(matrices);
+        workgroupBarrier();   // they have been read
+        //$ for w in 0..SQUARES
+        //$ for c in 0..EACH
+        {
+            let chunk = first + $cu;
+            sh_halves[$w][row * STRIDE + chunk / 2u][chunk % 2u] = split(state_$w_$n_$c * states.down).low;
+        }
+        //$ end
+        //$ end
+        workgroupBarrier();   // the low halves are whole
+        meet_low_state(matrices);
+        //$ end
+        workgroupBarrier();   // the slab has been read; the products are there
         //$ if KEYS
         //$ for c in 0..EACH
         {
@@ -413,10 +523,14 @@ fn main(
         }
         //$ end
         //$ end
-        for (var f = 0u; f < FOURS; f++) {
+        for (var f = sharer; f < FOURS; f += SHARERS) {
             let four = sh_fours[$nu * FOURS + f];
-            let sum = sh_sums[0][row * SUM_STRIDE + f];
-            var y = vec4<f32>(sum[0], sum[1], sum[2], sum[3]) * states.up;
+            var y = vec4<f32>();
+            //$ for w in 0..SQUARES
+            let sum_$w = sh_sums[$w][row * SUM_STRIDE + f];
+            y += vec4<f32>(sum_$w[0], sum_$w[1], sum_$w[2], sum_$w[3]);
+            //$ end
+            y *= states.up;
             //$ if REVERSED
             // Values weigh 1 where rows are keys; what weighs where they are queries is not known before their sums are.
             y += select(vec4<f32>(), sh_counts[$nu * FOURS + f], last);
@@ -429,11 +543,11 @@ fn main(
             let m = sh_counts[$nu * FOURS + f];
             let along_count = dot(others, m);
             let share = u * select(1.0, 0.5, twice && four.i < ONE);
-            sums += select(vec2<f32>(), vec2<f32>(along, along_count) * share, f % TX == tx);
+            sums += select(vec2<f32>(), vec2<f32>(along, along_count) * share, own_four == 0u);
             //$ end
             //$ for h in 0..EACH_FOURS
             {
-                let own = tx + $hu * TX;
+                let own = own_four + $hu * TX;
                 let across = select(0.0, u, four.four == own && !twice);
                 let here = vec4<f32>(4u * own + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(four.i));
                 p_$h += across * y + along * here;
@@ -445,24 +559,7 @@ fn main(
         }
         //$ if KEYS
         workgroupBarrier();   // the features are there; the products have been read
-        //$ for w in 0..SQUARES
-        //$ for b in 0..OWN
-        loop {
-            if (GUARDED == 1u && row_$b >= EDGE) { break; }
-            var added = Sum();
-            //$ for d in 0..GRID
-            {
-                let v = coopLoadT<Left>(&sh_values[$w][row_$b * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u);
-                let across = matrix_column * STRIDE + $du * SIDE / 8u;
-                added = coopMultiplyAdd(v, coopLoad<Right>(&sh_halves[0][across][0][0], STRIDE * 8u), added);
-                added = coopMultiplyAdd(v, coopLoad<Right>(&sh_halves[1][across][0][0], STRIDE * 8u), added);
-            }
-            //$ end
-            coopStoreT(added, &sh_sums[$w][row_$b * SUM_STRIDE + matrix_column / 4u][0], SUM_STRIDE * 4u);
-            break;
-        }
-        //$ end
-        //$ end
+        add_values(matrices);
         workgroupBarrier();   // what the chunk adds is there; the features have been read
         //$ for w in 0..SQUARES
         //$ for c in 0..EACH
@@ -473,9 +570,14 @@ fn main(
         //$ end
         //$ end
         //$ end
-        }
         //$ end
 
+        //$ for h in 0..EACH_FOURS
+        p_$h = sharers_sum(p_$h);
+        //$ if WEIGHTS
+        z_$h = sharers_sum(z_$h);
+        //$ end
+        //$ end
         var inverse = 1.0;   // over the denominator, and its gradient
         var dn = 0.0;
         //$ if HAS_RECORDS
@@ -486,7 +588,7 @@ fn main(
             //$ for h in 0..EACH_FOURS
             //$ for e in 0..4
             {
-                let unit = 4u * (tx + $hu * TX) + $eu;
+                let unit = 4u * (own_four + $hu * TX) + $eu;
                 p_$h[$e] += select(0.0, records[record + 3u + unit], unit < aux.params.head_dim);
             }
             //$ end
@@ -530,33 +632,18 @@ fn main(
         }
         //$ end
         //$ end
-        //$ for b in 0..OWN
-        loop {
-            if ((GUARDED == 1u && row_$b >= EDGE) || matrix_column >= FEATURES) { break; }
-            var summed = Sum();
-            //$ for t in 0..GRID
-            {
-                let at = row_$b * STRIDE + $tu * SIDE / 8u;
-                let k = coopLoad<Right>(&sh_keys[matrix_column * STRIDE + $tu * SIDE / 8u][0][0], STRIDE * 8u);
-                summed = coopMultiplyAdd(coopLoadT<Left>(&sh_halves[0][at][0][0], STRIDE * 8u), k, summed);
-                summed = coopMultiplyAdd(coopLoadT<Left>(&sh_halves[1][at][0][0], STRIDE * 8u), k, summed);
-            }
-            //$ end
-            coopStoreT(summed, &sh_sums[0][row_$b * SUM_STRIDE + matrix_column / 4u][0], SUM_STRIDE * 4u);
-            break;
-        }
-        //$ end
+        sum_keys(matrices);
         workgroupBarrier();   // the sums are there
         let unit_scale = aux.params.write_scale * owns.up;
         //$ end
         //$ for h in 0..EACH_FOURS
         {
-            let own = tx + $hu * TX;
+            let own = own_four + $hu * TX;
             var x = p_$h * inverse;
             //$ if WEIGHTS
             x += dn * z_$h;
             //$ end
-            if (own < FEATURE_FOURS && row < live) {
+            if (sharer == 0u && row < live) {
                 //$ if KEYS
                 let sum = sh_sums[0][row * SUM_STRIDE + own];
                 x += vec4<f32>(sum[0], sum[1], sum[2], sum[3]) * unit_scale;

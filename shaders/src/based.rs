@@ -86,10 +86,12 @@ pub fn feature_rows(feature_dim: u32) -> u32 {
     (feature_dim + 1) * (feature_dim + 2) / 2
 }
 
-/// Vec4 columns of the value dim a pass of the gradients on matrices: two squares of them at most, as workgroup memory holds.
+/// Vec4 columns of the value dim a pass of the gradients on matrices: a square, or two as workgroup memory holds, where twice the
+/// invocations still have some of each.
 #[must_use]
 pub fn gradient_squares(square: MatrixSquare, value_dim: u32) -> u32 {
-    value_dim.div_ceil(square.edge).clamp(1, 2) * square.edge / 4
+    let two = value_dim > square.edge && 8 * square.threads <= square.edge * square.edge;
+    square.edge / 4 * if two { 2 } else { 1 }
 }
 
 /// Vec4 columns of the value dim a pass of the gradients, as many as their registers hold.
@@ -164,7 +166,7 @@ impl BasedKey {
         if let (true, Some(square)) = (self.is_gradient(), self.square) {
             // Units of rows, fours of the state, and one wherever a subgroup looks whether it has a matrix.
             let units = (MATRIX_FEATURES / 4).div_ceil(square.threads / square.edge);
-            let looks = 2 + self.slabs() * 2 * self.squares();
+            let looks = 3 + self.slabs() * (2 + self.squares());
             return 1 + 2 * units + self.slabs() * (square.edge / 4 + 1) + looks * square.own.1;
         }
         if self.is_gradient() {
@@ -196,7 +198,7 @@ impl BasedKey {
                 feature_rows(self.class).div_ceil(self.rows_each()).next_multiple_of(32)
             }
             _ if self.kernel == Kernel::Broadcast => self.lanes,
-            _ => self.square.map_or(THREADS, |square| square.threads),
+            _ => self.square.map_or(THREADS, |square| square.threads * self.squares()),
         }
     }
 
@@ -281,14 +283,14 @@ impl BasedKey {
         out + keys + part(self.counted(), 16 * fours) + part(self.scaled(), 8 * square.edge)
     }
 
-    /// Squares of columns of the value dim, of gradients on matrices.
+    /// Squares of columns of the value dim, on matrices.
     fn squares(&self) -> u32 {
-        4 * self.values / self.edge()
+        if self.is_gradient() { 4 * self.values / self.edge() } else { 1 }
     }
 
-    /// Squares of sums of gradients on matrices: two products of the chunk, or what it adds to each square of columns.
+    /// Squares of sums of gradients on matrices: two products of the chunk, or one of each square of columns.
     fn sums(&self) -> u32 {
-        if self.adds_keys() { self.squares().max(2) } else { 1 }
+        if self.adds_keys() { 2 } else { self.squares() }
     }
 
     /// Whether gradients have sums without values: for the denominator, or since keys look at queries, which weigh something.
@@ -461,7 +463,8 @@ impl BasedKey {
     fn matrix_gradient(&self, square: MatrixSquare) -> Vec<(&'static str, u32)> {
         let flag = u32::from;
         let (fours, _) = self.blocks();
-        let mut all = square.constants().to_vec();
+        let mut all = MatrixSquare { threads: self.invocations(), ..square }.constants().to_vec();
+        let tx = self.invocations() / square.edge;
         all.extend([
             ("KEYS", flag(self.adds_keys())),
             ("WEIGHTS", flag(self.weights)),
@@ -475,12 +478,15 @@ impl BasedKey {
             ("PASSES", flag(self.passes)),
             ("PARTIAL_SUMS", flag(self.passes && self.weights)),
             ("SQUARES", self.squares()),
-            ("LAST_SQUARE", self.squares() - 1),
+            ("ALONE", flag(self.squares() == 1)),
+            ("TEAMS", flag(self.squares() > 1)),
             ("SUMS", self.sums()),
             ("SLABS", self.slabs()),
             ("UNIT_BLOCKS", MATRIX_FEATURES / square.side),
             ("FEATURE_FOURS", fours),
-            ("EACH_FOURS", fours.div_ceil(square.threads / square.edge)),
+            ("FOURS_LOG2", fours.ilog2()),
+            ("EACH_FOURS", fours.div_ceil(tx)),
+            ("SHARERS", tx.div_ceil(fours)),
         ]);
         all
     }
