@@ -251,6 +251,59 @@ fn meet_low_state(own: Matrices) {
 }
 //$ end
 
+// Sums over the moments before a chunk, of an invocation's fours of units: every TX-th from `tx` on. Where there are more invocations than
+// fours, several share them, and have every SHARERS-th four of the state each.
+struct Met {
+    //$ for h in 0..EACH_FOURS
+    p_$h: vec4<f32>,
+    //$ if WEIGHTS
+    z_$h: vec4<f32>,   // without values
+    //$ end
+    //$ end
+    //$ if WEIGHTS
+    sums: vec2<f32>,   // of weights times g . v, and of weights
+    //$ end
+}
+
+fn meet_units(before: Met, slab: u32, row: u32, tx: u32, up: f32, last: bool) -> Met {
+    var met = before;
+    for (var f = tx / FEATURE_FOURS; f < FOURS; f += SHARERS) {
+        let four = sh_fours[slab * FOURS + f];
+        var y = vec4<f32>();
+        //$ for w in 0..SQUARES
+        let sum_$w = sh_sums[$w][row * SUM_STRIDE + f];
+        y += vec4<f32>(sum_$w[0], sum_$w[1], sum_$w[2], sum_$w[3]);
+        //$ end
+        y *= up;
+        //$ if REVERSED
+        // Values weigh 1 where rows are keys; what weighs where they are queries is not known before their sums are.
+        y += select(vec4<f32>(), sh_counts[slab * FOURS + f], last);
+        //$ end
+        let u = query_unit(row, four.i);
+        let others = query_four(row, four.four);
+        let twice = four.i / 4u == four.four;   // each product of the four lies in the state for either unit
+        let along = dot(others, y);
+        //$ if WEIGHTS
+        let m = sh_counts[slab * FOURS + f];
+        let along_count = dot(others, m);
+        let share = u * select(1.0, 0.5, twice && four.i < ONE);
+        met.sums += select(vec2<f32>(), vec2<f32>(along, along_count) * share, tx % FEATURE_FOURS == 0u);
+        //$ end
+        //$ for h in 0..EACH_FOURS
+        {
+            let own = tx % FEATURE_FOURS + $hu * TX;
+            let across = select(0.0, u, four.four == own && !twice);
+            let here = vec4<f32>(4u * own + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(four.i));
+            met.p_$h += across * y + along * here;
+            //$ if WEIGHTS
+            met.z_$h += across * m + along_count * here;
+            //$ end
+        }
+        //$ end
+    }
+    return met;
+}
+
 // What invocations of a row that share fours of units have summed together.
 fn sharers_sum(x: vec4<f32>) -> vec4<f32> {
     var all = x;
@@ -293,9 +346,7 @@ fn main(
     let chunk = thread / FOURS;
     //$ end
     let matrices = matrices_of(invocation, subgroups);
-    // The fours of units of this invocation, whose sums it shares with others of its row where there are more of them than fours.
-    let own_four = tx % FEATURE_FOURS;
-    let sharer = tx / FEATURE_FOURS;
+    let own_four = tx % FEATURE_FOURS;   // the first four of units whose sums this invocation has
 
     for (var f = thread; f < SLABS * FOURS; f += THREADS) {
         let four = four_at(f);
@@ -453,13 +504,7 @@ fn main(
         //$ end
         //$ end
 
-        // Sums over the moments before the chunk, of this invocation's fours of units.
-        //$ for h in 0..EACH_FOURS
-        var p_$h = vec4<f32>();
-        //$ if WEIGHTS
-        var z_$h = vec4<f32>();
-        //$ end
-        //$ end
+        var met = Met();
         //$ if ADDED_COUNTS
         //$ for n in 0..SLABS
         var counted_$n = 0.0;
@@ -523,40 +568,7 @@ fn main(
         }
         //$ end
         //$ end
-        for (var f = sharer; f < FOURS; f += SHARERS) {
-            let four = sh_fours[$nu * FOURS + f];
-            var y = vec4<f32>();
-            //$ for w in 0..SQUARES
-            let sum_$w = sh_sums[$w][row * SUM_STRIDE + f];
-            y += vec4<f32>(sum_$w[0], sum_$w[1], sum_$w[2], sum_$w[3]);
-            //$ end
-            y *= states.up;
-            //$ if REVERSED
-            // Values weigh 1 where rows are keys; what weighs where they are queries is not known before their sums are.
-            y += select(vec4<f32>(), sh_counts[$nu * FOURS + f], last);
-            //$ end
-            let u = query_unit(row, four.i);
-            let others = query_four(row, four.four);
-            let twice = four.i / 4u == four.four;   // each product of the four lies in the state for either unit
-            let along = dot(others, y);
-            //$ if WEIGHTS
-            let m = sh_counts[$nu * FOURS + f];
-            let along_count = dot(others, m);
-            let share = u * select(1.0, 0.5, twice && four.i < ONE);
-            sums += select(vec2<f32>(), vec2<f32>(along, along_count) * share, own_four == 0u);
-            //$ end
-            //$ for h in 0..EACH_FOURS
-            {
-                let own = own_four + $hu * TX;
-                let across = select(0.0, u, four.four == own && !twice);
-                let here = vec4<f32>(4u * own + vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(four.i));
-                p_$h += across * y + along * here;
-                //$ if WEIGHTS
-                z_$h += across * m + along_count * here;
-                //$ end
-            }
-            //$ end
-        }
+        met = meet_units(met, $nu, row, tx, states.up, last);
         //$ if KEYS
         workgroupBarrier();   // the features are there; the products have been read
         add_values(matrices);
@@ -573,10 +585,13 @@ fn main(
         //$ end
 
         //$ for h in 0..EACH_FOURS
-        p_$h = sharers_sum(p_$h);
+        var p_$h = sharers_sum(met.p_$h);
         //$ if WEIGHTS
-        z_$h = sharers_sum(z_$h);
+        let z_$h = sharers_sum(met.z_$h);
         //$ end
+        //$ end
+        //$ if WEIGHTS
+        sums += met.sums;
         //$ end
         var inverse = 1.0;   // over the denominator, and its gradient
         var dn = 0.0;
@@ -643,7 +658,7 @@ fn main(
             //$ if WEIGHTS
             x += dn * z_$h;
             //$ end
-            if (sharer == 0u && row < live) {
+            if (tx < FEATURE_FOURS && row < live) {
                 //$ if KEYS
                 let sum = sh_sums[0][row * SUM_STRIDE + own];
                 x += vec4<f32>(sum[0], sum[1], sum[2], sum[3]) * unit_scale;
