@@ -346,7 +346,6 @@ fn main(
     let chunk = thread / FOURS;
     //$ end
     let matrices = matrices_of(invocation, subgroups);
-    let own_four = tx % FEATURE_FOURS;   // the first four of units whose sums this invocation has
 
     for (var f = thread; f < SLABS * FOURS; f += THREADS) {
         let four = four_at(f);
@@ -585,7 +584,7 @@ fn main(
         //$ end
 
         //$ for h in 0..EACH_FOURS
-        var p_$h = sharers_sum(met.p_$h);
+        let p_$h = sharers_sum(met.p_$h);
         //$ if WEIGHTS
         let z_$h = sharers_sum(met.z_$h);
         //$ end
@@ -598,19 +597,9 @@ fn main(
         //$ if HAS_RECORDS
         let record = record_at(s, head, row_token);
         //$ end
-        //$ if PASSES
-        if (block > 0u) {
-            //$ for h in 0..EACH_FOURS
-            //$ for e in 0..4
-            {
-                let unit = 4u * (own_four + $hu * TX) + $eu;
-                p_$h[$e] += select(0.0, records[record + 3u + unit], unit < aux.params.head_dim);
-            }
-            //$ end
-            //$ end
-            //$ if PARTIAL_SUMS
-            sums.x += select(0.0, records[record + 2u], tx == 0u);
-            //$ end
+        //$ if PARTIAL_SUMS
+        if (block > 0u && tx == 0u && row < live) {
+            sums.x += records[record + 2u];
         }
         //$ end
         //$ if WEIGHTS
@@ -652,30 +641,40 @@ fn main(
         let unit_scale = aux.params.write_scale * owns.up;
         //$ end
         //$ for h in 0..EACH_FOURS
-        {
-            let own = own_four + $hu * TX;
-            var x = p_$h * inverse;
+        if (tx < FEATURE_FOURS && row < live) {
+            let own = tx + $hu * TX;
+            var x = p_$h;
+            //$ if PASSES
+            let units = min(aux.params.head_dim - min(4u * own, aux.params.head_dim), 4u);
+            let partial = record + 3u + 4u * own;
+            if (block > 0u) {
+                //$ for e in 0..4
+                if ($eu < units) {
+                    x[$e] += records[partial + $eu];
+                }
+                //$ end
+            }
+            //$ end
+            x *= inverse;
             //$ if WEIGHTS
             x += dn * z_$h;
             //$ end
-            if (tx < FEATURE_FOURS && row < live) {
-                //$ if KEYS
-                let sum = sh_sums[0][row * SUM_STRIDE + own];
-                x += vec4<f32>(sum[0], sum[1], sum[2], sum[3]) * unit_scale;
-                //$ end
-                //$ if PASSES
-                if (!last) {
-                    //$ for e in 0..4
-                    if (4u * own + $eu < aux.params.head_dim) {
-                        records[record + 3u + 4u * own + $eu] = x[$e];
-                    }
-                    //$ end
+            //$ if KEYS
+            let sum = sh_sums[0][row * SUM_STRIDE + own];
+            x += vec4<f32>(sum[0], sum[1], sum[2], sum[3]) * unit_scale;
+            //$ end
+            //$ if PASSES
+            if (!last) {
+                //$ for e in 0..4
+                if ($eu < units) {
+                    records[partial + $eu] = x[$e];
                 }
                 //$ end
-                if (last) {
-                    let out_row = out_base + row_token * aux.params.out.seq;
-                    store_out(out_row, own, select(vec4<f32>(), x * aux.params.read_scale, is_row(s, t0 + row)));
-                }
+            }
+            //$ end
+            if (last) {
+                let out_row = out_base + row_token * aux.params.out.seq;
+                store_out(out_row, own, select(vec4<f32>(), x * aux.params.read_scale, is_row(s, t0 + row)));
             }
         }
         //$ end
@@ -691,6 +690,9 @@ fn main(
                 records[record + 1u] = dn;
             }
         }
+        //$ end
+        //$ if STILL
+        workgroupBarrier();   // all units, and all sums, have been read
         //$ end
     }
 }

@@ -164,10 +164,10 @@ impl BasedKey {
     pub fn turns(&self) -> u32 {
         let (fours, _) = self.blocks();
         if let (true, Some(square)) = (self.is_gradient(), self.square) {
-            // Units of rows, fours of the state, and one wherever a subgroup looks whether it has a matrix.
-            let units = (MATRIX_FEATURES / 4).div_ceil(square.threads / square.edge);
-            let looks = 3 + self.slabs() * (2 + self.squares());
-            return 1 + 2 * units + self.slabs() * (square.edge / 4 + 1) + looks * square.own.1;
+            // Units of rows, fours of the state, and matrices; each loop has a last turn, which ends it.
+            let units = (MATRIX_FEATURES / 4).div_ceil(self.invocations() / square.edge);
+            let products = 3 + self.slabs() * (1 + self.squares());
+            return 1 + 2 * (units + 1) + self.slabs() * (square.edge / 4 + 1) + products * (square.own.1 + 1);
         }
         if self.is_gradient() {
             // Rows and values that are staged, tokens that are walked, sums over units, outputs.
@@ -467,6 +467,7 @@ impl BasedKey {
         let tx = self.invocations() / square.edge;
         all.extend([
             ("KEYS", flag(self.adds_keys())),
+            ("STILL", flag(!self.adds_keys())),
             ("WEIGHTS", flag(self.weights)),
             ("REVERSED", flag(self.reversed)),
             ("FORWARD", flag(!self.reversed)),

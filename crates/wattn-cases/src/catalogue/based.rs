@@ -126,6 +126,9 @@ fn storage() -> Vec<BasedRecipe> {
         // States beyond the range of f16, and next to nothing in it; outputs within.
         BasedRecipe { sizes: [0.02, 64.0, 1024.0], ..forward(stored(F16, F16, sized("based/f16_large_state", 70))) },
         BasedRecipe { sizes: [64.0, 0.02, 0.001], ..forward(stored(F16, F16, sized("based/f16_small_state", 70))) },
+        // Likewise of moments that gradients meet, and those of gradients.
+        BasedRecipe { sizes: [0.02, 64.0, 16.0], ..stored(F16, F16, sized("based/f16_large_moments", 70)) },
+        BasedRecipe { sizes: [64.0, 0.02, 0.05], ..stored(F16, F16, sized("based/f16_small_moments", 70)) },
         stored(Bf16, Bf16, sized("based/bf16", 70)),
         BasedRecipe { sequences: &[33, 0, 20], ..stored(Bf16, Bf16, sized("based/bf16_packed", 0)) },
         forward(stored(F16, F32, sized("based/q_f16_kv_f32", 40))),
