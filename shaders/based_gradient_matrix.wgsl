@@ -5,10 +5,10 @@
 // What the keys before a chunk give comes from their moments M_ij, as in based_gradient: dq_i = scale sum_j u_j (dout . M_ij / n + dn m_ij).
 // Those of the chunk meet its queries one by one. Here `q` are the rows that gradients come out for, `g` what meets the values.
 //
-// A workgroup walks a segment with SQUARES squares of EDGE columns of the value dim, from aux.params.block on, EDGE tokens at a time;
-// further ones are further passes, whose sums lie in the records. Each square has a team of subgroups, among which its matrices are shared
-// out as in based_chunk_matrix; what passes through workgroup memory goes to all invocations, TX a row with EACH vec4 each. Rows of the
-// state come in fours, u_i times four u_j: the products of all i with all fours from that of i on, so that some lie in it twice.
+// A workgroup walks a segment with EDGE columns of the value dim, from aux.params.block on, EDGE tokens at a time; further columns are
+// further passes, whose sums lie in the records. Squares and matrices are as in based_chunk_matrix; where there are two teams of subgroups,
+// one reads the state while the other adds to it. What passes through workgroup memory goes to all invocations, TX a row with EACH vec4 each.
+// Rows of the state come in fours, u_i times four u_j: the products of all i with all fours from that of i on, so that some lie in it twice.
 // The state is never less than f32: invocations hold it, transposed, and add what a chunk gives. The state, the products of keys, and what
 // the keys of a chunk are summed with, meet other factors as sums of two halves in f16; q, k, v and g are in f16 to begin with.
 // Matrices are multiplied in functions: naga counts the turns of every loop, and the counts of those in `main` would all be alive at once.
@@ -27,17 +27,17 @@ const UNIT_STRIDE: u32 = FEATURES / 8u + 1u;
 
 // What matrices are loaded from and stored to, before all other, so that it begins at a multiple of 16 bytes.
 var<workgroup> sh_queries: array<Half8, EDGE * UNIT_STRIDE>;                   // [token, unit]
-var<workgroup> sh_g: array<array<Half8, EDGE * STRIDE>, SQUARES>;              // [token, column]
+var<workgroup> sh_g: array<Half8, EDGE * STRIDE>;                              // [token, column]
+var<workgroup> sh_state: array<array<Half8, EDGE * STRIDE>, 2>;                // high and low half [column, row of the slab], then what
+                                                                               // keys are summed with [query, key]
 //$ if KEYS
 var<workgroup> sh_keys: array<Half8, UNITS * STRIDE>;                          // [unit, token]
-var<workgroup> sh_values: array<array<Half8, EDGE * STRIDE>, SQUARES>;         // [column, token]
+var<workgroup> sh_values: array<Half8, EDGE * STRIDE>;                         // [column, token]
+var<workgroup> sh_keys_by_row: array<array<Half8, EDGE * STRIDE>, 2>;          // high and low half of features [row of the slab, token]
 //$ end
-var<workgroup> sh_halves: array<array<Half8, EDGE * STRIDE>, 2>;               // one half of the state for each square, or both [column,
-                                                                               // row of the slab]; both of features of keys [row of the
-                                                                               // slab, token], of what keys are summed with [query, key]
-var<workgroup> sh_sums: array<array<array<f32, 4>, EDGE * SUM_STRIDE>, SUMS>;  // g . v and q . k [query, key]; of each square g . M [query,
-                                                                               // row of the slab] and what a chunk adds [column, row of
-                                                                               // the slab]; sums over its keys [query, unit]
+var<workgroup> sh_sums: array<array<array<f32, 4>, EDGE * SUM_STRIDE>, SUMS>;  // g . v and q . k [query, key]; g . M [query, row of the
+                                                                               // slab] and what the chunk adds [column, row of the
+                                                                               // slab]; sums over its keys [query, unit]
 var<workgroup> sh_fours: array<Four, SLABS * FOURS>;
 //$ if COUNTED
 var<workgroup> sh_counts: array<vec4<f32>, SLABS * FOURS>;                     // the state without values, by fours of rows
@@ -127,7 +127,7 @@ fn key_features(token: u32, row: u32) -> vec4<f32> {
 }
 //$ end
 
-// The matrices of a subgroup: of the square of its team those of one column, from a row on.
+// The matrices of a subgroup: of the square that its team multiplies those of one column, from a row on.
 struct Matrices {
     team: u32,
     column: u32,
@@ -136,28 +136,58 @@ struct Matrices {
 }
 
 fn matrices_of(invocation: Invocation, subgroups: u32) -> Matrices {
-    let members = subgroups / SQUARES;
+    let members = subgroups / TEAMS;
     let member = invocation.subgroup % members;
     return Matrices(invocation.subgroup / members, member % GRID * SIDE, member / GRID * SIDE, members / GRID * SIDE);
 }
 
-//$ if KEYS
-// g . v of all squares by the last team, q . k by the first.
-fn meet_keys(own: Matrices) {
-    for (var row = own.row; row < EDGE && own.team == SQUARES - 1u; row += own.step) {
+// g . M in a slab, by the first team.
+fn meet_state(own: Matrices) {
+    for (var row = own.row; row < EDGE && own.team == 0u; row += own.step) {
         var sum = Sum();
-        //$ for w in 0..SQUARES
         //$ for d in 0..GRID
-        sum = coopMultiplyAdd(
-            coopLoadT<Left>(&sh_g[$w][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u),
-            coopLoadT<Right>(&sh_values[$w][$du * SIDE * STRIDE + own.column / 8u][0][0], STRIDE * 8u),
-            sum,
-        );
-        //$ end
+        {
+            let g = coopLoadT<Left>(&sh_g[row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u);
+            let across = $du * SIDE * STRIDE + own.column / 8u;
+            sum = coopMultiplyAdd(g, coopLoadT<Right>(&sh_state[0][across][0][0], STRIDE * 8u), sum);
+            sum = coopMultiplyAdd(g, coopLoadT<Right>(&sh_state[1][across][0][0], STRIDE * 8u), sum);
+        }
         //$ end
         coopStoreT(sum, &sh_sums[0][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
     }
+}
+
+//$ if KEYS
+// What the chunk adds to a slab, by the last team.
+fn add_values(own: Matrices) {
+    for (var row = own.row; row < EDGE && own.team == TEAMS - 1u; row += own.step) {
+        var sum = Sum();
+        //$ for d in 0..GRID
+        {
+            let v = coopLoadT<Left>(&sh_values[row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u);
+            let across = own.column * STRIDE + $du * SIDE / 8u;
+            sum = coopMultiplyAdd(v, coopLoad<Right>(&sh_keys_by_row[0][across][0][0], STRIDE * 8u), sum);
+            sum = coopMultiplyAdd(v, coopLoad<Right>(&sh_keys_by_row[1][across][0][0], STRIDE * 8u), sum);
+        }
+        //$ end
+        coopStoreT(sum, &sh_sums[1][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+    }
+}
+
+// g . v by the first team, q . k by the last.
+fn meet_keys(own: Matrices) {
     for (var row = own.row; row < EDGE && own.team == 0u; row += own.step) {
+        var sum = Sum();
+        //$ for d in 0..GRID
+        sum = coopMultiplyAdd(
+            coopLoadT<Left>(&sh_g[row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u),
+            coopLoadT<Right>(&sh_values[$du * SIDE * STRIDE + own.column / 8u][0][0], STRIDE * 8u),
+            sum,
+        );
+        //$ end
+        coopStoreT(sum, &sh_sums[0][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
+    }
+    for (var row = own.row; row < EDGE && own.team == TEAMS - 1u; row += own.step) {
         var sum = Sum();
         //$ for d in 0..UNIT_BLOCKS
         sum = coopMultiplyAdd(
@@ -170,23 +200,7 @@ fn meet_keys(own: Matrices) {
     }
 }
 
-// What a chunk adds to a slab of each square.
-fn add_values(own: Matrices) {
-    for (var row = own.row; row < EDGE; row += own.step) {
-        var sum = Sum();
-        //$ for d in 0..GRID
-        {
-            let v = coopLoadT<Left>(&sh_values[own.team][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u);
-            let across = own.column * STRIDE + $du * SIDE / 8u;
-            sum = coopMultiplyAdd(v, coopLoad<Right>(&sh_halves[0][across][0][0], STRIDE * 8u), sum);
-            sum = coopMultiplyAdd(v, coopLoad<Right>(&sh_halves[1][across][0][0], STRIDE * 8u), sum);
-        }
-        //$ end
-        coopStoreT(sum, &sh_sums[own.team][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
-    }
-}
-
-// Sums over the keys of a chunk, by the first team.
+// Sums over the keys of the chunk, by the first team.
 fn sum_keys(own: Matrices) {
     for (var row = own.row; row < EDGE && own.team == 0u && own.column < FEATURES; row += own.step) {
         var sum = Sum();
@@ -194,59 +208,11 @@ fn sum_keys(own: Matrices) {
         {
             let at = row * STRIDE + $tu * SIDE / 8u;
             let k = coopLoad<Right>(&sh_keys[own.column * STRIDE + $tu * SIDE / 8u][0][0], STRIDE * 8u);
-            sum = coopMultiplyAdd(coopLoadT<Left>(&sh_halves[0][at][0][0], STRIDE * 8u), k, sum);
-            sum = coopMultiplyAdd(coopLoadT<Left>(&sh_halves[1][at][0][0], STRIDE * 8u), k, sum);
+            sum = coopMultiplyAdd(coopLoadT<Left>(&sh_state[0][at][0][0], STRIDE * 8u), k, sum);
+            sum = coopMultiplyAdd(coopLoadT<Left>(&sh_state[1][at][0][0], STRIDE * 8u), k, sum);
         }
         //$ end
         coopStoreT(sum, &sh_sums[0][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
-    }
-}
-//$ end
-
-// g . M in a slab of each square.
-//$ if ALONE
-fn meet_state(own: Matrices) {
-    for (var row = own.row; row < EDGE; row += own.step) {
-        var sum = Sum();
-        //$ for d in 0..GRID
-        {
-            let g = coopLoadT<Left>(&sh_g[0][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u);
-            let across = $du * SIDE * STRIDE + own.column / 8u;
-            sum = coopMultiplyAdd(g, coopLoadT<Right>(&sh_halves[0][across][0][0], STRIDE * 8u), sum);
-            sum = coopMultiplyAdd(g, coopLoadT<Right>(&sh_halves[1][across][0][0], STRIDE * 8u), sum);
-        }
-        //$ end
-        coopStoreT(sum, &sh_sums[0][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
-    }
-}
-//$ end
-//$ if TEAMS
-// There is room for one half of each square at a time: the high ones, then the low ones beside what those gave.
-fn meet_high_state(own: Matrices) {
-    for (var row = own.row; row < EDGE; row += own.step) {
-        var sum = Sum();
-        //$ for d in 0..GRID
-        sum = coopMultiplyAdd(
-            coopLoadT<Left>(&sh_g[own.team][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u),
-            coopLoadT<Right>(&sh_halves[own.team][$du * SIDE * STRIDE + own.column / 8u][0][0], STRIDE * 8u),
-            sum,
-        );
-        //$ end
-        coopStoreT(sum, &sh_sums[own.team][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
-    }
-}
-
-fn meet_low_state(own: Matrices) {
-    for (var row = own.row; row < EDGE; row += own.step) {
-        var sum = coopLoadT<Sum>(&sh_sums[own.team][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
-        //$ for d in 0..GRID
-        sum = coopMultiplyAdd(
-            coopLoadT<Left>(&sh_g[own.team][row * STRIDE + $du * SIDE / 8u][0][0], STRIDE * 8u),
-            coopLoadT<Right>(&sh_halves[own.team][$du * SIDE * STRIDE + own.column / 8u][0][0], STRIDE * 8u),
-            sum,
-        );
-        //$ end
-        coopStoreT(sum, &sh_sums[own.team][row * SUM_STRIDE + own.column / 4u][0], SUM_STRIDE * 4u);
     }
 }
 //$ end
@@ -269,12 +235,8 @@ fn meet_units(before: Met, slab: u32, row: u32, tx: u32, up: f32, last: bool) ->
     var met = before;
     for (var f = tx / FEATURE_FOURS; f < FOURS; f += SHARERS) {
         let four = sh_fours[slab * FOURS + f];
-        var y = vec4<f32>();
-        //$ for w in 0..SQUARES
-        let sum_$w = sh_sums[$w][row * SUM_STRIDE + f];
-        y += vec4<f32>(sum_$w[0], sum_$w[1], sum_$w[2], sum_$w[3]);
-        //$ end
-        y *= up;
+        let sum = sh_sums[0][row * SUM_STRIDE + f];
+        var y = vec4<f32>(sum[0], sum[1], sum[2], sum[3]) * up;
         //$ if REVERSED
         // Values weigh 1 where rows are keys; what weighs where they are queries is not known before their sums are.
         y += select(vec4<f32>(), sh_counts[slab * FOURS + f], last);
@@ -327,7 +289,7 @@ fn main(
     let tokens = select(0u, s.tokens, item.live);
     let head = item.head;
     let block = aux.params.block;
-    let last = block + SQUARES * FOURS >= aux.params.value_chunks;   // pass
+    let last = block + FOURS >= aux.params.value_chunks;   // pass
     //$ if KEYS
     let k_base = aux.params.k.offset + s.batch * aux.params.k.batch + head * aux.params.k.head;
     let v_base = aux.params.v.offset + s.batch * aux.params.v.batch + head * aux.params.v.head;
@@ -356,27 +318,21 @@ fn main(
     }
     clear_tops(thread);
     workgroupBarrier();   // they are clear; all fours are known
-    //$ for w in 0..SQUARES
     //$ for n in 0..SLABS
     //$ for c in 0..EACH
-    var state_$w_$n_$c = vec4<f32>();
+    var state_$n_$c = vec4<f32>();
     //$ end
     //$ end
-    //$ end
-    if (s.state0 != NONE) {
+    let column = 4u * block + row;
+    if (s.state0 != NONE && column < aux.params.value_dim) {
         // Registers have no index: they are loaded by selection, since drivers compile one load fast and many slowly.
-        for (var w = 0u; w < SQUARES; w++) {
-            let column = 4u * block + w * EDGE + row;
-            for (var f = 0u; f < SLABS * EACH && column < aux.params.value_dim; f++) {
-                let x = load_moments(s, head, sh_fours[f / EACH * FOURS + first + f % EACH], column);
-                //$ for w in 0..SQUARES
-                //$ for n in 0..SLABS
-                //$ for c in 0..EACH
-                state_$w_$n_$c = select(state_$w_$n_$c, x, w == $wu && f == $nu * EACH + $cu);
-                //$ end
-                //$ end
-                //$ end
-            }
+        for (var f = 0u; f < SLABS * EACH; f++) {
+            let x = load_moments(s, head, sh_fours[f / EACH * FOURS + first + f % EACH], column);
+            //$ for n in 0..SLABS
+            //$ for c in 0..EACH
+            state_$n_$c = select(state_$n_$c, x, f == $nu * EACH + $cu);
+            //$ end
+            //$ end
         }
     }
 
@@ -414,20 +370,15 @@ fn main(
             atomicMax(&sh_top_key, bitcast<u32>(top));
         }
         if (chunk < FOURS) {
-            //$ for w in 0..SQUARES
-            {
-                let column = block + $wu * FOURS + chunk;
-                //$ for k in 0..4
-                var v_$k = vec4<f32>();
-                if (token + $ku < keys) {
-                    v_$k = within_value(column, load_v(v_base + token_at(s, t0 + token + $ku) * aux.params.v.seq, column));
-                }
-                //$ end
-                //$ for e in 0..4
-                sh_values[$w][(chunk * 4u + $eu) * STRIDE + token / 8u][token / 4u % 2u] =
-                    halves(vec4<f32>(v_0[$e], v_1[$e], v_2[$e], v_3[$e]));
-                //$ end
+            //$ for k in 0..4
+            var v_$k = vec4<f32>();
+            if (token + $ku < keys) {
+                v_$k = load_v(v_base + token_at(s, t0 + token + $ku) * aux.params.v.seq, block + chunk);
+                v_$k = within_value(block + chunk, v_$k);
             }
+            //$ end
+            //$ for e in 0..4
+            sh_values[(chunk * 4u + $eu) * STRIDE + token / 8u][token / 4u % 2u] = halves(vec4<f32>(v_0[$e], v_1[$e], v_2[$e], v_3[$e]));
             //$ end
         }
         //$ end
@@ -440,18 +391,15 @@ fn main(
         }
         let g_row = g_base + row_token * aux.params.g.seq;
         top = 0.0;
-        //$ for w in 0..SQUARES
         //$ for c in 0..EACH
         {
             let chunk = first + $cu;
-            let column = block + $wu * FOURS + chunk;
-            sh_g[$w][row * STRIDE + chunk / 2u][chunk % 2u] = halves(within_value(column, load_g(g_row, column)));
+            sh_g[row * STRIDE + chunk / 2u][chunk % 2u] = halves(within_value(block + chunk, load_g(g_row, block + chunk)));
         }
         //$ end
         //$ for n in 0..SLABS
         //$ for c in 0..EACH
-        top = max(top, largest(state_$w_$n_$c));
-        //$ end
+        top = max(top, largest(state_$n_$c));
         //$ end
         //$ end
         top = subgroupMax(top);
@@ -510,42 +458,14 @@ fn main(
         //$ end
         //$ end
         //$ for n in 0..SLABS
-        //$ if ALONE
         //$ for c in 0..EACH
         {
             let chunk = first + $cu;
-            let state = split(state_0_$n_$c * states.down);
-            sh_halves[0][row * STRIDE + chunk / 2u][chunk % 2u] = state.high;
-            sh_halves[1][row * STRIDE + chunk / 2u][chunk % 2u] = state.low;
+            let state = split(state_$n_$c * states.down);
+            sh_state[0][row * STRIDE + chunk / 2u][chunk % 2u] = state.high;
+            sh_state[1][row * STRIDE + chunk / 2u][chunk % 2u] = state.low;
         }
         //$ end
-        workgroupBarrier();   // the slab is whole; all sums have been read
-        meet_state(matrices);
-        //$ end
-        //$ if TEAMS
-        //$ for w in 0..SQUARES
-        //$ for c in 0..EACH
-        {
-            let chunk = first + $cu;
-            sh_halves[$w][row * STRIDE + chunk / 2u][chunk % 2u] = split(state_$w_$n_$c * states.down).high;
-        }
-        //$ end
-        //$ end
-        workgroupBarrier();   // the high halves of the slab are whole; all sums have been read
-        meet_high_state(matrices);
-        workgroupBarrier();   // they have been read
-        //$ for w in 0..SQUARES
-        //$ for c in 0..EACH
-        {
-            let chunk = first + $cu;
-            sh_halves[$w][row * STRIDE + chunk / 2u][chunk % 2u] = split(state_$w_$n_$c * states.down).low;
-        }
-        //$ end
-        //$ end
-        workgroupBarrier();   // the low halves are whole
-        meet_low_state(matrices);
-        //$ end
-        workgroupBarrier();   // the slab has been read; the products are there
         //$ if KEYS
         //$ for c in 0..EACH
         {
@@ -562,23 +482,24 @@ fn main(
             counted_$n += dot(features, vec4<f32>(1.0));
             //$ end
             let product = split(features * products.down);
-            sh_halves[0][row * STRIDE + chunk / 2u][chunk % 2u] = product.high;
-            sh_halves[1][row * STRIDE + chunk / 2u][chunk % 2u] = product.low;
+            sh_keys_by_row[0][row * STRIDE + chunk / 2u][chunk % 2u] = product.high;
+            sh_keys_by_row[1][row * STRIDE + chunk / 2u][chunk % 2u] = product.low;
         }
         //$ end
         //$ end
+        workgroupBarrier();   // the slab is whole; all sums have been read
+        meet_state(matrices);
+        //$ if KEYS
+        add_values(matrices);
+        //$ end
+        workgroupBarrier();   // what the state gives, and what the chunk adds, is there; the slab has been read
         met = meet_units(met, $nu, row, tx, states.up, last);
         //$ if KEYS
-        workgroupBarrier();   // the features are there; the products have been read
-        add_values(matrices);
-        workgroupBarrier();   // what the chunk adds is there; the features have been read
-        //$ for w in 0..SQUARES
         //$ for c in 0..EACH
         {
-            let x = sh_sums[$w][row * SUM_STRIDE + first + $cu];
-            state_$w_$n_$c += vec4<f32>(x[0], x[1], x[2], x[3]) * products.up;
+            let x = sh_sums[1][row * SUM_STRIDE + first + $cu];
+            state_$n_$c += vec4<f32>(x[0], x[1], x[2], x[3]) * products.up;
         }
-        //$ end
         //$ end
         //$ end
         //$ end
@@ -623,8 +544,8 @@ fn main(
         {
             let chunk = first + $cu;
             let own = split(own_$c * owns.down);
-            sh_halves[0][row * STRIDE + chunk / 2u][chunk % 2u] = own.high;
-            sh_halves[1][row * STRIDE + chunk / 2u][chunk % 2u] = own.low;
+            sh_state[0][row * STRIDE + chunk / 2u][chunk % 2u] = own.high;
+            sh_state[1][row * STRIDE + chunk / 2u][chunk % 2u] = own.low;
         }
         //$ end
         workgroupBarrier();   // what keys are summed with is there; all sums, and counts, have been read

@@ -86,14 +86,6 @@ pub fn feature_rows(feature_dim: u32) -> u32 {
     (feature_dim + 1) * (feature_dim + 2) / 2
 }
 
-/// Vec4 columns of the value dim a pass of the gradients on matrices: a square, or two as workgroup memory holds, where twice the
-/// invocations still have some of each.
-#[must_use]
-pub fn gradient_squares(square: MatrixSquare, value_dim: u32) -> u32 {
-    let two = value_dim > square.edge && 8 * square.threads <= square.edge * square.edge;
-    square.edge / 4 * if two { 2 } else { 1 }
-}
-
 /// Vec4 columns of the value dim a pass of the gradients, as many as their registers hold.
 #[must_use]
 pub fn gradient_values(class: u32, value_dim: u32) -> u32 {
@@ -166,7 +158,7 @@ impl BasedKey {
         if let (true, Some(square)) = (self.is_gradient(), self.square) {
             // Units of rows, fours of the state, and matrices; each loop has a last turn, which ends it.
             let units = (MATRIX_FEATURES / 4).div_ceil(self.invocations() / square.edge);
-            let products = 3 + self.slabs() * (1 + self.squares());
+            let products = 3 + 2 * self.slabs();
             return 1 + 2 * (units + 1) + self.slabs() * (square.edge / 4 + 1) + products * (square.own.1 + 1);
         }
         if self.is_gradient() {
@@ -198,7 +190,7 @@ impl BasedKey {
                 feature_rows(self.class).div_ceil(self.rows_each()).next_multiple_of(32)
             }
             _ if self.kernel == Kernel::Broadcast => self.lanes,
-            _ => self.square.map_or(THREADS, |square| square.threads * self.squares()),
+            _ => self.square.map_or(THREADS, |square| square.threads * self.teams()),
         }
     }
 
@@ -277,20 +269,17 @@ impl BasedKey {
         let key_units = 16 * (MATRIX_FEATURES + 4) * (square.edge / 8 + 1);
         let fours = self.slabs() * square.edge / 4;
         let part = |on: bool, bytes: u32| if on { bytes } else { 0 };
-        // What meets the values, two halves, sums, fours of the state and the largest of it; of keys: units, values, the largest.
-        let out = query_units + (self.squares() + 2) * factors + self.sums() * sums + 12 * fours + 16;
-        let keys = part(self.adds_keys(), key_units + self.squares() * factors + 16);
+        // What meets the values, the state in two halves, sums, fours of rows and the largest; of keys: units, values, features in two
+        // halves, sums and the largest.
+        let out = query_units + 3 * factors + sums + 12 * fours + 16;
+        let keys = part(self.adds_keys(), key_units + 3 * factors + sums + 16);
         out + keys + part(self.counted(), 16 * fours) + part(self.scaled(), 8 * square.edge)
     }
 
-    /// Squares of columns of the value dim, on matrices.
-    fn squares(&self) -> u32 {
-        if self.is_gradient() { 4 * self.values / self.edge() } else { 1 }
-    }
-
-    /// Squares of sums of gradients on matrices: two products of the chunk, or one of each square of columns.
-    fn sums(&self) -> u32 {
-        if self.adds_keys() { 2 } else { self.squares() }
+    /// Teams of subgroups of `matrix`: of gradients two, where twice the invocations still have some of each square.
+    fn teams(&self) -> u32 {
+        let two = |square: MatrixSquare| self.is_gradient() && 8 * square.threads <= square.edge * square.edge;
+        if self.square.is_some_and(two) { 2 } else { 1 }
     }
 
     /// Whether gradients have sums without values: for the denominator, or since keys look at queries, which weigh something.
@@ -478,10 +467,8 @@ impl BasedKey {
             ("RECORDS", flag(!self.reversed)),
             ("PASSES", flag(self.passes)),
             ("PARTIAL_SUMS", flag(self.passes && self.weights)),
-            ("SQUARES", self.squares()),
-            ("ALONE", flag(self.squares() == 1)),
-            ("TEAMS", flag(self.squares() > 1)),
-            ("SUMS", self.sums()),
+            ("TEAMS", self.teams()),
+            ("SUMS", 1 + flag(self.adds_keys())),
             ("SLABS", self.slabs()),
             ("UNIT_BLOCKS", MATRIX_FEATURES / square.side),
             ("FEATURE_FOURS", fours),

@@ -19,7 +19,7 @@ mod unroll;
 
 pub use based::{
     BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, MATRIX_FEATURES, MAX_FEATURE_DIM, feature_rows,
-    gradient_squares, gradient_values,
+    gradient_values,
 };
 pub use compose::{Binding, bindings, compose, on_matrices};
 pub use flash_backward::{BackwardOp, DBIAS_TILE, FlashBackwardKey};

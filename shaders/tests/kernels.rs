@@ -4,7 +4,7 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wattn_shaders::{
     Access, BROADCAST_CLASS, BackwardOp, BasedKey, BasedOp, FEATURE_CLASSES, FlashBackwardKey, FlashKey, HEAD_CLASSES,
     Kernel, Key, LaneShape, LinearKey, LinearOp, MATRIX_FEATURES, MatrixSquare, ScoreOptions, Shape, Storage, bindings,
-    compose, gradient_squares, gradient_values, on_matrices, table,
+    compose, gradient_values, on_matrices, table,
 };
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
@@ -557,7 +557,7 @@ fn based_matrix_keys() -> Vec<BasedKey> {
                     (BasedOp::ReadGradient, true, false, 128),
                     (BasedOp::ReadGradient, false, true, 64),
                 ] {
-                    let values = gradient_squares(square, value_dim);
+                    let values = square.edge / 4;
                     keys.push(BasedKey {
                         op,
                         kernel: Kernel::Matrix,

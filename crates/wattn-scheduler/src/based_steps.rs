@@ -3,7 +3,7 @@
 
 use wattn_shaders::{
     Access, BasedKey, BasedOp, FEATURE_CLASSES, Kernel, Key, LinearKey, LinearOp, MATRIX_FEATURES, Storage,
-    gradient_squares, gradient_values,
+    gradient_values,
 };
 
 use crate::based::Based;
@@ -265,7 +265,7 @@ impl Steps<'_> {
         }
         // Subgroups have a part in it on CPU drivers and with matrices only.
         let (kernel, padded, values) = match key.square {
-            Some(square) => (key.kernel, key.padded, gradient_squares(square, value)),
+            Some(square) => (key.kernel, key.padded, square.edge / 4),
             None if key.lanes > 0 => (key.kernel, false, gradient_values(key.class, value)),
             None => (Kernel::TileUniversal, false, gradient_values(key.class, value)),
         };
