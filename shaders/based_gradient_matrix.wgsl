@@ -40,7 +40,7 @@ var<workgroup> sh_sums: array<array<array<f32, 4>, EDGE * SUM_STRIDE>, SUMS>;  /
                                                                                // slab]; sums over its keys [query, unit]
 var<workgroup> sh_fours: array<Four, SLABS * FOURS>;
 //$ if COUNTED
-var<workgroup> sh_counts: array<vec4<f32>, SLABS * FOURS>;                     // the state without values, by fours of rows
+var<workgroup> sh_counts: array<array<f32, 4>, SLABS * FOURS>;                 // the state without values, by fours of rows
 //$ end
 //$ if SCALED
 var<workgroup> sh_records: array<vec2<f32>, EDGE>;                             // [token]: the scale of its values, what it weighs
@@ -237,16 +237,19 @@ fn meet_units(before: Met, slab: u32, row: u32, tx: u32, up: f32, last: bool) ->
         let four = sh_fours[slab * FOURS + f];
         let sum = sh_sums[0][row * SUM_STRIDE + f];
         var y = vec4<f32>(sum[0], sum[1], sum[2], sum[3]) * up;
+        //$ if COUNTED
+        let counts = sh_counts[slab * FOURS + f];
+        let m = vec4<f32>(counts[0], counts[1], counts[2], counts[3]);
+        //$ end
         //$ if REVERSED
         // Values weigh 1 where rows are keys; what weighs where they are queries is not known before their sums are.
-        y += select(vec4<f32>(), sh_counts[slab * FOURS + f], last);
+        y += select(vec4<f32>(), m, last);
         //$ end
         let u = query_unit(row, four.i);
         let others = query_four(row, four.four);
         let twice = four.i / 4u == four.four;   // each product of the four lies in the state for either unit
         let along = dot(others, y);
         //$ if WEIGHTS
-        let m = sh_counts[slab * FOURS + f];
         let along_count = dot(others, m);
         let share = u * select(1.0, 0.5, twice && four.i < ONE);
         met.sums += select(vec2<f32>(), vec2<f32>(along, along_count) * share, tx % FEATURE_FOURS == 0u);
@@ -313,7 +316,8 @@ fn main(
         let four = four_at(f);
         sh_fours[f] = four;
         //$ if COUNTED
-        sh_counts[f] = load_moments(s, head, four, aux.params.value_dim);
+        let count = load_moments(s, head, four, aux.params.value_dim);
+        sh_counts[f] = array<f32, 4>(count.x, count.y, count.z, count.w);
         //$ end
     }
     clear_tops(thread);
