@@ -89,6 +89,7 @@ fn states() -> Vec<BasedRecipe> {
         BasedRecipe { sequences: &[20, 0, 1, 40], ..stateful(sized("based/state_packed", 0)) },
         BasedRecipe { batch: 3, kv_lens: &[50, 0, 13], poison: true, ..stateful(sized("based/state_kv_lens", 40)) },
         stateful(dims(8, 40, sized("based/state_d8_v40", 37))),
+        stateful(dims(10, 6, sized("based/state_d10_v6", 37))),
         stateful(dims(13, 7, sized("based/state_d13_v7", 37))),
         BasedRecipe { heads: 1, ..stateful(dims(32, 64, sized("based/state_d32_v64", 20))) },
         stateful(dims(16, 80, sized("based/state_d16_v80", 20))),
