@@ -2,6 +2,9 @@
 //
 //   out_t = sum_s w_ts v_s / (sum_s w_ts + eps),  w = 1 + x + x^2 / 2,  x = scale q_t . k_s
 //
+// The gradient of v is the same sum from the last token to the first, keys in the role of queries and queries in that of keys. What scales
+// its values, gradients of outputs, goes to the other factor: they stay in f16.
+//
 // A workgroup owns EDGE columns of the value dim and walks a segment's tokens EDGE at a time. All that is multiplied are squares of EDGE
 // rows and columns: tokens, columns, and rows of the packed state, a slab of them at a time. Squares are of matrices of SIDE: a subgroup
 // has one column of them and every `row_step`-th of its rows, OWN at most. Matrices have no elements, so what they give passes through
@@ -42,8 +45,11 @@ var<workgroup> sh_features: array<Feature, SLABS * EDGE>;            // [row]
 //$ if WEIGHTS
 var<workgroup> sh_counts: array<f32, SLABS * EDGE>;                  // the state without values [row]
 //$ end
+//$ if SCALED
+var<workgroup> sh_records: array<vec2<f32>, EDGE>;                   // [token]: the scale of its values, what it weighs
+//$ end
 //$ if KEYS
-var<workgroup> sh_top_key: atomic<u32>;     // the largest unit, as bits: those of positive numbers are in their order
+var<workgroup> sh_top_key: atomic<u32>;     // the largest product of two units, as bits: those of positive numbers are in their order
 //$ end
 //$ if OUT
 var<workgroup> sh_top_state: atomic<u32>;   // likewise
@@ -79,6 +85,16 @@ fn feature_at(row: u32) -> Feature {
     return Feature(ONE, select(pair.j - 1u, ONE, pair.j == 0u), select(scale, 1.0, pair.j == 0u));
 }
 
+// What a row of the packed state is, over its moment.
+fn moment_share(row: u32) -> f32 {
+    let f = sh_features[row];
+    return select(1.0, SQUARE, (f.i == f.j) & (f.i < FEATURES));
+}
+
+fn moment_shares(row: u32) -> vec4<f32> {
+    return vec4<f32>(moment_share(row), moment_share(row + 1u), moment_share(row + 2u), moment_share(row + 3u));
+}
+
 //$ if OUT
 fn query_unit(token: u32, unit: u32) -> f32 {
     return f32(sh_queries[token * UNIT_STRIDE + unit / 8u][unit / 4u % 2u][unit % 4u]);
@@ -94,7 +110,10 @@ fn query_feature(token: u32, row: u32) -> f32 {
 // Four keys' products, which are added.
 fn key_features(token: u32, row: u32) -> vec4<f32> {
     let f = sh_features[row];
-    return whole(sh_keys[f.i * STRIDE + token / 8u][token / 4u % 2u]) * whole(sh_keys[f.j * STRIDE + token / 8u][token / 4u % 2u]);
+    let scale = aux.params.write_scale;
+    let share = select(1.0, scale, f.i < FEATURES) * select(1.0, scale, f.j < FEATURES);
+    let a = whole(sh_keys[f.i * STRIDE + token / 8u][token / 4u % 2u]);
+    return a * whole(sh_keys[f.j * STRIDE + token / 8u][token / 4u % 2u]) * share;
 }
 //$ end
 
@@ -142,11 +161,13 @@ fn main(
         //$ if WEIGHTS
         var count = 0.0;
         if ((s.state0 != NONE) & (r < aux.params.state_rows)) {
-            count = load_weight(s, head, r);
+            count = load_weight(s, head, r) / moment_share(r);
         }
         sh_counts[r] = count;
         //$ end
     }
+    clear_tops(thread);
+    workgroupBarrier();   // they are clear; all features are known
     //$ for n in 0..SLABS
     //$ for c in 0..EACH
     var state_$n_$c = vec4<f32>();
@@ -155,19 +176,21 @@ fn main(
     if (s.state0 != NONE) {
         //$ for n in 0..SLABS
         //$ for c in 0..EACH
-        state_$n_$c = load_state_rows(s, head, $nu * EDGE + (first + $cu) * 4u, column);
+        {
+            let r = $nu * EDGE + (first + $cu) * 4u;
+            state_$n_$c = load_state_rows(s, head, r, column) / moment_shares(r);
+        }
         //$ end
         //$ end
     }
-    clear_tops(thread);
-    workgroupBarrier();   // they are clear; all features are known
 
     for (var t0 = 0u; t0 < tokens; t0 += EDGE) {
         let live = min(EDGE, tokens - t0);   // tokens of this chunk; what lies past them repeats the last one
         var top = 0.0;
         //$ if KEYS
         let keys = min(live, added_tokens(s) - min(t0, added_tokens(s)));   // those that are keys; what is none may hold anything
-        let k_row = k_base + token_at(s, t0 + min(row, live - 1u)) * aux.params.k.seq;
+        let row_token = token_at(s, t0 + min(row, live - 1u));
+        let k_row = k_base + row_token * aux.params.k.seq;
         for (var c = tx; c < FEATURES / 4u; c += TX) {
             let k = select(vec4<f32>(), within_head(c, load_k(k_row, c)), row < keys);
             top = max(top, largest(k));
@@ -175,11 +198,20 @@ fn main(
             sh_keys[(c * 4u + $eu) * STRIDE + row / 8u][row / 4u % 2u][row % 4u] = f16(k[$e]);
             //$ end
         }
+        top = max(row_max(thread, vec4<f32>(top)).x * abs(aux.params.write_scale), 1.0);
+        top *= top;
+        //$ if SCALED
+        let values = vec2<f32>(value_scale(s, head, row_token), value_weight(s, head, row_token));
+        top *= values.x;
+        //$ end
         if (tx == 0u) {
             sh_keys[ONE * STRIDE + row / 8u][row / 4u % 2u][row % 4u] = f16(select(0.0, 1.0, row < keys));
             sh_keys[ZERO * STRIDE + row / 8u][row / 4u % 2u][row % 4u] = f16(0.0);
+            //$ if SCALED
+            sh_records[row] = values;
+            //$ end
         }
-        top = subgroupMax(max(top, 1.0));
+        top = subgroupMax(top);
         if (invocation.lane == 0u) {
             atomicMax(&sh_top_key, bitcast<u32>(top));
         }
@@ -222,8 +254,7 @@ fn main(
         //$ end
         workgroupBarrier();   // all units, all values and the largest are there; all that the previous chunk left has been read
         //$ if KEYS
-        let top_key = bitcast<f32>(atomicLoad(&sh_top_key));
-        let products = reach(top_key * top_key);
+        let products = reach(bitcast<f32>(atomicLoad(&sh_top_key)));
         //$ end
         //$ if OUT
         let states = reach(bitcast<f32>(atomicLoad(&sh_top_state)));
@@ -241,9 +272,21 @@ fn main(
         {
             let chunk = first + $cu;
             //$ if KEYS
-            let features = key_features(chunk * 4u, $nu * EDGE + row);
+            var features = key_features(chunk * 4u, $nu * EDGE + row);
+            //$ if SCALED
+            //$ for e in 0..4
+            let record_$e = sh_records[chunk * 4u + $eu];
+            //$ end
+            let counts = vec4<f32>(record_0.y, record_1.y, record_2.y, record_3.y);
+            //$ end
+            //$ if PLAIN
+            let counts = vec4<f32>(1.0);
+            //$ end
             //$ if COUNTED
-            counted_$n += dot(features, vec4<f32>(1.0));
+            counted_$n += dot(features, counts);
+            //$ end
+            //$ if SCALED
+            features *= vec4<f32>(record_0.x, record_1.x, record_2.x, record_3.x);
             //$ end
             let product = split(features * products.down);
             sh_keys_by_row[0][row * STRIDE + chunk / 2u][chunk % 2u] = product.high;
@@ -335,7 +378,11 @@ fn main(
             {
                 let key = (first + $cu) * 4u + $eu;
                 let x = dots[$e] * aux.params.score_scale;
-                w_$c[$e] = select(0.0, 1.0 + x + 0.5 * x * x, (key <= row) & (key < keys));
+                var w = 1.0 + x + 0.5 * x * x;
+                //$ if SCALED
+                w *= sh_records[key].x;
+                //$ end
+                w_$c[$e] = select(0.0, w, (key <= row) & (key < keys));
             }
             //$ end
             total += dot(w_$c, vec4<f32>(1.0));
@@ -383,7 +430,7 @@ fn main(
             let own = sh_scores[row * SUM_STRIDE + first + $cu];
             o += vec4<f32>(own[0], own[1], own[2], own[3]) * weights.up;
             //$ end
-            store_out(out_row, item.split * FOURS + first + $cu, o * scale);
+            store_out(out_row, item.split * FOURS + first + $cu, select(vec4<f32>(), o * scale, is_row(s, t0 + row)));
         }
         //$ end
         //$ end
@@ -394,11 +441,14 @@ fn main(
     if (item.live & (s.state != NONE)) {
         //$ for n in 0..SLABS
         //$ for c in 0..EACH
-        store_state_rows(s, head, $nu * EDGE + (first + $cu) * 4u, column, state_$n_$c);
+        {
+            let r = $nu * EDGE + (first + $cu) * 4u;
+            store_state_rows(s, head, r, column, state_$n_$c * moment_shares(r));
+        }
         //$ end
         //$ end
         for (var r = thread; (r < aux.params.state_rows) & (item.split == 0u); r += THREADS) {
-            store_weight(s, head, r, sh_counts[r]);
+            store_weight(s, head, r, sh_counts[r] * moment_share(r));
         }
     }
     //$ end

@@ -1,4 +1,4 @@
-// The gradient of a number that a query head has, its sink or its ALiBi slope: the sum of what its queries add, from their records. One
+// The gradient of a number that a query head has, its sink or its ALiBi slope: the sum of the parts in its queries' records. One
 // workgroup a head; the order of the sums is fixed.
 
 @group(0) @binding(3) var<storage, read_write> $t: array<f32>;

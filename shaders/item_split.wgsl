@@ -20,8 +20,9 @@ fn item_at(workgroup: vec3<u32>, grid: vec3<u32>) -> Item {
     let entry = aux.params.list + 5u * (q / kv_heads);
     var item = Item();
     if (p < $last) {
+        // No stretch ends so late that a loop over its keys could wrap, whatever the buffer holds.
         item = Item(
-            true, $work[entry], $work[entry + 1u], $work[entry + 2u], $work[entry + 3u], $work[entry + 4u],
+            true, $work[entry], $work[entry + 1u], $work[entry + 2u], min($work[entry + 3u], 1u << 30u), $work[entry + 4u],
             aux.params.head_first / aux.params.group + q % kv_heads, p % aux.params.splits,
         );
     }

@@ -124,7 +124,14 @@ impl BasedKey {
 
     /// Squares that the state of `matrix` takes.
     fn slabs(&self) -> u32 {
-        feature_rows(self.class).div_ceil(self.edge())
+        let rows = if self.is_gradient() { 4 * self.fours() } else { feature_rows(self.class) };
+        rows.div_ceil(self.edge())
+    }
+
+    /// Fours of rows in the state of gradients on matrices: of 1, of the features, of each feature times those from its own four on.
+    fn fours(&self) -> u32 {
+        let (fours, pairs) = self.blocks();
+        1 + fours + 4 * pairs
     }
 
     /// Tokens of a chunk.
@@ -132,7 +139,7 @@ impl BasedKey {
     pub fn chunk(&self) -> u32 {
         match self.op {
             // As many as 16 KiB hold.
-            BasedOp::Gradient | BasedOp::ReadGradient => {
+            BasedOp::Gradient | BasedOp::ReadGradient if self.square.is_none() => {
                 if self.class == 32 {
                     3
                 } else {
@@ -148,6 +155,12 @@ impl BasedKey {
     #[must_use]
     pub fn turns(&self) -> u32 {
         let (fours, _) = self.blocks();
+        if let (true, Some(square)) = (self.is_gradient(), self.square) {
+            // Units of rows, fours of the state, and matrices; each loop has a last turn, which ends it.
+            let units = (MATRIX_FEATURES / 4).div_ceil(self.invocations() / square.edge);
+            let products = 3 + 2 * self.slabs();
+            return 1 + 2 * (units + 1) + self.slabs() * (square.edge / 4 + 1) + products * (square.own.1 + 1);
+        }
         if self.is_gradient() {
             // Rows and values that are staged, tokens that are walked, sums over units, outputs.
             let (chunk, units, threads) = (self.chunk(), self.class + 1, self.invocations());
@@ -159,9 +172,10 @@ impl BasedKey {
             return 1;
         }
         if let Some(square) = self.square {
-            // Units of rows, and one wherever a subgroup looks whether it has a matrix.
+            // Units of rows with the turn that ends their loops, one wherever a subgroup looks whether it has a matrix, and one of each chunk
+            // for what stands before the walk.
             let units = (MATRIX_FEATURES / 4).div_ceil(square.threads / square.edge);
-            return 1 + 2 * units + (self.slabs() + 1) * square.own.1;
+            return 2 + 2 * (units + 1) + (self.slabs() + 1) * square.own.1;
         }
         // Scores, the state that is read, keys that are weighed, keys that are added, and their weights.
         let (reads, adds) = (self.out_rows() / self.read_rows(), 4 / self.add_rows());
@@ -173,11 +187,11 @@ impl BasedKey {
     pub fn invocations(&self) -> u32 {
         match self.op {
             BasedOp::Step => STEP_THREADS,
-            BasedOp::Gradient | BasedOp::ReadGradient => {
+            BasedOp::Gradient | BasedOp::ReadGradient if self.square.is_none() => {
                 feature_rows(self.class).div_ceil(self.rows_each()).next_multiple_of(32)
             }
             _ if self.kernel == Kernel::Broadcast => self.lanes,
-            _ => self.square.map_or(THREADS, |square| square.threads),
+            _ => self.square.map_or(THREADS, |square| square.threads * self.teams()),
         }
     }
 
@@ -220,7 +234,9 @@ impl BasedKey {
     pub fn workgroup_bytes(&self) -> u32 {
         match self.op {
             BasedOp::Step => return Self::step_bytes(),
-            BasedOp::Gradient | BasedOp::ReadGradient => return self.gradient_bytes(),
+            BasedOp::Gradient | BasedOp::ReadGradient => {
+                return self.square.map_or_else(|| self.gradient_bytes(), |square| self.matrix_gradient_bytes(square));
+            }
             _ if self.kernel == Kernel::Broadcast => return 0,
             _ => {}
         }
@@ -244,7 +260,37 @@ impl BasedKey {
         let out = part(self.reads_queries(), query_units + 3 * factors + 16);
         let keys = part(self.adds_keys(), key_units + 3 * factors + 16);
         let scores = part(self.op == BasedOp::Chunk, sums);
-        out + keys + scores + sums + 12 * rows + part(self.weights, 4 * rows)
+        out + keys + scores + sums + 12 * rows + part(self.weights, 4 * rows) + part(self.scaled(), 8 * square.edge)
+    }
+
+    fn matrix_gradient_bytes(&self, square: MatrixSquare) -> u32 {
+        let (factors, sums) = square.bytes();
+        // Queries have 1 among their units, keys a four with 1.
+        let query_units = 16 * square.edge * (MATRIX_FEATURES / 8 + 1);
+        let key_units = 16 * (MATRIX_FEATURES + 4) * (square.edge / 8 + 1);
+        let fours = self.slabs() * square.edge / 4;
+        let part = |on: bool, bytes: u32| if on { bytes } else { 0 };
+        // What meets the values, the state in two halves, sums, fours of rows and the largest; of keys: units, values, features in two
+        // halves, sums and the largest.
+        let out = query_units + 3 * factors + sums + 12 * fours + 16;
+        let keys = part(self.adds_keys(), key_units + 3 * factors + sums + 16);
+        out + keys + part(self.counted(), 16 * fours) + part(self.scaled(), 8 * square.edge)
+    }
+
+    /// Teams of subgroups of `matrix`: of gradients two, where twice the invocations still have some of each square.
+    fn teams(&self) -> u32 {
+        let two = |square: MatrixSquare| self.is_gradient() && 8 * square.threads <= square.edge * square.edge;
+        if self.square.is_some_and(two) { 2 } else { 1 }
+    }
+
+    /// Whether gradients have sums without values: for the denominator, or since keys look at queries, which weigh something.
+    fn counted(&self) -> bool {
+        self.weights || self.reversed
+    }
+
+    /// Whether what is added has the scales and weights of records: queries do, where keys look at them.
+    fn scaled(&self) -> bool {
+        self.reversed && self.adds_keys()
     }
 
     fn gradient_bytes(&self) -> u32 {
@@ -332,7 +378,9 @@ impl BasedKey {
                     ("VALUES", MAX_LINEAR_DIM / 4),
                 ];
             }
-            BasedOp::Gradient | BasedOp::ReadGradient => return self.gradient_constants(),
+            BasedOp::Gradient | BasedOp::ReadGradient => {
+                return self.square.map_or_else(|| self.gradient_constants(), |square| self.matrix_gradient(square));
+            }
             _ => {}
         }
         let mut all = vec![
@@ -350,6 +398,8 @@ impl BasedKey {
             all.extend(square.constants());
             all.extend([
                 ("COUNTED", flag(self.adds_keys() && self.weights)),
+                ("SCALED", flag(self.scaled())),
+                ("PLAIN", flag(!self.scaled())),
                 ("SLABS", self.slabs()),
                 ("LAST", self.slabs() - 1),
                 ("UNIT_BLOCKS", MATRIX_FEATURES / square.side),
@@ -400,6 +450,36 @@ impl BasedKey {
         ]
     }
 
+    fn matrix_gradient(&self, square: MatrixSquare) -> Vec<(&'static str, u32)> {
+        let flag = u32::from;
+        let (fours, _) = self.blocks();
+        let mut all = MatrixSquare { threads: self.invocations(), ..square }.constants().to_vec();
+        let tx = self.invocations() / square.edge;
+        all.extend([
+            ("KEYS", flag(self.adds_keys())),
+            ("STILL", flag(!self.adds_keys())),
+            ("WEIGHTS", flag(self.weights)),
+            ("REVERSED", flag(self.reversed)),
+            ("FORWARD", flag(!self.reversed)),
+            ("SCALED", flag(self.scaled())),
+            ("COUNTED", flag(self.counted())),
+            ("ADDED_COUNTS", flag(self.counted() && self.adds_keys())),
+            ("HAS_RECORDS", flag(self.writes_records())),
+            ("RECORDS", flag(!self.reversed)),
+            ("PASSES", flag(self.passes)),
+            ("PARTIAL_SUMS", flag(self.passes && self.weights)),
+            ("TEAMS", self.teams()),
+            ("SUMS", 1 + flag(self.adds_keys())),
+            ("SLABS", self.slabs()),
+            ("UNIT_BLOCKS", MATRIX_FEATURES / square.side),
+            ("FEATURE_FOURS", fours),
+            ("FOURS_LOG2", fours.ilog2()),
+            ("EACH_FOURS", fours.div_ceil(tx)),
+            ("SHARERS", tx.div_ceil(fours)),
+        ]);
+        all
+    }
+
     pub(crate) fn parts(&self) -> Vec<String> {
         let lanes = self.kernel == Kernel::Broadcast;
         let gradient = self.is_gradient();
@@ -447,11 +527,14 @@ impl BasedKey {
         if self.adds_keys() && self.op != BasedOp::Step {
             files.push(if self.reversed { "values_scaled" } else { "values_plain" });
         }
-        if !gradient && self.op != BasedOp::Step {
+        if self.op != BasedOp::Step && (!gradient || self.square.is_some()) {
             files.push(if self.padded { "head_padded" } else { "head_whole" });
         }
         files.extend(match (self.op, self.kernel) {
             (BasedOp::Step, _) => vec!["feature_pair", "based_step"],
+            (BasedOp::Gradient | BasedOp::ReadGradient, Kernel::Matrix) => {
+                vec!["value_padded", "split_halves", "invocation_subgroup", "rows_subgroup", "based_gradient_matrix"]
+            }
             (BasedOp::Gradient | BasedOp::ReadGradient, _) => vec!["feature_pair", "based_gradient"],
             (_, Kernel::Broadcast) => vec!["based_chunk_lanes"],
             (_, Kernel::Matrix) => {
@@ -489,6 +572,7 @@ impl BasedKey {
         let features = self.weights || self.is_gradient();
         let files: &[_] = match (self.op, features) {
             (BasedOp::Step, _) => &["state_number"],
+            _ if self.square.is_some() && self.is_gradient() => &["state_number"],
             (_, true) if self.square.is_some() => &["state_rows_load", "features_load"],
             (_, false) if self.square.is_some() => &["state_rows_load"],
             (_, true) => &["state_load", "features_load"],

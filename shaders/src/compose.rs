@@ -151,6 +151,7 @@ files!(
     "based_chunk_tile",
     "based_chunk_matrix",
     "based_gradient",
+    "based_gradient_matrix",
     "based_step",
 );
 

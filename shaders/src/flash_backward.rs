@@ -18,7 +18,7 @@ pub enum BackwardOp {
     },
     /// The gradient of q.
     Dq {
-        /// Whether each record gets what its query adds to the gradient of the ALiBi slope.
+        /// Whether records get parts of the gradient of the ALiBi slope.
         slopes: bool,
     },
     /// The gradients of k and v together, of kernels with rows in registers.

@@ -134,7 +134,8 @@ impl LinearKey {
     /// Those of `matrix`: one wherever a subgroup looks whether it has a matrix.
     fn matrix_turns(&self) -> u32 {
         let own = self.square.map_or(1, |square| square.own.1);
-        1 + (self.slabs() + 1) * own + if self.gated { self.edge() } else { 0 }
+        // Of each chunk one for the walk and one for what stands before it; a loop over tokens has a last turn, which ends it.
+        2 + (self.slabs() + 1) * own + if self.gated { self.edge() + 1 } else { 0 }
     }
 
     /// Invocations a workgroup.

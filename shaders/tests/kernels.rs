@@ -590,6 +590,7 @@ fn based_matrix_keys() -> Vec<BasedKey> {
     let mut keys = Vec::new();
     for side in table::MATRIX_SIDES {
         for subgroups in [(8, 8), (8, 32), (16, 16), (32, 32), (32, 64), (64, 64)] {
+            let square = table::matrix_square(side, subgroups);
             for class in [8, MATRIX_FEATURES] {
                 for (op, weights, state) in [
                     (BasedOp::Chunk, false, false),
@@ -603,7 +604,7 @@ fn based_matrix_keys() -> Vec<BasedKey> {
                         op,
                         kernel: Kernel::Matrix,
                         lanes: 0,
-                        square: Some(table::matrix_square(side, subgroups)),
+                        square: Some(square),
                         q: Storage::F16,
                         kv: Storage::F16,
                         access: if weights { Access::Any } else { Access::Vec4 },
@@ -616,7 +617,35 @@ fn based_matrix_keys() -> Vec<BasedKey> {
                         values: 0,
                         passes: false,
                     };
-                    keys.push(key);
+                    keys.extend([key, BasedKey { reversed: true, resumed: false, ..key }]);
+                }
+                for (op, weights, reversed, value_dim) in [
+                    (BasedOp::Gradient, false, false, 64),
+                    (BasedOp::Gradient, true, false, 64),
+                    (BasedOp::Gradient, true, false, 16),
+                    (BasedOp::Gradient, false, true, 128),
+                    (BasedOp::ReadGradient, false, false, 64),
+                    (BasedOp::ReadGradient, true, false, 128),
+                    (BasedOp::ReadGradient, false, true, 64),
+                ] {
+                    let values = square.edge / 4;
+                    keys.push(BasedKey {
+                        op,
+                        kernel: Kernel::Matrix,
+                        lanes: 0,
+                        square: Some(square),
+                        q: Storage::F16,
+                        kv: Storage::F16,
+                        access: if weights { Access::Any } else { Access::Vec4 },
+                        class,
+                        padded: class < MATRIX_FEATURES,
+                        weights,
+                        state: false,
+                        resumed: false,
+                        reversed,
+                        values,
+                        passes: value_dim > 4 * values,
+                    });
                 }
             }
         }

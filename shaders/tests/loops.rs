@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-/// Loops that do not count by a constant, and why they end.
-const LOOKED_AT: [(&str, &str); 7] = [
+/// What stands in loops that do not count by a constant, and why they end.
+const LOOKED_AT: [(&str, &str); 9] = [
     ("while (rest >= FOURS - a) {", "`rest` is less than the sum of what is taken of it until `a` is FOURS"),
     ("while (rest > aux.params.head_dim - i) {", "likewise: it is clamped to the last of the state's rows"),
+    ("while ((i < 4u * FEATURE_FOURS) & ", "`i` goes up"),
+    ("; row += own.step) {", "a team of subgroups has one for each column of matrices at least"),
     ("while (beyond - t > 1u) {", "what lies between them is halved each turn"),
     ("for (var w0 = start; head < heads; w0 += TILE_K) {", "`w0` begins again once for each head"),
     (
@@ -32,6 +34,9 @@ fn counts(header: &str, body: &[&str]) -> Result<(), String> {
     let constant = |by: &str| by.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || "_ *".contains(c));
     let up = step == format!("{name}++") || step.strip_prefix(&format!("{name} += ")).is_some_and(constant);
     let down = step == format!("{name}--") || step.strip_prefix(&format!("{name} -= ")).is_some_and(constant);
+    if bound.contains('|') {
+        return Err("conditions joined by `|`".into());
+    }
     // Of conditions joined by `&` the first.
     let bound = bound.strip_prefix('(').unwrap_or(bound);
     let below = bound.starts_with(&format!("{name} < ")) || bound.starts_with(&format!("{name} <= "));
@@ -39,11 +44,25 @@ fn counts(header: &str, body: &[&str]) -> Result<(), String> {
     if !(up && below || down && above) {
         return Err(format!("`{step}` does not lead out of `{bound}`"));
     }
-    let writes = [" = ", " += ", " -= ", "++", "--"].map(|write| format!("{name}{write}"));
-    match body.iter().find(|line| writes.iter().any(|write| line.trim_start().starts_with(write))) {
+    match body.iter().find(|line| writes(line, name)) {
         Some(line) => Err(format!("`{}` moves its counter", line.trim())),
         None => Ok(()),
     }
+}
+
+/// Whether a line gives a variable another value.
+fn writes(line: &str, name: &str) -> bool {
+    let assigns = [" = ", " += ", " -= ", "++", "--"];
+    line.match_indices(name).any(|(at, _)| {
+        let whole =
+            !line[..at].ends_with(|c: char| c.is_alphanumeric() || "_.$".contains(c)) && !line[..at].ends_with("let ");
+        whole && assigns.iter().any(|assign| line[at + name.len()..].starts_with(assign))
+    })
+}
+
+/// Whether a line opens a loop of this kind.
+fn opens(line: &str, word: &str) -> bool {
+    line.strip_prefix(word).is_some_and(|rest| rest.trim_start().starts_with(['(', '{']))
 }
 
 /// Whether a `loop` is an `if`: its body's last statement leaves it.
@@ -66,16 +85,17 @@ fn examine(source: &str) -> (usize, Vec<String>) {
     let mut wrong = Vec::new();
     for (at, line) in lines.iter().enumerate() {
         let header = line.trim();
-        let verdict = if LOOKED_AT.iter().any(|&(known, _)| known == header) || header.starts_with("//") {
+        if !["for", "while", "loop"].iter().any(|word| opens(header, word)) {
+            continue;
+        }
+        let verdict = if LOOKED_AT.iter().any(|&(known, _)| header.contains(known)) {
             Ok(())
-        } else if header.starts_with("for ") {
+        } else if opens(header, "for") {
             counts(header, body(&lines[at..]))
         } else if header == "loop {" {
             leaves(body(&lines[at..]))
-        } else if header.starts_with("while ") || header.starts_with("loop") {
-            Err("not looked at".into())
         } else {
-            continue;
+            Err("not looked at".into())
         };
         found += 1;
         wrong.extend(verdict.err().map(|why| format!("{}: `{header}`: {why}", at + 1)));
@@ -114,6 +134,10 @@ fn loops_that_might_not_end_are_found() {
         "for (var j = 0u; i < end; j++) {\n}",
         "loop {\n    if (done) {\n        break;\n    }\n}",
         "while (busy) {\n}",
+        "while(busy) {\n}",
+        "for(var j = 0u; j < end; j++) {\n}",
+        "for (var j = 0u; (j < end) | busy; j++) {\n}",
+        "for (var j = 0u; j < end; j++) {\n    if (x) { j = 0u; }\n}",
     ] {
         assert_eq!(examine(source).1.len(), 1, "{source}");
     }

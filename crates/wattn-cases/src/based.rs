@@ -97,7 +97,7 @@ impl BasedCase {
         })
     }
 
-    /// The same problem in f16, forward alone, for kernels that take nothing else: where it is in f32 and its dims are even.
+    /// The same problem in f16, states in f32, for kernels that take nothing else: where it is in f32 and its dims are even.
     pub fn in_f16(&self) -> Option<Self> {
         let dims = self.dims();
         let even = dims.key_dim.is_multiple_of(2) && dims.value_dim.is_multiple_of(2);
@@ -106,8 +106,7 @@ impl BasedCase {
             q: self.q.stored(Storage::F16),
             k: self.k.stored(Storage::F16),
             v: self.v.stored(Storage::F16),
-            grad_out: None,
-            grad_state: None,
+            grad_out: self.grad_out.as_ref().map(|grad| grad.stored(Storage::F16)),
             // What is stated for f32 says nothing of how f16 rounds the output.
             rms_tolerance: self.rms_tolerance.map(|tolerance| tolerance + 1e-3),
             expect: BTreeMap::new(),

@@ -323,10 +323,8 @@ fn serves(kernel: Kernel, based: &Based, device: &Capabilities) -> Result<String
 }
 
 fn matrix(based: &Based, device: &Capabilities) -> Result<String, String> {
-    match based.pass {
-        Pass::Forward => {}
-        Pass::Backward => return Err("it has no backward pass".to_owned()),
-        Pass::Step { .. } => return Err("a step has nothing that matrices multiply".to_owned()),
+    if matches!(based.pass, Pass::Step { .. }) {
+        return Err("a step has nothing that matrices multiply".to_owned());
     }
     if based.dims.qk() > MATRIX_FEATURES {
         return Err(format!(
@@ -336,8 +334,9 @@ fn matrix(based: &Based, device: &Capabilities) -> Result<String, String> {
     }
     let square = choose::matrix_square([based.q, based.kv], device)?;
     let steps = steps(based, Kernel::Matrix, Schedule::Segments, 1, device);
-    let bytes = steps.iter().filter_map(BasedStep::based_key).map(BasedKey::workgroup_bytes).max().unwrap_or(0);
-    choose::fits(bytes, square.threads, device)?;
+    let needed = |size: fn(&BasedKey) -> u32| steps.iter().filter_map(BasedStep::based_key).map(size).max();
+    let bytes = needed(BasedKey::workgroup_bytes).unwrap_or(0);
+    choose::fits(bytes, needed(BasedKey::invocations).unwrap_or(0), device)?;
     Ok(format!("matrices of {0} x {0}, {bytes} bytes fit {1}", square.side, device.workgroup_bytes))
 }
 

@@ -263,16 +263,14 @@ impl Steps<'_> {
         if reader.g.is_none() {
             return vec![step];
         }
-        // Subgroups have a part in it on CPU drivers only.
-        let values = gradient_values(key.class, value);
-        let key = BasedKey {
-            kernel: if key.lanes > 0 { key.kernel } else { Kernel::TileUniversal },
-            access: self.based.access,
-            padded: false,
-            values,
-            passes: value > 4 * values,
-            ..key
+        // Subgroups have a part in it on CPU drivers and with matrices only.
+        let (kernel, padded, values) = match key.square {
+            Some(square) => (key.kernel, key.padded, square.edge / 4),
+            None if key.lanes > 0 => (key.kernel, false, gradient_values(key.class, value)),
+            None => (Kernel::TileUniversal, false, gradient_values(key.class, value)),
         };
+        let access = self.based.access;
+        let key = BasedKey { kernel, access, padded, values, passes: value > 4 * values, ..key };
         let blocks = (0..value.div_ceil(4)).step_by(values as usize);
         blocks.map(|block| BasedStep { key: Key::Based(key), block, ..step }).collect()
     }

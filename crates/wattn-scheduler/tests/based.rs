@@ -1,6 +1,6 @@
 //! What is planned for BASED linear attention on simulated devices.
 
-use wattn_scheduler::shaders::{BasedOp, Kernel, Key, Storage, table};
+use wattn_scheduler::shaders::{BasedKey, BasedOp, Kernel, Key, Storage, table};
 use wattn_scheduler::{
     Based, BasedPlan, BasedStates, BasedStep, Capabilities, DeviceKind, Driver, HeadDim, PlanError, Schedule, Tensor,
     Tokens,
@@ -99,6 +99,23 @@ fn wide_values_take_several_passes() {
 }
 
 #[test]
+fn wide_values_take_a_pass_for_every_square_of_matrices() {
+    let passes = |value, subgroups| {
+        let device = Capabilities { matrix: Some(16), subgroups: Some(subgroups), ..gpu() };
+        let plan = plan(&based(8, value).storage(Storage::F16).backward(), 256, &device);
+        assert_eq!(plan.kernel, Kernel::Matrix, "{plan}");
+        let blocks = plan.steps.iter().filter(|s| s.out == Some(Tensor::Dk)).map(|s| s.block).collect::<Vec<_>>();
+        let keys = plan.steps.iter().filter_map(BasedStep::based_key);
+        let gradients = keys.filter(|key| key.is_gradient()).map(BasedKey::invocations);
+        (blocks, plan.record_size(), gradients.max())
+    };
+    assert_eq!(passes(32, (32, 32)), (vec![0], 2, Some(256)));
+    assert_eq!(passes(64, (32, 64)), (vec![0, 8], 20, Some(256)));
+    // Of squares of 32 x 32, more than 256 invocations would have less than a vec4 each.
+    assert_eq!(passes(128, (64, 64)), (vec![0, 8, 16, 24], 20, Some(256)));
+}
+
+#[test]
 fn workspace_is_states_and_two_numbers_a_token() {
     let state = 153 * 65 * 4;
     let long = |based: &Based| plan(based, 1 << 16, &gpu());
@@ -155,7 +172,9 @@ fn gpus_with_matrices_multiply_on_them_in_f16() {
         let device = Capabilities { matrix: Some(side), ..gpu() };
         for feature in [2, 8, 16] {
             let half = Based::new(8, HeadDim::with_value(feature, 64).unwrap()).storage(Storage::F16);
-            for based in [half.clone(), half.clone().normalize(false).final_state(), half.clone().causal(false)] {
+            let forward = [half.clone(), half.clone().normalize(false).final_state(), half.clone().causal(false)];
+            let backward = forward.clone().map(Based::backward);
+            for based in forward.into_iter().chain(backward) {
                 for schedule in [Schedule::Sequential, Schedule::Segments] {
                     let plan = plan(&based.clone().schedule(schedule), 1000, &device);
                     assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{plan}");
@@ -167,7 +186,6 @@ fn gpus_with_matrices_multiply_on_them_in_f16() {
                 }
             }
             assert_eq!(plan(&half.clone().storage(Storage::F32), 1000, &device).kernel, Kernel::TileSubgroup);
-            assert_eq!(plan(&half.clone().backward(), 1000, &device).kernel, Kernel::TileSubgroup);
             assert_eq!(plan(&half.step(), 1, &device).kernel, Kernel::TileSubgroup);
         }
     }
@@ -183,7 +201,9 @@ fn matrices_that_cannot_serve_are_refused_with_the_reason() {
         (pinned, device, "q would be f32"),
         (half.clone(), gpu(), "no square matrices"),
         (half.clone(), Capabilities { workgroup_bytes: 16_384, ..device }, "16384 available"),
-        (half.clone().backward(), device, "no backward pass"),
+        (half.clone().backward(), Capabilities { workgroup_invocations: 128, ..device }, "256 invocations needed"),
+        (half.clone().backward(), Capabilities { workgroup_bytes: 28 << 10, ..device }, "28672 available"),
+        (wide.clone().backward(), device, "feature dim of 24"),
         (half.step(), device, "a step"),
         (wide, device, "feature dim of 24"),
     ] {

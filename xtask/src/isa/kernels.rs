@@ -145,11 +145,11 @@ fn based(dim: u32, kernel: Option<Kernel>, device: &Capabilities) -> Result<Vec<
     let plain = kernel.map_or(plain.clone(), |kernel| plain.kernel(kernel));
     let [sequential, segments] = [Schedule::Sequential, Schedule::Segments].map(|by| plain.clone().schedule(by));
     let all = plain.clone().causal(false);
-    let mut operators = vec![sequential, segments, all.clone()];
+    let mut operators = vec![sequential, segments, all.clone(), plain.clone().backward(), all.backward()];
     if on_matrices(kernel, device) {
         operators.extend(operators.clone().into_iter().map(|operator| operator.storage(Storage::F16)));
     }
-    operators.extend([plain.clone().step(), plain.backward(), all.backward()]);
+    operators.push(plain.step());
     let mut keys = Vec::new();
     for operator in operators {
         let plan = planned(BasedPlan::new(&operator, tokens(operator.pass()), device), kernel)?;

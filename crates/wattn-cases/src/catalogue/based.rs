@@ -88,6 +88,8 @@ fn states() -> Vec<BasedRecipe> {
         BasedRecipe { scale: Some(1.0), ..stateful(sized("based/state_scale_1", 33)) },
         BasedRecipe { sequences: &[20, 0, 1, 40], ..stateful(sized("based/state_packed", 0)) },
         BasedRecipe { batch: 3, kv_lens: &[50, 0, 13], poison: true, ..stateful(sized("based/state_kv_lens", 40)) },
+        stateful(dims(8, 40, sized("based/state_d8_v40", 37))),
+        stateful(dims(10, 6, sized("based/state_d10_v6", 37))),
         stateful(dims(13, 7, sized("based/state_d13_v7", 37))),
         BasedRecipe { heads: 1, ..stateful(dims(32, 64, sized("based/state_d32_v64", 20))) },
         stateful(dims(16, 80, sized("based/state_d16_v80", 20))),
@@ -126,6 +128,9 @@ fn storage() -> Vec<BasedRecipe> {
         // States beyond the range of f16, and next to nothing in it; outputs within.
         BasedRecipe { sizes: [0.02, 64.0, 1024.0], ..forward(stored(F16, F16, sized("based/f16_large_state", 70))) },
         BasedRecipe { sizes: [64.0, 0.02, 0.001], ..forward(stored(F16, F16, sized("based/f16_small_state", 70))) },
+        // Likewise of moments that gradients meet, and those of gradients.
+        BasedRecipe { sizes: [0.02, 64.0, 16.0], ..stored(F16, F16, sized("based/f16_large_moments", 70)) },
+        BasedRecipe { sizes: [64.0, 0.02, 0.05], ..stored(F16, F16, sized("based/f16_small_moments", 70)) },
         stored(Bf16, Bf16, sized("based/bf16", 70)),
         BasedRecipe { sequences: &[33, 0, 20], ..stored(Bf16, Bf16, sized("based/bf16_packed", 0)) },
         forward(stored(F16, F32, sized("based/q_f16_kv_f32", 40))),
