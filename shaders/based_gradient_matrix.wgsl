@@ -136,9 +136,9 @@ struct Matrices {
 }
 
 fn matrices_of(invocation: Invocation, subgroups: u32) -> Matrices {
-    let members = subgroups / TEAMS;
+    let members = max(subgroups / TEAMS, 1u);
     let member = invocation.subgroup % members;
-    return Matrices(invocation.subgroup / members, member % GRID * SIDE, member / GRID * SIDE, members / GRID * SIDE);
+    return Matrices(invocation.subgroup / members, member % GRID * SIDE, member / GRID * SIDE, max(members / GRID, 1u) * SIDE);
 }
 
 // g . M in a slab, by the first team.

@@ -344,29 +344,39 @@ fn based_keys() -> impl Iterator<Item = BasedKey> {
 /// The same on matrices of both sides.
 fn based_matrix_keys() -> impl Iterator<Item = BasedKey> {
     let forms = [
-        (BasedOp::Chunk, true, true),
-        (BasedOp::Chunk, false, false),
-        (BasedOp::State, true, true),
-        (BasedOp::Read, true, false),
-        (BasedOp::Read, false, false),
+        (BasedOp::Chunk, true, true, false),
+        (BasedOp::Chunk, false, false, false),
+        (BasedOp::Chunk, true, true, true),
+        (BasedOp::State, true, true, false),
+        (BasedOp::State, true, true, true),
+        (BasedOp::Read, true, false, false),
+        (BasedOp::Read, false, false, false),
+        (BasedOp::Gradient, true, false, false),
+        (BasedOp::Gradient, false, false, true),
+        (BasedOp::ReadGradient, true, false, false),
+        (BasedOp::ReadGradient, false, false, true),
     ];
     table::MATRIX_SIDES.into_iter().zip([(8, 8), (32, 64)]).flat_map(move |(side, subgroups)| {
-        forms.map(|(op, weights, state)| BasedKey {
-            op,
-            kernel: Kernel::Matrix,
-            lanes: 0,
-            square: Some(table::matrix_square(side, subgroups)),
-            q: Storage::F16,
-            kv: Storage::F16,
-            access: if weights { Access::Any } else { Access::Vec4 },
-            class: 8,
-            padded: true,
-            weights,
-            state,
-            resumed: state && op == BasedOp::Chunk,
-            reversed: false,
-            values: 0,
-            passes: false,
+        forms.map(|(op, weights, state, reversed)| {
+            let square = table::matrix_square(side, subgroups);
+            let gradient = matches!(op, BasedOp::Gradient | BasedOp::ReadGradient);
+            BasedKey {
+                op,
+                kernel: Kernel::Matrix,
+                lanes: 0,
+                square: Some(square),
+                q: Storage::F16,
+                kv: Storage::F16,
+                access: if weights { Access::Any } else { Access::Vec4 },
+                class: 8,
+                padded: true,
+                weights,
+                state,
+                resumed: state && op == BasedOp::Chunk && !reversed,
+                reversed,
+                values: if gradient { square.edge / 4 } else { 0 },
+                passes: gradient,
+            }
         })
     })
 }

@@ -22,7 +22,7 @@ struct Reach {
 }
 
 fn reach(top: f32) -> Reach {
-    let exponent = clamp(bitcast<u32>(top) >> 23u, 20u, 250u);   // with these both are f32
+    let exponent = clamp(bitcast<u32>(top) >> 23u, 20u, 254u);   // with these both are f32
     return Reach(bitcast<f32>((268u - exponent) << 23u), bitcast<f32>((exponent - 14u) << 23u));
 }
 

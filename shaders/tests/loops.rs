@@ -8,7 +8,7 @@ const LOOKED_AT: [(&str, &str); 9] = [
     ("while (rest >= FOURS - a) {", "`rest` is less than the sum of what is taken of it until `a` is FOURS"),
     ("while (rest > aux.params.head_dim - i) {", "likewise: it is clamped to the last of the state's rows"),
     ("while ((i < 4u * FEATURE_FOURS) & ", "`i` goes up"),
-    ("; row += own.step) {", "a team of subgroups has one for each column of matrices at least"),
+    ("; row += own.step) {", "`step` is SIDE at least"),
     ("while (beyond - t > 1u) {", "what lies between them is halved each turn"),
     ("for (var w0 = start; head < heads; w0 += TILE_K) {", "`w0` begins again once for each head"),
     (

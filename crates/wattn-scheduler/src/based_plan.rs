@@ -336,7 +336,7 @@ fn matrix(based: &Based, device: &Capabilities) -> Result<String, String> {
     let steps = steps(based, Kernel::Matrix, Schedule::Segments, 1, device);
     let needed = |size: fn(&BasedKey) -> u32| steps.iter().filter_map(BasedStep::based_key).map(size).max();
     let bytes = needed(BasedKey::workgroup_bytes).unwrap_or(0);
-    choose::fits(bytes, needed(BasedKey::invocations).unwrap_or(0), device)?;
+    choose::square_fits(square, (bytes, needed(BasedKey::invocations).unwrap_or(0)), device)?;
     Ok(format!("matrices of {0} x {0}, {bytes} bytes fit {1}", square.side, device.workgroup_bytes))
 }
 

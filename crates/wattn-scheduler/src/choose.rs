@@ -414,3 +414,17 @@ pub(crate) fn fits(bytes: u32, invocations: u32, device: &Capabilities) -> Resul
     }
     Ok(())
 }
+
+/// The same of a square of matrices, whose rows sum by shuffles.
+pub(crate) fn square_fits(
+    square: MatrixSquare,
+    (bytes, invocations): (u32, u32),
+    device: &Capabilities,
+) -> Result<(), String> {
+    fits(bytes, invocations, device)?;
+    let lanes = invocations / square.edge;
+    match device.subgroups {
+        Some((min, _)) if min < lanes => Err(format!("subgroups may have {min} lanes, {lanes} are needed")),
+        _ => Ok(()),
+    }
+}

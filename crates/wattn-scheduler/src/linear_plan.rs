@@ -322,7 +322,7 @@ fn matrix(lightning: &Lightning, device: &Capabilities) -> Result<String, String
     let square = choose::matrix_square([lightning.q, lightning.kv], device)?;
     let sweeps = lightning.sweeps().into_iter().map(|sweep| key(lightning, &sweep, Kernel::Matrix, device));
     let bytes = sweeps.map(|key| key.workgroup_bytes()).max().unwrap_or(0);
-    choose::fits(bytes, square.threads, device)?;
+    choose::square_fits(square, (bytes, square.threads), device)?;
     Ok(format!("matrices of {0} x {0}, {bytes} bytes fit {1}", square.side, device.workgroup_bytes))
 }
 

@@ -203,6 +203,7 @@ fn matrices_that_cannot_serve_are_refused_with_the_reason() {
         (half.clone(), Capabilities { workgroup_bytes: 16_384, ..device }, "16384 available"),
         (half.clone().backward(), Capabilities { workgroup_invocations: 128, ..device }, "256 invocations needed"),
         (half.clone().backward(), Capabilities { workgroup_bytes: 28 << 10, ..device }, "28672 available"),
+        (half.clone().backward(), Capabilities { subgroups: Some((4, 64)), ..device }, "4 lanes, 8 are needed"),
         (wide.clone().backward(), device, "feature dim of 24"),
         (half.step(), device, "a step"),
         (wide, device, "feature dim of 24"),

@@ -19,7 +19,8 @@ impl EngineBuilder {
 fn module(device: &Device, kernel: ShaderModuleDescriptor<'_>) -> ShaderModule {
     let checks = ShaderRuntimeChecks { force_loop_bounding: false, ..ShaderRuntimeChecks::checked() };
     // SAFETY: each loop of a kernel counts by a constant to a bound that lies further from the end of u32 than that, whatever the buffers
-    // hold, or ends after one turn; tests/loops.rs of the shaders looks at each. All other checks stay.
+    // hold, ends after one turn, or is one of those of which tests/loops.rs of the shaders says why it ends; that test looks at each. All
+    // other checks stay.
     #[expect(unsafe_code, reason = "wgpu asks for a promise that loops end")]
     unsafe {
         device.create_shader_module_trusted(kernel, checks)
