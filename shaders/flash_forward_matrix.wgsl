@@ -21,11 +21,7 @@ const HEAD_STRIDE: u32 = HEAD_CHUNKS / 2u + 1u;
 const KEY_STRIDE: u32 = TILE_K / 8u + 1u;
 const SCORE_STRIDE: u32 = TILE_K / 4u + 1u;
 
-// A maximum that rises by less does not rescale. Weights are at most exp(MARGIN), far below what f16 holds.
-const MARGIN: f32 = 8.0;
-
 var<workgroup> sh_weights: array<Half8, TILE_Q * KEY_STRIDE>;   // [query, key]
-var<workgroup> sh_risen: atomic<u32>;   // whether the reference of a row with weights has moved
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -57,8 +53,7 @@ fn main(
     let i = min(first + row, last);
     let lo = first_key(s, i);
     let seen_keys = max(end_key(s, i), lo) - lo;
-    var m = lowest();
-    var l = 0.0;   // of this invocation's keys alone, until the end
+    var running = Running(lowest(), 0.0, 0.0);
 
     //$ if HELD
     for (var n = thread; n < TILE_Q * HEAD_CHUNKS; n += THREADS) {
@@ -169,34 +164,7 @@ fn main(
         //$ end
         workgroupBarrier();   // all scores have been written
 
-        var top = m;
-        var visible = 0u;   // bit k: the row sees this invocation's key k
-        let at = j0 + tx * KEYS - lo;   // wraps before the range, so that one comparison tells both ends
-        //$ for c in 0..KEY_CHUNKS
-        let s_$c = sh_scores[row * SCORE_STRIDE + tx * KEY_CHUNKS + $cu];
-        //$ for e in 0..4
-        let t_$c_$e = score(s_$c[$e] * aux.params.score_scale, i, j0 + tx * KEYS + ($cu * 4u + $eu), at + ($cu * 4u + $eu) < seen_keys);
-        top = select(top, max(top, t_$c_$e.value), t_$c_$e.visible);
-        visible |= select(0u, 1u << ($cu * 4u + $eu), t_$c_$e.visible);
-        mark_seen(tx * KEYS + ($cu * 4u + $eu), t_$c_$e.visible);
-        //$ end
-        //$ end
-        top = row_max(thread, vec4<f32>(top)).x;
-        let rises = top > m + MARGIN;
-        if (rises & (l > 0.0)) {
-            atomicOr(&sh_risen, 1u);
-        }
-        top = select(m, top, rises);
-        let old = weight(m, top);
-        m = top;
-        l *= old;
-        //$ for c in 0..KEY_CHUNKS
-        //$ for e in 0..4
-        let w_$c_$e = select(0.0, weight(t_$c_$e.value, top), ((visible >> ($cu * 4u + $eu)) & 1u) == 1u);
-        l += w_$c_$e;
-        //$ end
-        sh_weights[row * KEY_STRIDE + (tx * KEY_CHUNKS + $cu) / 2u][(tx * KEY_CHUNKS + $cu) % 2u] = halves(vec4<f32>(w_$c_0, w_$c_1, w_$c_2, w_$c_3));
-        //$ end
+        running = weigh(thread, row, tx, i, j0, lo, seen_keys, running);
 
         let risen = workgroupUniformLoad(&sh_risen);   // a barrier too: all weights have been written, the slab has been read
         //$ if LATE
@@ -221,7 +189,7 @@ fn main(
             workgroupBarrier();   // the group has been written
             for (var c = tx; c < GROUP_CHUNKS; c += TX) {
                 let x = sh_scores[row * SCORE_STRIDE + c];
-                sh_scores[row * SCORE_STRIDE + c] = array<f32, 4>(x[0] * old, x[1] * old, x[2] * old, x[3] * old);
+                sh_scores[row * SCORE_STRIDE + c] = array<f32, 4>(x[0] * running.old, x[1] * running.old, x[2] * running.old, x[3] * running.old);
             }
             workgroupBarrier();   // it has been rescaled
             //$ for b in 0..OWN
@@ -265,7 +233,7 @@ fn main(
         //$ end
     }
 
-    let f = finish(m, row_sum(thread, vec4<f32>(l)).x, head);
+    let f = finish(running.m, row_sum(thread, vec4<f32>(running.l)).x, head);
     let stored = item.live & (first + row <= last);
     let out_row = aux.params.out.offset + s.batch * aux.params.out.batch + head * aux.params.out.head + (s.q_start + i) * aux.params.out.seq;
     //$ for g in 0..VALUE_BLOCKS step GROUP

@@ -19,11 +19,7 @@ const HEAD_STRIDE: u32 = HEAD_CHUNKS / 2u + 1u;
 const KEY_STRIDE: u32 = TILE_K / 8u + 1u;
 const SCORE_STRIDE: u32 = SCORE_COLUMNS / 4u + 1u;
 
-// A maximum that rises by less does not rescale. Weights are at most exp(MARGIN), far below what f16 holds.
-const MARGIN: f32 = 8.0;
-
 var<workgroup> sh_weights: array<Half8, ROWS * KEY_STRIDE>;   // [row, key]
-var<workgroup> sh_risen: atomic<u32>;   // whether the reference of a row with weights has moved
 
 @group(0) @binding(3) var<storage, read_write> partials: array<vec4<f32>>;
 
@@ -52,8 +48,7 @@ fn main(
     begin_scores(s, item.kv_head * group + packed % group);
     let lo = first_key(s, i);
     let seen_keys = max(min(end_key(s, i), item.end), lo) - lo;
-    var m = lowest();
-    var l = 0.0;   // of this invocation's keys alone, until the end
+    var running = Running(lowest(), 0.0, 0.0);
 
     //$ if HELD
     for (var n = thread; n < ROWS * HEAD_CHUNKS; n += THREADS) {
@@ -157,34 +152,7 @@ fn main(
         //$ end
         workgroupBarrier();   // all scores have been written
 
-        var top = m;
-        var visible = 0u;   // bit k: the row sees this invocation's key k
-        let at = j0 + tx * KEYS - lo;   // wraps before the range, so that one comparison tells both ends
-        //$ for c in 0..KEY_CHUNKS
-        let s_$c = sh_scores[row * SCORE_STRIDE + tx * KEY_CHUNKS + $cu];
-        //$ for e in 0..4
-        let t_$c_$e = score(s_$c[$e] * aux.params.score_scale, i, j0 + tx * KEYS + ($cu * 4u + $eu), at + ($cu * 4u + $eu) < seen_keys);
-        top = select(top, max(top, t_$c_$e.value), t_$c_$e.visible);
-        visible |= select(0u, 1u << ($cu * 4u + $eu), t_$c_$e.visible);
-        mark_seen(tx * KEYS + ($cu * 4u + $eu), t_$c_$e.visible);
-        //$ end
-        //$ end
-        top = row_max(thread, vec4<f32>(top)).x;
-        let rises = top > m + MARGIN;
-        if (rises & (l > 0.0)) {
-            atomicOr(&sh_risen, 1u);
-        }
-        top = select(m, top, rises);
-        let old = weight(m, top);
-        m = top;
-        l *= old;
-        //$ for c in 0..KEY_CHUNKS
-        //$ for e in 0..4
-        let w_$c_$e = select(0.0, weight(t_$c_$e.value, top), ((visible >> ($cu * 4u + $eu)) & 1u) == 1u);
-        l += w_$c_$e;
-        //$ end
-        sh_weights[row * KEY_STRIDE + (tx * KEY_CHUNKS + $cu) / 2u][(tx * KEY_CHUNKS + $cu) % 2u] = halves(vec4<f32>(w_$c_0, w_$c_1, w_$c_2, w_$c_3));
-        //$ end
+        running = weigh(thread, row, tx, i, j0, lo, seen_keys, running);
 
         let risen = workgroupUniformLoad(&sh_risen);   // a barrier too: all weights have been written, the slab has been read
         //$ if LATE
@@ -208,7 +176,7 @@ fn main(
             workgroupBarrier();   // they have been written
             for (var c = tx; c < subgroups * SIDE_CHUNKS; c += TX) {
                 let x = sh_scores[row * SCORE_STRIDE + c];
-                sh_scores[row * SCORE_STRIDE + c] = array<f32, 4>(x[0] * old, x[1] * old, x[2] * old, x[3] * old);
+                sh_scores[row * SCORE_STRIDE + c] = array<f32, 4>(x[0] * running.old, x[1] * running.old, x[2] * running.old, x[3] * running.old);
             }
             workgroupBarrier();   // they have been rescaled
             //$ if VALUE_GUARDED
@@ -250,7 +218,7 @@ fn main(
         //$ end
     }
 
-    let sum = row_sum(thread, vec4<f32>(l)).x;
+    let sum = row_sum(thread, vec4<f32>(running.l)).x;
     let stored = item.live & (first + row <= last);
     let partial = partial_at(item.kv_head, item.partial + row);
     //$ for b in 0..VALUE_OWN
@@ -277,6 +245,6 @@ fn main(
     }
     //$ end
     if (stored & (tx == 0u) & (item.split == 0u)) {
-        partials[partial + aux.params.value_chunks] = vec4<f32>(m, sum, 0.0, 0.0);
+        partials[partial + aux.params.value_chunks] = vec4<f32>(running.m, sum, 0.0, 0.0);
     }
 }

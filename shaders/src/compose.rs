@@ -79,6 +79,7 @@ files!(
     "matrix_types",
     "matrices",
     "matrix_values",
+    "matrix_weights",
     "split_halves",
     "slab_rows",
     "flash_split_lanes",

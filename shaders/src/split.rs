@@ -411,7 +411,15 @@ impl SplitKey {
         match self.kernel {
             Kernel::Broadcast => vec![seen, "flash_split_lanes"],
             Kernel::Matrix => {
-                vec!["matrices", "invocation_subgroup", "rows_subgroup", "flash_split_matrix", "matrix_values", seen]
+                vec![
+                    "matrices",
+                    "invocation_subgroup",
+                    "rows_subgroup",
+                    "flash_split_matrix",
+                    "matrix_values",
+                    "matrix_weights",
+                    seen,
+                ]
             }
             _ => vec![seen, "flash_split_tile"],
         }

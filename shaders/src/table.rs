@@ -26,6 +26,7 @@ pub fn kernel_files(key: &FlashKey) -> Vec<&'static str> {
             "rows_subgroup",
             "flash_forward_matrix",
             "matrix_values",
+            "matrix_weights",
             if masks { "seen_tile" } else { "seen_tile_range" },
         ],
         (Kernel::TileSubgroup, _) => tile("invocation_subgroup", "rows_subgroup"),
