@@ -119,16 +119,19 @@ fn main(
         //$ for g in 0..HEAD_CHUNKS step GROUP
         //$ for n in 0..KEY_ROWS
         let walked_$g_$n = load_pair_$WALKED(walked_row_$n, $gu + LOADED_CHUNK);
-        var a_$g_$n = within_head($gu + LOADED_CHUNK, walked_$g_$n.a);
-        var b_$g_$n = within_head($gu + LOADED_CHUNK + 1u, walked_$g_$n.b);
+        var a_0_$g_$n = within_head($gu + LOADED_CHUNK, walked_$g_$n.a);
+        var a_1_$g_$n = within_head($gu + LOADED_CHUNK + 1u, walked_$g_$n.b);
         //$ end
         //$ for c in g..g+GROUP step 2
-        //$ for n in 0..KEYS
+        //$ for h in 0..2
         {
-            let a = SHARED(a_$g);
-            let b = SHARED(b_$g);
+            //$ for n in 0..KEYS
+            let c_$n = SHARED(a_$h_$g);
+            //$ end
             //$ for r in 0..ROWS
-            s_$r_$n += dot(own_$r_$c, a) + dot(own_$r_${c+1}, b);
+            //$ for n in 0..KEYS
+            s_$r_$n += dot(own_$r_${c+h}, c_$n);
+            //$ end
             //$ end
         }
         //$ end
@@ -137,17 +140,20 @@ fn main(
         //$ for g in 0..VALUE_CHUNKS step GROUP
         //$ for n in 0..KEY_ROWS
         let other_$g_$n = load_pair_$PAIR_WALKED(other_row_$n, $gu + LOADED_CHUNK);
-        let x_$g_$n = within_value($gu + LOADED_CHUNK, other_$g_$n.a);
-        let y_$g_$n = within_value($gu + LOADED_CHUNK + 1u, other_$g_$n.b);
+        let x_0_$g_$n = within_value($gu + LOADED_CHUNK, other_$g_$n.a);
+        let x_1_$g_$n = within_value($gu + LOADED_CHUNK + 1u, other_$g_$n.b);
         //$ end
         //$ if GRADIENT
         //$ for c in g..g+GROUP step 2
-        //$ for n in 0..KEYS
+        //$ for h in 0..2
         {
-            let a = SHARED(x_$g);
-            let b = SHARED(y_$g);
+            //$ for n in 0..KEYS
+            let c_$n = SHARED(x_$h_$g);
+            //$ end
             //$ for r in 0..ROWS
-            e_$r_$n += dot(pair_$r_$c, a) + dot(pair_$r_${c+1}, b);
+            //$ for n in 0..KEYS
+            e_$r_$n += dot(pair_$r_${c+h}, c_$n);
+            //$ end
             //$ end
         }
         //$ end
@@ -185,23 +191,27 @@ fn main(
         //$ for n in 0..KEY_ROWS
         let keep_$n = some_row_sees(seen, LOADED_KEY);
         //$ for g in 0..HEAD_CHUNKS step GROUP
-        a_$g_$n = kept(a_$g_$n, keep_$n);
-        b_$g_$n = kept(b_$g_$n, keep_$n);
+        a_0_$g_$n = kept(a_0_$g_$n, keep_$n);
+        a_1_$g_$n = kept(a_1_$g_$n, keep_$n);
         //$ end
         //$ end
         //$ end
         //$ for g in 0..HEAD_CHUNKS step GROUP
         //$ for c in g..g+GROUP step 2
-        //$ for r in 0..ROWS
+        //$ for h in 0..2
         {
-            var a = sum_$r_$c;
-            var b = sum_$r_${c+1};
             //$ for n in 0..KEYS
-            a += e_$r_$n * SHARED(a_$g);
-            b += e_$r_$n * SHARED(b_$g);
+            let c_$n = SHARED(a_$h_$g);
             //$ end
-            sum_$r_$c = a;
-            sum_$r_${c+1} = b;
+            //$ for r in 0..ROWS
+            {
+                var sum = sum_$r_${c+h};
+                //$ for n in 0..KEYS
+                sum += e_$r_$n * c_$n;
+                //$ end
+                sum_$r_${c+h} = sum;
+            }
+            //$ end
         }
         //$ end
         //$ end
@@ -210,16 +220,20 @@ fn main(
         //$ if VALUES
         //$ for g in 0..VALUE_CHUNKS step GROUP
         //$ for c in g..g+GROUP step 2
-        //$ for r in 0..ROWS
+        //$ for h in 0..2
         {
-            var a = value_$r_$c;
-            var b = value_$r_${c+1};
             //$ for n in 0..KEYS
-            a += s_$r_$n * SHARED(x_$g);
-            b += s_$r_$n * SHARED(y_$g);
+            let c_$n = SHARED(x_$h_$g);
             //$ end
-            value_$r_$c = a;
-            value_$r_${c+1} = b;
+            //$ for r in 0..ROWS
+            {
+                var sum = value_$r_${c+h};
+                //$ for n in 0..KEYS
+                sum += s_$r_$n * c_$n;
+                //$ end
+                value_$r_${c+h} = sum;
+            }
+            //$ end
         }
         //$ end
         //$ end

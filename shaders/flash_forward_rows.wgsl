@@ -5,7 +5,8 @@
 // LANES invocations a workgroup, each with ROWS queries: q, the running maximum m, the sum l and the output o stay in its registers.
 // Keys come KEYS at a time, eight numbers a load: either the lanes share the loads through the subgroup, a lane for each eight dims of
 // a key (KEY_ROWS = 1, GROUP vec4 of all keys at once), or every invocation loads them all (KEY_ROWS = KEYS). The composer fills in the
-// names in capitals accordingly. Loads are what CPU drivers are slow at, so more rows a lane pay until their registers spill too far.
+// names in capitals accordingly. Loads are what CPU drivers are slow at, so more rows a lane pay until their registers spill too far; of
+// keys and values, four numbers of BLOCK keys are in registers at a time, and each number of a row is loaded once for all of them.
 // A row's softmax needs no other invocation, the kernel no workgroup memory and no barrier.
 
 @compute @workgroup_size(LANES)
@@ -81,19 +82,24 @@ fn main(
         //$ for g in 0..HEAD_CHUNKS step GROUP
         {
             //$ for n in 0..KEY_ROWS
-            let k_$n = load_pair_k(k_row_$n, $gu + LOADED_CHUNK);
-            let k_a_$n = within_head($gu + LOADED_CHUNK, k_$n.a);
-            let k_b_$n = within_head($gu + LOADED_CHUNK + 1u, k_$n.b);
+            let pair_$n = load_pair_k(k_row_$n, $gu + LOADED_CHUNK);
+            let k_0_$n = within_head($gu + LOADED_CHUNK, pair_$n.a);
+            let k_1_$n = within_head($gu + LOADED_CHUNK + 1u, pair_$n.b);
             //$ end
             //$ for c in g..g+GROUP step 2
-            //$ for n in 0..KEYS
+            //$ for h in 0..2
+            //$ for b in 0..KEYS step BLOCK
             {
-                let a = SHARED(k_a);
-                let b = SHARED(k_b);
+                //$ for n in b..b+BLOCK
+                let k_$n = SHARED(k_$h);
+                //$ end
                 //$ for r in 0..ROWS
-                s_$r_$n += dot(q_$r_$c, a) + dot(q_$r_${c+1}, b);
+                //$ for n in b..b+BLOCK
+                s_$r_$n += dot(q_$r_${c+h}, k_$n);
+                //$ end
                 //$ end
             }
+            //$ end
             //$ end
             //$ end
         }
@@ -127,22 +133,32 @@ fn main(
         //$ for g in 0..VALUE_CHUNKS step GROUP
         {
             //$ for n in 0..KEY_ROWS
-            let v_$n = load_pair_v(v_row_$n, column + $gu + LOADED_CHUNK);
-            let v_a_$n = kept(v_$n.a, keep_$n);
-            let v_b_$n = kept(v_$n.b, keep_$n);
+            let pair_$n = load_pair_v(v_row_$n, column + $gu + LOADED_CHUNK);
+            let v_0_$n = kept(pair_$n.a, keep_$n);
+            let v_1_$n = kept(pair_$n.b, keep_$n);
             //$ end
             //$ for c in g..g+GROUP step 2
-            //$ for r in 0..ROWS
+            //$ for h in 0..2
+            //$ for b in 0..KEYS step BLOCK
             {
-                var a = o_$r_$c * old_$r;
-                var b = o_$r_${c+1} * old_$r;
-                //$ for n in 0..KEYS
-                a += s_$r_$n * SHARED(v_a);
-                b += s_$r_$n * SHARED(v_b);
+                //$ for n in b..b+BLOCK
+                let v_$n = SHARED(v_$h);
                 //$ end
-                o_$r_$c = a;
-                o_$r_${c+1} = b;
+                //$ for r in 0..ROWS
+                {
+                    var o = o_$r_${c+h};
+                    // With the first block, what came before fades.
+                    //$ for z in b..1
+                    o *= old_$r;
+                    //$ end
+                    //$ for n in b..b+BLOCK
+                    o += s_$r_$n * v_$n;
+                    //$ end
+                    o_$r_${c+h} = o;
+                }
+                //$ end
             }
+            //$ end
             //$ end
             //$ end
         }

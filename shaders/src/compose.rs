@@ -368,6 +368,7 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
             ("ROWS", shape.rows),
             ("LAST_ROW", shape.rows - 1),
             ("KEYS", shape.keys),
+            ("BLOCK", shape.keys.min(4)),
             ("KEY_ROWS", if key.kernel == Kernel::Broadcast { 1 } else { shape.keys }),
             ("GROUP", if key.kernel == Kernel::Broadcast { 2 * shape.lanes / shape.keys } else { 2 }),
             ("HEAD_CHUNKS", key.head_class / 4),
@@ -452,9 +453,7 @@ fn parts(key: &FlashKey) -> Vec<String> {
     if let Shape::Matrix(shape) = key.shape {
         parts.push(matrix_types(shape.side));
     }
-    parts.extend(
-        kernel_files(key).into_iter().map(|name| key_sharing(key.kernel, &["k_a", "k_b", "v_a", "v_b"], file(name))),
-    );
+    parts.extend(kernel_files(key).into_iter().map(|name| key_sharing(key.kernel, &["k_$h", "v_$h"], file(name))));
     parts
 }
 

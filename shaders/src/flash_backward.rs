@@ -471,7 +471,7 @@ impl FlashBackwardKey {
             ("QUERY_RECORD", record),
         ];
         let text = named.into_iter().fold(text.to_owned(), |text, (name, value)| text.replace(name, value));
-        key_sharing(self.kernel, &["a_$g", "b_$g", "x_$g", "y_$g"], &text)
+        key_sharing(self.kernel, &["a_$h_$g", "x_$h_$g"], &text)
     }
 }
 

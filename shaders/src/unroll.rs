@@ -1,7 +1,7 @@
 //! What kernel sources have beyond WGSL: a counted loop, unrolled as text, and lines that only some kernels have.
 //!
 //! Registers cannot be indexed at run time, so a kernel whose rows live in registers needs one name a row. A line
-//! `//$ for r in 0..ROWS` (or `.. step 4`) repeats the lines up to its `//$ end`, with `$r` and `${r+1}` replaced by the number.
+//! `//$ for r in 0..ROWS` (or `.. step 4`) repeats the lines up to its `//$ end`, with `$r`, `${r+1}` and `${r+n}` replaced by the number.
 //! Bounds are numbers, constants of the kernel's header, or variables of outer loops, or sums of these (`i+1..N`).
 //! `//$ if OUT` keeps the lines up to its `//$ end` where the constant is not 0. Other lines pass
 //! unchanged.
@@ -114,10 +114,9 @@ fn substitute(line: &str, bound: &[Bound], out: &mut String) -> Result<(), Strin
         let value = if let Some(braced) = rest.strip_prefix('{') {
             let (inside, after) = braced.split_once('}').ok_or_else(|| format!("no closing brace: `{line}`"))?;
             let (name, plus) = inside.split_once('+').unwrap_or((inside, "0"));
-            let plus: u32 = plus.parse().map_err(|_| format!("not a number in `{line}`"))?;
-            let name = name.parse().map_err(|_| format!("not a letter in `{line}`"))?;
+            let letter = |name: &str| name.parse().map_err(|_| format!("not a letter in `{line}`"));
             rest = after;
-            lookup(name)? + plus
+            lookup(letter(name)?)? + plus.parse().or_else(|_| lookup(letter(plus)?))?
         } else {
             let name = rest.chars().next().unwrap_or(' ');
             let value = lookup(name)?;
@@ -148,8 +147,8 @@ mod tests {
 
     #[test]
     fn bounds_may_be_outer_variables() {
-        let source = "//$ for i in 0..ROWS\n//$ for j in i+1..3\nx_$i_$j\n//$ end\n//$ end";
-        assert_eq!(unroll(source, &rows).unwrap(), "x_0_1\nx_0_2\nx_1_2\n");
+        let source = "//$ for i in 0..ROWS\n//$ for j in i+1..3\nx_$i_$j = y_${i+j};\n//$ end\n//$ end";
+        assert_eq!(unroll(source, &rows).unwrap(), "x_0_1 = y_1;\nx_0_2 = y_2;\nx_1_2 = y_3;\n");
     }
 
     #[test]
