@@ -5,12 +5,27 @@ mod common;
 use common::devices;
 use wattn_scheduler::shaders::{Kernel, Shape, Storage};
 use wattn_scheduler::{
-    Attention, Based, Capabilities, Choice, DeviceKind, Driver, Extent, HeadDim, Heads, Lightning, Schedule, Tokens,
-    Tunable,
+    Attention, BackwardPlan, Based, Capabilities, Choice, DeviceKind, Driver, Extent, HeadDim, Heads, Lightning,
+    Schedule, Tokens, Tunable,
 };
 
 fn attention(dim: u32) -> Attention {
     Attention::new(Heads::new(4).unwrap(), HeadDim::new(dim).unwrap())
+}
+
+/// The planner's choice comes first, all candidates serve, none twice, and the menu, which a file is read by, has them.
+fn candidates<O: Tunable>(name: &str, operator: &O, extent: O::Size, device: &Capabilities) -> Vec<Choice> {
+    let candidates = operator.candidates(extent, device).unwrap();
+    assert_eq!(candidates[0], operator.planned(extent, device).unwrap().0, "{name}");
+    assert!((1..=6).contains(&candidates.len()), "{name}: {candidates:?}");
+    let menu = operator.menu(device);
+    for (at, &choice) in candidates.iter().enumerate() {
+        let pinned = operator.with(choice);
+        assert!(pinned.is_pinned() && pinned.planned(extent, device).unwrap().0 == choice, "{name}: {choice}");
+        assert!(!candidates[..at].contains(&choice), "{name}: {choice} twice");
+        assert!(menu.contains(&choice), "{name}: {choice}");
+    }
+    candidates
 }
 
 #[test]
@@ -19,17 +34,27 @@ fn the_planners_choice_comes_first_and_all_candidates_serve() {
         for dim in [16, 64, 128, 576] {
             for attention in [attention(dim), attention(dim).causal().bias(), attention(dim).storage(Storage::F16)] {
                 let extent = Extent::new(1, 512, 512);
-                let candidates = attention.candidates(extent, &device).unwrap();
-                assert_eq!(candidates[0], attention.planned(extent, &device).unwrap().0, "{name}");
-                assert!((1..=6).contains(&candidates.len()), "{name}: {candidates:?}");
-                for (at, &choice) in candidates.iter().enumerate() {
-                    let pinned = attention.with(choice);
-                    assert_eq!(pinned.planned(extent, &device).unwrap().0, choice, "{name}");
-                    assert!(!candidates[..at].contains(&choice), "{name}: {choice} twice");
+                let forward = candidates(name, &attention, extent, &device);
+                let backward = candidates(name, &attention.backward(), extent, &device);
+                for choice in forward.iter().chain(&backward) {
                     let lanes = matches!(choice.shape, Some(Shape::Lanes(_)));
                     assert!(device.kind == DeviceKind::Cpu || !lanes, "{name}: {choice}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn what_is_pinned_of_a_backward_pass_is_what_was_planned() {
+    for (name, device, _) in devices() {
+        for dims in [[64, 64], [64, 128], [96, 64], [32, 16], [192, 128]] {
+            let dims = HeadDim::with_value(dims[0], dims[1]).unwrap();
+            let backward = Attention::new(Heads::new(4).unwrap(), dims).bias().mask().backward();
+            let extent = Extent::new(1, 512, 512);
+            let own = candidates(name, &backward, extent, &device)[0];
+            let plan = |backward| BackwardPlan::new(backward, extent, &device).unwrap().steps;
+            assert_eq!(plan(&backward.with(own)), plan(&backward), "{name}: {own}");
         }
     }
 }
@@ -47,6 +72,14 @@ fn several_kernels_and_schedules_are_tried() {
     let linear = names(
         Lightning::new(2, HeadDim::new(64).unwrap()).candidates(Tokens::new(1, 4096), &device("NVIDIA")).unwrap(),
     );
+    // Of results of unlike dims, tiles of their own, or one for all.
+    let dims = HeadDim::with_value(64, 128).unwrap();
+    let backward = Attention::new(Heads::new(4).unwrap(), dims).backward();
+    let backward = names(backward.candidates(extent, &device("RDNA")).unwrap());
+    assert_eq!(backward[0], "tile-subgroup");
+    for other in ["tile-subgroup/8x16of4x4", "tile-subgroup/16x8of4x4", "tile-universal"] {
+        assert!(backward.iter().any(|name| name == other), "{backward:?}");
+    }
     assert_eq!(linear[0], "tile-subgroup/segments");
     assert!(linear.iter().any(|name| name == "tile-universal/sequential"), "{linear:?}");
 }
@@ -85,6 +118,10 @@ fn like_problems_have_one_name_and_unlike_ones_have_not() {
         of(plain.lse()),
         of(plain.storage(Storage::F16)),
         of(plain.any_strides()),
+        plain.backward().problem(extent(1000, 1000)),
+        plain.backward().lse_gradient().problem(extent(1000, 1000)),
+        plain.sinks().backward().problem(extent(1000, 1000)),
+        plain.sinks().backward().sinks_gradient().problem(extent(1000, 1000)),
     ];
     let lightning = Lightning::new(4, HeadDim::new(64).unwrap());
     let based = Based::new(4, HeadDim::with_value(16, 64).unwrap());

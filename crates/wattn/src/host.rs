@@ -14,6 +14,8 @@ use crate::engine::Engine;
 use crate::error::RunError;
 use crate::view::View;
 
+#[cfg(feature = "tune")]
+pub(crate) use backward::LoadedBackward;
 pub(crate) use call::{Call, Results};
 #[cfg(feature = "tune")]
 pub(crate) use call::{Loaded, Written};

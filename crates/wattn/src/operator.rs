@@ -51,7 +51,8 @@ impl Operator for AttentionBackward {
     type Plan = BackwardPlan;
 
     fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<BackwardPlan, PlanError> {
-        Ok(BackwardPlan::new(engine.clone(), wattn_scheduler::BackwardPlan::new(self, extent, engine.capabilities())?))
+        let plan = |operator: &Self| wattn_scheduler::BackwardPlan::new(operator, extent, engine.capabilities());
+        Ok(BackwardPlan::new(engine.clone(), tuned(engine, self, extent, plan, |plan| &mut plan.reason)?))
     }
 }
 

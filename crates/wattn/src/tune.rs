@@ -31,8 +31,8 @@ const HOPELESS: f64 = 3.0;
 /// Of the time of the plan's own choice, what another must stay below to take its place: less is noise.
 const GAIN: f64 = 0.97;
 
-/// An operator that an engine can tune: [`Attention`](crate::Attention); [`Lightning`](crate::Lightning) and [`Based`](crate::Based),
-/// forward and backward.
+/// An operator that an engine can tune: [`Attention`](crate::Attention), [`AttentionBackward`](crate::AttentionBackward),
+/// [`Lightning`](crate::Lightning) and [`Based`](crate::Based), forward and backward.
 pub trait Tune: Operator<Extent: Copy> + Tunable<Size = <Self as Operator>::Extent> + sample::Sample {}
 
 impl<O: Operator<Extent: Copy> + Tunable<Size = <O as Operator>::Extent> + sample::Sample> Tune for O {}

@@ -14,14 +14,18 @@ use wattn::{
 };
 use wattn_cases::{BasedRecipe, Causal, Comparison, LinearRecipe, Recipe, Rows};
 use wattn_shaders::{Key, LaneShape, LinearOp, Shape};
-use wattn_tests::{attention, based, based_tokens, extent, judge_all, judge_based, judge_linear, lightning, tokens};
+use wattn_tests::{
+    BackwardRun, Loaded, attention, attention_backward, based, based_tokens, extent, judge_all, judge_based,
+    judge_linear, lightning, tokens,
+};
 
 use crate::gpu::Gpu;
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     type Body = fn(&Gpu) -> Result<()>;
-    let bodies: [(&str, Body); 7] = [
+    let bodies: [(&str, Body); 8] = [
         ("softmax", softmax),
+        ("backward", softmax_backward),
         ("lightning", lightning_and_gates),
         ("based", based_attention),
         ("wrong_candidates_are_never_chosen", wrong_candidates_are_never_chosen),
@@ -110,6 +114,22 @@ fn softmax(gpu: &Gpu) -> Result<()> {
     tuned(gpu, "softmax", &attention(&case)?, extent(&case)?, |engine| {
         let (plan, comparisons) = judge_all(engine, &case, None, Rows::All)?;
         Ok((plan.to_string(), comparisons))
+    })?;
+    Ok(())
+}
+
+fn softmax_backward(gpu: &Gpu) -> Result<()> {
+    let (name, causal) = ("tune/backward", Some(Causal::BottomRight));
+    let recipe = Recipe { name, queries: 70, keys: 140, head_dim: 16, value_dim: 16, causal, ..Recipe::default() };
+    let case = Recipe { backward: true, ..recipe }.build();
+    let reference = case.reference(Rows::All);
+    let outputs: Vec<&str> = reference.gradients.keys().copied().collect();
+    tuned(gpu, "backward", &attention_backward(&case, None, &outputs)?, extent(&case)?, |engine| {
+        let loaded = Loaded::new(engine, &case);
+        loaded.run(engine, &engine.plan(&attention(&case)?, extent(&case)?)?)?;
+        let run = BackwardRun::new(engine, loaded, None, &reference)?;
+        run.submit()?;
+        Ok((run.plan().to_string(), run.compare(&reference)?))
     })?;
     Ok(())
 }
@@ -253,6 +273,9 @@ fn every_option(gpu: &Gpu) -> Result<()> {
     let plain = Attention::new(Heads::grouped(4, 2)?, HeadDim::with_value(16, 8)?).lse().sinks().alibi().softcap(20.0);
     right(engine.tune(&plain.bias().mask(), Extent::new(2, 20, 40))?)?;
     right(engine.tune(&plain.sliding(9).storage(Storage::F16), Extent::packed(3, 50, 70))?)?;
+    let gradients = plain.bias().mask().backward().bias_gradient().sinks_gradient().slopes_gradient().lse_gradient();
+    right(engine.tune(&gradients, Extent::new(2, 20, 40))?)?;
+    right(engine.tune(&plain.sliding(9).storage(Storage::F16).backward(), Extent::packed(3, 50, 70))?)?;
     let backward = Lightning::new(2, HeadDim::new(16)?).decay(Decay::Gates).backward().decay_gradient();
     right(engine.tune(&backward.initial_state().final_state(), Tokens::packed(3, 170))?)?;
     let backward = Based::new(2, HeadDim::with_value(8, 16)?).backward().initial_state().final_state();

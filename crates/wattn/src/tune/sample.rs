@@ -1,12 +1,13 @@
 //! Operands to try candidates on, and whether their results agree.
 
 use wattn_scheduler::shaders::Storage;
-use wattn_scheduler::{Attention, Based, Extent, Lengths, Lightning, Pass, Tokens};
+use wattn_scheduler::{Attention, AttentionBackward, Based, Extent, Lengths, Lightning, Pass, Tokens};
 
 use crate::engine::Engine;
 use crate::error::{PlanError, RunError};
 use crate::host::{
-    HostLinear, HostOperands, HostScores, Loaded, LoadedBased, LoadedLinear, LoadedSoftmax, Results, Written,
+    HostIncoming, HostLinear, HostOperands, HostScores, Loaded, LoadedBackward, LoadedBased, LoadedLinear,
+    LoadedSoftmax, Results, Written,
 };
 use crate::operator::Operator;
 
@@ -35,8 +36,7 @@ pub trait Sample: Operator {
 
 impl Sample for Attention {
     fn small(&self, extent: Extent) -> Result<Extent, PlanError> {
-        let Extent { batch, queries, keys, packed } = extent;
-        Ok(Extent { batch: batch.min(2), queries: queries.min(67), keys: keys.min(131), packed })
+        Ok(small_square(extent))
     }
 
     fn slices(plan: &Self::Plan) -> u32 {
@@ -50,32 +50,40 @@ impl Sample for Attention {
         _plans: impl Iterator<Item = &'a Self::Plan>,
         then: &mut Then<'_, Self::Plan>,
     ) -> Result<(), RunError> {
-        let (options, heads, dim) = (self.options(), self.heads(), self.head_dim());
-        let batch = if extent.packed { 1 } else { extent.batch };
-        let of = |heads: u32, rows: u32, dim: u32, seed| numbers(&[batch, heads, rows, dim], seed);
-        let q = of(heads.query(), extent.queries, dim.qk(), 1);
-        let k = of(heads.key_value(), extent.keys, dim.qk(), 2);
-        let v = of(heads.key_value(), extent.keys, dim.value(), 3);
-        let square = [extent.queries, extent.keys];
-        let bias = if options.bias { numbers(&square, 4) } else { Vec::new() };
-        let mask: Vec<bool> =
-            if options.mask { numbers(&square, 5).into_iter().map(|x| x > -0.5).collect() } else { Vec::new() };
-        let (queries, keys) = (bounds(extent.batch, extent.queries), bounds(extent.batch, extent.keys));
-        let by_head = |on: bool, seed| if on { numbers(&[heads.query()], seed) } else { Vec::new() };
-        // Slopes are positive.
-        let slopes: Vec<f32> = by_head(options.alibi, 6).into_iter().map(|x| (x + 1.0) / 8.0).collect();
-        let host = HostOperands {
-            q: &q,
-            k: &k,
-            v: &v,
-            bias: options.bias.then_some(HostScores { values: &bias, per_batch: false, per_head: false }),
-            mask: options.mask.then_some(HostScores { values: &mask, per_batch: false, per_head: false }),
-            lengths: if extent.packed { Lengths::Packed { queries: &queries, keys: &keys } } else { Lengths::Full },
-            alibi_slopes: &slopes,
-            sinks: &by_head(options.sinks, 7),
-            ..HostOperands::default()
+        let square = Square::new(self, extent);
+        then(&LoadedSoftmax::new(engine, self, extent, &square.host())?)
+    }
+}
+
+impl Sample for AttentionBackward {
+    fn small(&self, extent: Extent) -> Result<Extent, PlanError> {
+        Ok(small_square(extent))
+    }
+
+    fn slices(plan: &Self::Plan) -> u32 {
+        plan.slices()
+    }
+
+    fn loaded<'a>(
+        &self,
+        engine: &Engine,
+        extent: Extent,
+        plans: impl Iterator<Item = &'a Self::Plan>,
+        then: &mut Then<'_, Self::Plan>,
+    ) -> Result<(), RunError> {
+        let workspace = plans.map(|plan| plan.workspace_bytes()).max().unwrap_or(0);
+        let attention = self.attention();
+        let square = Square::new(attention, extent);
+        // All candidates read the same.
+        let forward = engine.blocking().run(&attention.lse(), extent, &square.host())?;
+        let (heads, batch) = (attention.heads().query(), if extent.packed { 1 } else { extent.batch });
+        let grad_lse = if self.has_lse_gradient() { numbers(&[batch, heads, extent.queries], 9) } else { Vec::new() };
+        let incoming = HostIncoming {
+            grad_out: &numbers(&[batch, heads, extent.queries, attention.head_dim().value()], 8),
+            grad_lse: &grad_lse,
+            forward: Some(&forward),
         };
-        then(&LoadedSoftmax::new(engine, self, extent, &host)?)
+        then(&LoadedBackward::new(engine, self, extent, &square.host(), &incoming, workspace)?)
     }
 }
 
@@ -136,6 +144,60 @@ impl Sample for Based {
         let host = HostLinear { state: &state, ..rows.host() };
         plans.first().map_or(Ok(()), |plan| then(&LoadedBased::new(engine, plan, &host, workspace)?))
     }
+}
+
+/// What softmax attention reads.
+struct Square {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    mask: Option<Vec<bool>>,
+    /// Of packed sequences, queries and keys.
+    bounds: Option<[Vec<u32>; 2]>,
+    slopes: Vec<f32>,
+    sinks: Vec<f32>,
+}
+
+impl Square {
+    fn new(attention: &Attention, extent: Extent) -> Self {
+        let (options, heads, dim) = (attention.options(), attention.heads(), attention.head_dim());
+        let batch = if extent.packed { 1 } else { extent.batch };
+        let of = |heads: u32, rows: u32, dim: u32, seed| numbers(&[batch, heads, rows, dim], seed);
+        let square = [extent.queries, extent.keys];
+        let by_head = |on: bool, seed| if on { numbers(&[heads.query()], seed) } else { Vec::new() };
+        Self {
+            q: of(heads.query(), extent.queries, dim.qk(), 1),
+            k: of(heads.key_value(), extent.keys, dim.qk(), 2),
+            v: of(heads.key_value(), extent.keys, dim.value(), 3),
+            bias: options.bias.then(|| numbers(&square, 4)),
+            mask: options.mask.then(|| numbers(&square, 5).into_iter().map(|x| x > -0.5).collect()),
+            bounds: extent.packed.then(|| [extent.queries, extent.keys].map(|total| bounds(extent.batch, total))),
+            // Slopes are positive.
+            slopes: by_head(options.alibi, 6).into_iter().map(|x| (x + 1.0) / 8.0).collect(),
+            sinks: by_head(options.sinks, 7),
+        }
+    }
+
+    fn host(&self) -> HostOperands<'_> {
+        let Self { q, k, v, bias, mask, bounds, slopes, sinks } = self;
+        HostOperands {
+            q,
+            k,
+            v,
+            bias: bias.as_ref().map(|values| HostScores { values, per_batch: false, per_head: false }),
+            mask: mask.as_ref().map(|values| HostScores { values, per_batch: false, per_head: false }),
+            lengths: bounds.as_ref().map_or(Lengths::Full, |[queries, keys]| Lengths::Packed { queries, keys }),
+            alibi_slopes: slopes,
+            sinks,
+            ..HostOperands::default()
+        }
+    }
+}
+
+fn small_square(extent: Extent) -> Extent {
+    let Extent { batch, queries, keys, packed } = extent;
+    Extent { batch: batch.min(2), queries: queries.min(67), keys: keys.min(131), packed }
 }
 
 /// What Lightning and BASED read alike.
