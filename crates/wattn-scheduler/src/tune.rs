@@ -13,16 +13,21 @@ use crate::based_plan::BasedPlan;
 use crate::capabilities::{Capabilities, DeviceKind};
 use crate::choose;
 use crate::cost::Task;
+use crate::decode::{Decode, Split};
+use crate::decode_plan::{DecodePlan, busy, kernels};
+use crate::decode_work::Splitting;
 use crate::error::PlanError;
 use crate::lightning::{Lightning, Pass, Schedule, Tokens};
 use crate::linear_plan::{LinearPlan, registers};
 use crate::plan::Plan;
 use crate::quirks::{self, Design};
+use crate::work;
 
 /// Choices that are worth a measurement, at most.
 const MOST: usize = 6;
 
-/// A kernel, in a shape where its menu has several, of linear attention in a schedule. Its [`Display`](fmt::Display) is its name in files.
+/// A kernel, in a shape where its menu has several, of linear attention in a schedule, of few queries with a number of stretches. Its
+/// [`Display`](fmt::Display) is its name in files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Choice {
     /// The kernel.
@@ -31,17 +36,28 @@ pub struct Choice {
     pub shape: Option<Shape>,
     /// How tokens are shared out, of linear attention.
     pub schedule: Option<Schedule>,
+    /// Into how many stretches a key/value head keys are split, of few queries: see [`Decode::split_into`].
+    pub stretches: Option<u32>,
+}
+
+impl Choice {
+    /// A kernel, and nothing else to choose.
+    fn of(kernel: Kernel) -> Self {
+        Self { kernel, shape: None, schedule: None, stretches: None }
+    }
 }
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kernel)?;
         self.shape.map_or(Ok(()), |shape| write!(f, "/{shape}"))?;
-        self.schedule.map_or(Ok(()), |schedule| write!(f, "/{schedule}"))
+        self.schedule.map_or(Ok(()), |schedule| write!(f, "/{schedule}"))?;
+        self.stretches.map_or(Ok(()), |stretches| write!(f, "/{stretches}-stretches"))
     }
 }
 
-/// An operator of which plans have a choice: [`Attention`], [`AttentionBackward`], [`Lightning`] and [`Based`].
+/// An operator of which plans have a choice: [`Attention`], [`AttentionBackward`], [`Decode`], [`Lightning`] and
+/// [`Based`].
 pub trait Tunable: Clone {
     /// How much there is to do.
     type Size: Copy;
@@ -101,7 +117,7 @@ impl Tunable for Attention {
 
     fn planned(&self, extent: Extent, device: &Capabilities) -> Result<(Choice, f64), PlanError> {
         let plan = Plan::new(self, extent, device)?;
-        let choice = Choice { kernel: plan.key.kernel, shape: Some(plan.key.shape), schedule: None };
+        let choice = Choice { shape: Some(plan.key.shape), ..Choice::of(plan.key.kernel) };
         Ok((choice, plan.estimate.seconds))
     }
 }
@@ -134,12 +150,59 @@ impl Tunable for AttentionBackward {
         let pinned = softmax_menu(&self.attention, Task::Backward, qk.max(value), matrix, device);
         let unlike = table::gpu_tile(qk) != table::gpu_tile(value);
         let by_dim = [Kernel::TileSubgroup, Kernel::TileUniversal].into_iter().filter(|_| unlike);
-        by_dim.map(|kernel| Choice { kernel, shape: None, schedule: None }).chain(pinned).collect()
+        by_dim.map(Choice::of).chain(pinned).collect()
     }
 
     fn planned(&self, extent: Extent, device: &Capabilities) -> Result<(Choice, f64), PlanError> {
         let plan = BackwardPlan::new(self, extent, device)?;
-        Ok((Choice { kernel: plan.kernel, shape: plan.pinned_shape(), schedule: None }, plan.estimate.seconds))
+        Ok((Choice { shape: plan.pinned_shape(), ..Choice::of(plan.kernel) }, plan.estimate.seconds))
+    }
+}
+
+impl Tunable for Decode {
+    type Size = Extent;
+
+    fn problem(&self, extent: Extent) -> String {
+        let cache = self.cache.map_or_else(String::new, |cache| {
+            format!(", pages of {} in {}/{}", cache.page(), cache.k_storage(), cache.v_storage())
+        });
+        let cascade = if self.cascade { ", what is shared once" } else { "" };
+        softmax_problem("softmax attention of few queries", &self.attention, extent) + &cache + cascade
+    }
+
+    fn is_pinned(&self) -> bool {
+        // Stretches of fixed length keep a row's bits in any batch, which a kernel that is chosen by the batch would change.
+        self.attention.is_pinned() || self.kernel.is_some() || self.split != Split::Device
+    }
+
+    fn with(&self, choice: Choice) -> Self {
+        let split = choice.stretches.map_or(self.split, Split::Stretches);
+        Self { kernel: Some(choice.kernel), split, ..*self }
+    }
+
+    fn menu(&self, device: &Capabilities) -> Vec<Choice> {
+        let allowed = |kernel: &Kernel| *kernel != Kernel::Matrix || choose::note_on_matrices(false, device).is_ok();
+        let kernels = || kernels(device).into_iter().filter(allowed);
+        let of = |n| kernels().map(move |kernel| Choice { stretches: Some(n), ..Choice::of(kernel) });
+        stretches(self, device).into_iter().flat_map(of).collect()
+    }
+
+    fn planned(&self, extent: Extent, device: &Capabilities) -> Result<(Choice, f64), PlanError> {
+        let plan = DecodePlan::new(self, extent, device)?;
+        let attention = &self.attention;
+        let [sequences, queries, keys] = self.typical(extent);
+        let sequence = |batch| {
+            let offset = i64::from(keys) - i64::from(queries);
+            work::sequence(attention, batch, (0, queries), (0, keys), i32::try_from(offset).unwrap_or(i32::MAX))
+        };
+        let sequences: Vec<_> = (0..sequences).map(sequence).collect();
+        let work = |splitting: Splitting| splitting.work(sequences.clone(), &[], Vec::new(), extent.queries);
+        let own = work(plan.splitting);
+        // Stretches that get no shorter are no other choice.
+        let like = |&busy: &u32| work(Splitting { busy, ..plan.splitting }).stretches == own.stretches;
+        let stretches = stretches(self, device).into_iter().find(like).unwrap_or(plan.splitting.busy);
+        let choice = Choice { stretches: Some(stretches), ..Choice::of(plan.split.kernel) };
+        Ok((choice, plan.estimate(&own).seconds))
     }
 }
 
@@ -170,7 +233,7 @@ impl Tunable for Lightning {
     fn planned(&self, extent: Tokens, device: &Capabilities) -> Result<(Choice, f64), PlanError> {
         let plan = LinearPlan::new(self, extent, device)?;
         let kernel = plan.sweeps.first().map_or(Kernel::TileUniversal, |sweep| sweep.walk.kernel);
-        Ok((Choice { kernel, shape: None, schedule: Some(plan.schedule) }, plan.estimate.seconds))
+        Ok((Choice { schedule: Some(plan.schedule), ..Choice::of(kernel) }, plan.estimate.seconds))
     }
 }
 
@@ -199,7 +262,7 @@ impl Tunable for Based {
 
     fn planned(&self, extent: Tokens, device: &Capabilities) -> Result<(Choice, f64), PlanError> {
         let plan = BasedPlan::new(self, extent, device)?;
-        let choice = Choice { kernel: plan.kernel, shape: None, schedule: Some(plan.schedule) };
+        let choice = Choice { schedule: Some(plan.schedule), ..Choice::of(plan.kernel) };
         Ok((choice, plan.estimate.seconds))
     }
 }
@@ -244,7 +307,7 @@ fn softmax_menu(
     let classes = [attention.head_dim.qk(), attention.head_dim.value()];
     let [head, value] = classes.map(|dim| table::dim_class(dim).unwrap_or(table::VALUE_SPLIT));
     let of = |kernel: Kernel, shapes: Vec<Shape>| {
-        let choice = move |shape| Choice { kernel, shape: Some(shape), schedule: None };
+        let choice = move |shape| Choice { shape: Some(shape), ..Choice::of(kernel) };
         shapes.into_iter().map(choice)
     };
     let rows = |shape: LaneShape| table::LANE_ROWS.map(|rows| Shape::Lanes(LaneShape { rows, ..shape })).to_vec();
@@ -278,16 +341,20 @@ fn softmax_menu(
         .collect()
 }
 
+/// Numbers of stretches: first what the planner takes the device to be busy with, then what it may be instead.
+fn stretches(decode: &Decode, device: &Capabilities) -> Vec<u32> {
+    let busy = busy(decode.attention.heads.key_value(), device);
+    let all = [busy, 2 * busy, busy / 2, 4 * busy, busy / 4];
+    all.into_iter().filter(|&stretches| stretches > 0).collect()
+}
+
 fn linear_menu(task: Task, registers: u32, device: &Capabilities) -> Vec<Choice> {
     Kernel::ALL
         .into_iter()
         .filter(|&kernel| quirks::known(Design { task, kernel, registers, rows: 0 }, device).is_none())
         .flat_map(|kernel| {
-            [Schedule::Sequential, Schedule::Segments].map(|schedule| Choice {
-                kernel,
-                shape: None,
-                schedule: Some(schedule),
-            })
+            [Schedule::Sequential, Schedule::Segments]
+                .map(|schedule| Choice { schedule: Some(schedule), ..Choice::of(kernel) })
         })
         .collect()
 }

@@ -5,8 +5,8 @@ mod common;
 use common::devices;
 use wattn_scheduler::shaders::{Kernel, Shape, Storage};
 use wattn_scheduler::{
-    Attention, BackwardPlan, Based, Capabilities, Choice, DeviceKind, Driver, Extent, HeadDim, Heads, Lightning,
-    Schedule, Tokens, Tunable,
+    Attention, BackwardPlan, Based, CacheLayout, Capabilities, Choice, Decode, DecodePlan, DeviceKind, Driver, Extent,
+    HeadDim, Heads, Lightning, Schedule, Tokens, Tunable,
 };
 
 fn attention(dim: u32) -> Attention {
@@ -43,6 +43,43 @@ fn the_planners_choice_comes_first_and_all_candidates_serve() {
             }
         }
     }
+}
+
+#[test]
+fn few_queries_are_tried_in_more_and_fewer_stretches() {
+    let layout = |storage| CacheLayout::new(2, HeadDim::new(64).unwrap(), 16, 1000).unwrap().storage(storage, storage);
+    let of = |heads| Attention::new(Heads::grouped(heads, 2).unwrap(), HeadDim::new(64).unwrap()).causal();
+    for (name, device, _) in devices() {
+        for attention in [of(4), of(64), of(4).storage(Storage::F16), of(64).storage(Storage::F16)] {
+            let decode = attention.decode();
+            for (decode, extent) in [
+                (decode, Extent::new(1, 1, 100_000)),
+                (decode, Extent::new(3, 2, 1000)),
+                (decode, Extent::new(2, 100, 1000)),
+                (decode, Extent::packed(3, 100, 1000)),
+                (decode.cached(layout(Storage::F16)), Extent::packed(4, 500, 10_000)),
+                (decode.cached(layout(Storage::Int8)).cascade(), Extent::packed(4, 4, 40_000)),
+                (decode.cached(layout(Storage::F32)), Extent::packed(0, 0, 0)),
+            ] {
+                let candidates = candidates(name, &decode, extent, &device);
+                let plan = |decode: Decode| DecodePlan::new(&decode, extent, &device).unwrap();
+                let (own, pinned) = (plan(decode), plan(decode.with(candidates[0])));
+                assert_eq!((own.split, own.tiles), (pinned.split, pinned.tiles), "{name}");
+                assert_eq!(own.workspace_bytes, pinned.workspace_bytes, "{name}");
+            }
+        }
+    }
+    let device = devices().into_iter().find(|d| d.0 == "NVIDIA").unwrap().1;
+    let names = |decode: Decode, keys| {
+        let choices = decode.candidates(Extent::new(1, 1, keys), &device).unwrap();
+        choices.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let of_counts = |counts: &[u32]| counts.iter().map(|n| format!("tile-universal/{n}-stretches")).collect::<Vec<_>>();
+    assert_eq!(names(of(4).decode(), 1 << 20), of_counts(&[512, 1024, 256, 2048, 128]));
+    assert_eq!(names(of(4).decode(), 2000), of_counts(&[512]), "stretches get no shorter");
+    let half = names(of(32).storage(Storage::F16).decode(), 1 << 20);
+    assert_eq!(half[..2], ["matrix/512-stretches", "matrix/1024-stretches"]);
+    assert!(half.contains(&"tile-universal/512-stretches".to_owned()), "{half:?}");
 }
 
 #[test]
@@ -123,6 +160,17 @@ fn like_problems_have_one_name_and_unlike_ones_have_not() {
         plain.sinks().backward().problem(extent(1000, 1000)),
         plain.sinks().backward().sinks_gradient().problem(extent(1000, 1000)),
     ];
+    let layout = CacheLayout::new(4, HeadDim::new(64).unwrap(), 16, 100).unwrap();
+    let packed = |decode: Decode| decode.problem(Extent::packed(2, 1000, 1000));
+    let decode = [
+        plain.decode().problem(extent(1000, 1000)),
+        packed(plain.decode()),
+        packed(plain.decode().cached(layout)),
+        packed(plain.decode().cached(layout.storage(Storage::F16, Storage::Int8))),
+        packed(plain.decode().cached(CacheLayout::new(4, HeadDim::new(64).unwrap(), 32, 100).unwrap())),
+        packed(plain.decode().cached(layout).cascade()),
+    ];
+    assert_eq!(packed(plain.decode().cached(layout.layers(3))), decode[2]);
     let lightning = Lightning::new(4, HeadDim::new(64).unwrap());
     let based = Based::new(4, HeadDim::with_value(16, 64).unwrap());
     let tokens = Tokens::new(1, 1000);
@@ -136,10 +184,15 @@ fn like_problems_have_one_name_and_unlike_ones_have_not() {
         based.clone().normalize(false).problem(tokens),
         based.clone().backward().problem(Tokens::packed(2, 1000)),
     ];
-    let names: Vec<&String> = all.iter().chain(&linear).collect();
+    let names: Vec<&String> = all.iter().chain(&decode).chain(&linear).collect();
     for (at, name) in names.iter().enumerate() {
         assert!(!names[..at].contains(name), "{name} twice");
     }
     assert_eq!(lightning.clone().schedule(Schedule::Segments).problem(tokens), lightning.problem(tokens));
+    let free = plain.decode();
+    let pinned =
+        [plain.kernel(Kernel::Matrix).decode(), free.kernel(Kernel::Matrix), free.split_keys(64), free.split_into(8)];
+    assert!(pinned.iter().all(Tunable::is_pinned) && !free.cached(layout).cascade().is_pinned());
+    assert!(plain.kernel(Kernel::Matrix).backward().is_pinned() && !plain.backward().is_pinned());
     assert!(lightning.schedule(Schedule::Segments).is_pinned() && !based.is_pinned());
 }

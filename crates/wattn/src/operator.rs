@@ -42,7 +42,8 @@ impl Operator for Decode {
     type Plan = DecodePlan;
 
     fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<DecodePlan, PlanError> {
-        Ok(DecodePlan::new(engine.clone(), wattn_scheduler::DecodePlan::new(self, extent, engine.capabilities())?))
+        let plan = |operator: &Self| wattn_scheduler::DecodePlan::new(operator, extent, engine.capabilities());
+        Ok(DecodePlan::new(engine.clone(), tuned(engine, self, extent, plan, |plan| &mut plan.reason)?))
     }
 }
 
