@@ -33,6 +33,7 @@ pub fn plan_decode(
     let decode = match split {
         Split::Device => decode,
         Split::Keys(keys) => decode.split_keys(keys),
+        Split::Stretches(stretches) => decode.split_into(stretches),
     };
     Ok(engine.plan(&decode, extent(case)?))
 }

@@ -142,6 +142,16 @@ impl BackwardPlan {
         let walk = |step: &&BackwardStep| matches!(step.key.op, BackwardOp::Dq { .. });
         self.steps.iter().find(walk).map_or(Shape::Tile(table::TILE_GPU), |step| step.key.shape)
     }
+
+    /// The shape that gives these passes where it is pinned; none where their tiles differ.
+    pub(crate) fn pinned_shape(&self) -> Option<Shape> {
+        let own = self.shape();
+        let unlike = |step: &BackwardStep| {
+            let tile = step.key.op == BackwardOp::Dv && matches!(step.key.shape, Shape::Tile(_));
+            tile && step.key.shape != own
+        };
+        (!self.steps.iter().any(unlike)).then_some(own)
+    }
 }
 
 /// Gradients of what is not there.

@@ -215,9 +215,9 @@ fn shape(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result
 }
 
 /// What is known against matrices of few queries, where they are pinned all the same; or why the driver may not have them.
-pub(crate) fn note_on_matrices(attention: &Attention, device: &Capabilities) -> Result<String, String> {
+pub(crate) fn note_on_matrices(pinned: bool, device: &Capabilities) -> Result<String, String> {
     let design = Design { task: Task::Forward, kernel: Kernel::Matrix, registers: 0, rows: 0 };
-    quirks::judge(design, attention.kernel.is_some(), device)
+    quirks::judge(design, pinned, device)
 }
 
 /// What drivers may have trouble with.

@@ -1,6 +1,8 @@
 //! Few queries over long keys: what is asked for.
 
-use crate::attention::Attention;
+use wattn_shaders::Kernel;
+
+use crate::attention::{Attention, Extent};
 use crate::cache::CacheLayout;
 
 /// How long the stretches are into which keys are split.
@@ -11,6 +13,8 @@ pub enum Split {
     Device,
     /// Whole multiples of this many keys, counted from a sequence's first: a row's bits do not depend on what else is in the batch.
     Keys(u32),
+    /// As many as keep a device busy that runs so many a key/value head.
+    Stretches(u32),
 }
 
 /// Softmax attention of few queries over many keys: decoding, and prefill beside it in the same call.
@@ -27,6 +31,7 @@ pub enum Split {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Decode {
     pub(crate) attention: Attention,
+    pub(crate) kernel: Option<Kernel>,
     pub(crate) split: Split,
     pub(crate) cache: Option<CacheLayout>,
     pub(crate) cascade: bool,
@@ -36,7 +41,7 @@ impl Attention {
     /// The same attention for few queries over many keys.
     #[must_use]
     pub fn decode(self) -> Decode {
-        Decode { attention: self, split: Split::Device, cache: None, cascade: false }
+        Decode { attention: self, kernel: None, split: Split::Device, cache: None, cascade: false }
     }
 }
 
@@ -45,6 +50,22 @@ impl Decode {
     #[must_use]
     pub fn split_keys(mut self, keys: u32) -> Self {
         self.split = Split::Keys(keys.max(1));
+        self
+    }
+
+    /// Splits all keys of a call into about so many stretches a key/value head, at least one, as far as these get no shorter than 128
+    /// keys: instead of what the planner guesses of the device.
+    #[must_use]
+    pub fn split_into(mut self, stretches: u32) -> Self {
+        self.split = Split::Stretches(stretches.max(1));
+        self
+    }
+
+    /// Forces the kernel of sequences with few queries, where it is not to be that of the [attention](Attention::kernel), which attends
+    /// the others in tiles.
+    #[must_use]
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = Some(kernel);
         self
     }
 
@@ -80,5 +101,32 @@ impl Decode {
     #[must_use]
     pub fn cache(&self) -> Option<&CacheLayout> {
         self.cache.as_ref()
+    }
+
+    /// Whether what neighbouring sequences share is read once.
+    #[must_use]
+    pub fn is_cascade(&self) -> bool {
+        self.cascade
+    }
+
+    /// What an extent amounts to in a typical call: sequences, queries and keys of each, which are equal. Over a cache each sequence has
+    /// one new token, as in generation; no more keys than the pages hold.
+    #[must_use]
+    pub fn typical(&self, extent: Extent) -> [u32; 3] {
+        let Extent { batch, queries, keys, packed } = extent;
+        match &self.cache {
+            Some(cache) => {
+                let sequences = batch.min(queries).min(keys).min(cache.pages());
+                let held = cache.pages().checked_div(sequences).unwrap_or(0) * cache.page();
+                [sequences, 1, keys.checked_div(sequences).unwrap_or(0).min(held)]
+            }
+            None if packed => [batch, queries / batch.max(1), keys / batch.max(1)],
+            None => [batch, queries, keys],
+        }
+    }
+
+    /// The kernel of few queries that the caller asks for.
+    pub(crate) fn pinned(&self) -> Option<Kernel> {
+        self.kernel.or(self.attention.kernel)
     }
 }

@@ -156,7 +156,7 @@ impl DecodePlan {
         let unit = match self.decode.split {
             // Whole stretches, so that their bits do not depend on who shares them.
             Split::Keys(keys) => keys.min(self.splitting.most_keys),
-            Split::Device => 1,
+            Split::Device | Split::Stretches(_) => 1,
         };
         let common = |a: usize, b: usize| step.table(a).iter().zip(step.table(b)).take_while(|(a, b)| a == b).count();
         let can = |at: usize| {

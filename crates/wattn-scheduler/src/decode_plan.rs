@@ -102,9 +102,12 @@ impl DecodePlan {
             tile: tiles.map_or(1, |key| key.shape.tile_queries()),
             keys: match decode.split {
                 Split::Keys(keys) => Some(keys),
-                Split::Device => None,
+                Split::Device | Split::Stretches(_) => None,
             },
-            busy: (device.width() * 2).div_ceil(kv_heads),
+            busy: match decode.split {
+                Split::Stretches(stretches) => stretches,
+                Split::Device | Split::Keys(_) => busy(kv_heads, device),
+            },
             step: LEAST_KEYS,
             most_keys,
             kv_heads,
@@ -231,10 +234,6 @@ fn split_key(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<(
     if let Some(shape) = attention.shape {
         return Err(PlanError::invalid("shape", shape, "none for few queries, whose rows follow from the group"));
     }
-    let order: &[Kernel] = match device.kind {
-        DeviceKind::Cpu => &[Kernel::Broadcast, Kernel::TileUniversal],
-        _ => &[Kernel::Matrix, Kernel::TileUniversal],
-    };
     let queries = if extent.packed { 1 } else { extent.queries };
     let wanted = queries.saturating_mul(attention.heads.group());
     let serves = |kernel| {
@@ -250,8 +249,21 @@ fn split_key(decode: &Decode, extent: Extent, device: &Capabilities) -> Result<(
         choose::fits(key.workgroup_bytes(), key.invocations(), device)?;
         Ok((key, format!("{why}, {} rows share what is read", key.rows)))
     };
-    let (_, key, reason) = choose::first_that_serves(attention.kernel, order, serves)?;
+    let (_, key, reason) = choose::first_that_serves(decode.pinned(), &kernels(device), serves)?;
     Ok((key, reason))
+}
+
+/// The kernels of few queries in the order that suits the device.
+pub(crate) fn kernels(device: &Capabilities) -> [Kernel; 2] {
+    match device.kind {
+        DeviceKind::Cpu => [Kernel::Broadcast, Kernel::TileUniversal],
+        _ => [Kernel::Matrix, Kernel::TileUniversal],
+    }
+}
+
+/// Stretches of a key/value head that should keep the device busy.
+pub(crate) fn busy(kv_heads: u32, device: &Capabilities) -> u32 {
+    (device.width() * 2).div_ceil(kv_heads)
 }
 
 /// As many rows of a menu as are wanted, or its most.
@@ -315,8 +327,9 @@ fn broadcast_key(decode: &Decode, wanted: u32, device: &Capabilities) -> Result<
 fn matrix_key(decode: &Decode, wanted: u32, device: &Capabilities) -> Result<(SplitKey, String), String> {
     let attention = &decode.attention;
     let (side, subgroups) = choose::matrices([attention.q, unlike_f16(stored(decode))], device)?;
-    let note = choose::note_on_matrices(attention, device)?;
-    if attention.kernel.is_none() {
+    let pinned = decode.pinned().is_some();
+    let note = choose::note_on_matrices(pinned, device)?;
+    if !pinned {
         pay(wanted, device)?;
     }
     let matrices = SplitMatrices::new(side, subgroups);
@@ -395,6 +408,9 @@ impl fmt::Display for DecodePlan {
                 writeln!(f, "  stretches   as many as keep the device busy, {} keys at least", self.splitting.step)?
             }
             Split::Keys(keys) => writeln!(f, "  stretches   of {keys} keys, whatever else is in the batch")?,
+            Split::Stretches(most) => {
+                writeln!(f, "  stretches   about {most} a key/value head, {} keys at least", self.splitting.step)?
+            }
         }
         if let Some(cache) = &self.decode.cache {
             writeln!(

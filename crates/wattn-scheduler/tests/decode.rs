@@ -6,8 +6,8 @@ use common::devices;
 use proptest::prelude::*;
 use wattn_scheduler::shaders::{Kernel, Storage};
 use wattn_scheduler::{
-    Attention, CacheLayout, Capabilities, DecodePlan, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths, PlanError,
-    Rates, key_range,
+    Attention, CacheLayout, Capabilities, Decode, DecodePlan, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths,
+    PlanError, Rates, key_range,
 };
 
 fn attention(heads: u32, kv_heads: u32, dim: u32) -> Attention {
@@ -114,6 +114,33 @@ fn matrices_serve_few_queries_where_they_are_pinned_or_say_why_not() {
 }
 
 #[test]
+fn keys_are_split_into_about_as_many_stretches_as_are_asked_for() {
+    let split = |stretches, keys| {
+        let decode = attention(8, 2, 64).decode().split_into(stretches);
+        let plan = DecodePlan::new(&decode, Extent::new(1, 1, keys), &device("NVIDIA")).unwrap();
+        assert!(plan.to_string().contains(&format!("about {} a key/value head", stretches.max(1))), "{plan}");
+        plan.work(Lengths::Full, &[]).unwrap().stretches.len()
+    };
+    assert_eq!([0, 1, 4, 64].map(|stretches| split(stretches, 8192)), [1, 1, 4, 64]);
+    assert_eq!([4, 64].map(|stretches| split(stretches, 300)), [3, 3], "none is shorter than 128 keys");
+}
+
+#[test]
+fn the_kernel_of_few_queries_may_be_another_one() {
+    let extent = Extent::packed(4, 400, 4000);
+    let plan = |decode: Decode| DecodePlan::new(&decode, extent, &device("NVIDIA")).unwrap();
+    let own = plan(half(32, 2).decode());
+    let tiles = plan(half(32, 2).decode().kernel(Kernel::TileUniversal));
+    assert_eq!((own.split.kernel, tiles.split.kernel), (Kernel::Matrix, Kernel::TileUniversal));
+    assert_eq!(tiles.tiles, own.tiles);
+    assert!(tiles.reason.starts_with("pinned; "), "{tiles}");
+    let both = plan(half(32, 2).kernel(Kernel::TileUniversal).decode());
+    assert_eq!(both.tiles.unwrap().kernel, Kernel::TileUniversal);
+    let pinned = plan(half(2, 2).kernel(Kernel::TileUniversal).decode().kernel(Kernel::Matrix));
+    assert_eq!(pinned.split.kernel, Kernel::Matrix, "although that many rows do not pay");
+}
+
+#[test]
 fn prefill_over_a_cache_takes_matrices_by_what_the_cache_stores() {
     let layout = CacheLayout::new(2, HeadDim::new(64).unwrap(), 16, 400).unwrap();
     let extent = Extent::packed(4, 400, 4000);
@@ -163,6 +190,7 @@ proptest! {
         queries in 1..5_u32,
         lengths in prop::collection::vec(0..900_u32, 1..9),
         split in prop::option::of(1..200_u32),
+        stretches in prop::option::of(1..100_u32),
         window in prop::option::of(0..300_u32),
         cpu in any::<bool>(),
     ) {
@@ -171,6 +199,7 @@ proptest! {
             ..Capabilities::webgpu_defaults()
         };
         let decode = attention(2 * group, 2, 8).window(window, None).decode();
+        let decode = stretches.map_or(decode, |stretches| decode.split_into(stretches));
         let decode = split.map_or(decode, |keys| decode.split_keys(keys));
         let batch = u32::try_from(lengths.len()).unwrap();
         let plan = DecodePlan::new(&decode, Extent::new(batch, queries, 900), &device).unwrap();

@@ -2,6 +2,7 @@
 
 mod backward;
 mod call;
+mod decode;
 mod linear;
 mod memory;
 mod softmax;
@@ -14,13 +15,17 @@ use crate::engine::Engine;
 use crate::error::RunError;
 use crate::view::View;
 
+#[cfg(feature = "tune")]
+pub(crate) use backward::LoadedBackward;
 pub(crate) use call::{Call, Results};
 #[cfg(feature = "tune")]
 pub(crate) use call::{Loaded, Written};
 #[cfg(feature = "tune")]
+pub(crate) use decode::LoadedDecode;
+#[cfg(feature = "tune")]
 pub(crate) use linear::{LoadedBased, LoadedLinear};
 #[cfg(feature = "tune")]
-pub(crate) use memory::buffer;
+pub(crate) use memory::{buffer, upload};
 #[cfg(feature = "tune")]
 pub(crate) use softmax::LoadedSoftmax;
 

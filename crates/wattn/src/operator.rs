@@ -42,7 +42,8 @@ impl Operator for Decode {
     type Plan = DecodePlan;
 
     fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<DecodePlan, PlanError> {
-        Ok(DecodePlan::new(engine.clone(), wattn_scheduler::DecodePlan::new(self, extent, engine.capabilities())?))
+        let plan = |operator: &Self| wattn_scheduler::DecodePlan::new(operator, extent, engine.capabilities());
+        Ok(DecodePlan::new(engine.clone(), tuned(engine, self, extent, plan, |plan| &mut plan.reason)?))
     }
 }
 
@@ -51,7 +52,8 @@ impl Operator for AttentionBackward {
     type Plan = BackwardPlan;
 
     fn plan_on(&self, engine: &Engine, extent: Extent) -> Result<BackwardPlan, PlanError> {
-        Ok(BackwardPlan::new(engine.clone(), wattn_scheduler::BackwardPlan::new(self, extent, engine.capabilities())?))
+        let plan = |operator: &Self| wattn_scheduler::BackwardPlan::new(operator, extent, engine.capabilities());
+        Ok(BackwardPlan::new(engine.clone(), tuned(engine, self, extent, plan, |plan| &mut plan.reason)?))
     }
 }
 

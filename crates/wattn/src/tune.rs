@@ -1,5 +1,6 @@
-//! Tuning: which kernel, shape and schedule a device is fastest with, measured and remembered.
+//! Tuning: which kernel, shape, schedule and split a device is fastest with, measured and remembered.
 
+mod agree;
 mod clock;
 mod file;
 mod sample;
@@ -31,8 +32,8 @@ const HOPELESS: f64 = 3.0;
 /// Of the time of the plan's own choice, what another must stay below to take its place: less is noise.
 const GAIN: f64 = 0.97;
 
-/// An operator that an engine can tune: [`Attention`](crate::Attention); [`Lightning`](crate::Lightning) and [`Based`](crate::Based),
-/// forward and backward.
+/// An operator that an engine can tune: [`Attention`](crate::Attention), [`AttentionBackward`](crate::AttentionBackward) and
+/// [`Decode`](crate::Decode); [`Lightning`](crate::Lightning) and [`Based`](crate::Based), forward and backward.
 pub trait Tune: Operator<Extent: Copy> + Tunable<Size = <Self as Operator>::Extent> + sample::Sample {}
 
 impl<O: Operator<Extent: Copy> + Tunable<Size = <O as Operator>::Extent> + sample::Sample> Tune for O {}
@@ -51,7 +52,7 @@ pub struct Tuned {
 /// What came of one candidate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// The kernel, with its shape or schedule.
+    /// The kernel, with its shape, schedule or stretches.
     pub choice: Choice,
     /// The median of the seconds that a call takes; or why it is out of the question.
     pub seconds: Result<f64, String>,
@@ -71,15 +72,19 @@ impl fmt::Display for Tuned {
 }
 
 impl Engine {
-    /// Measures which kernel, shape and schedule suit this problem and those like it on this device, and has later plans of this engine
-    /// choose it; with [`EngineBuilder::tuning`](crate::EngineBuilder::tuning), those of later engines too. It takes seconds, and the
-    /// device to itself.
+    /// Measures which kernel, shape, schedule and split suit this problem and those like it on this device, and has later plans of this
+    /// engine choose it; with [`EngineBuilder::tuning`](crate::EngineBuilder::tuning), those of later engines too. It takes seconds (of
+    /// gradients on a CPU driver, which compiles slowly, up to a minute), and the device to itself.
     ///
     /// Candidates are what the planner chooses untuned, and the few that its estimate puts next. Each first has to agree with the
     /// planner's own choice on a small problem of the same options and then on the whole one, outputs and workspace full of NaN before:
     /// what does not is never chosen. Time is the device's own where it was created with `TIMESTAMP_QUERY` and
     /// `TIMESTAMP_QUERY_INSIDE_ENCODERS`, else the wall clock's. Problems whose batch, lengths and windows round up to the same powers of
     /// two are taken for alike.
+    ///
+    /// Few queries are measured in a [typical call](crate::Decode::typical) within the extent; over a cache, in one layer of another one
+    /// of its layout, which takes as much memory. Stretches of [fixed length](crate::Decode::split_keys) are pinned, since they
+    /// promise the same bits in any batch.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -92,8 +97,8 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// A refused problem (steps of linear attention, and operators with a pinned kernel, shape or schedule, leave nothing to choose), a
-    /// device that fails, a file that cannot be written (this engine keeps what was found all the same).
+    /// A refused problem (steps of linear attention, and operators with a pinned kernel, shape, schedule or split, leave nothing to
+    /// choose), a device that fails, a file that cannot be written (this engine keeps what was found all the same).
     pub fn tune<O: Tune>(&self, operator: &O, extent: <O as Operator>::Extent) -> Result<Tuned, TuneError> {
         if operator.is_pinned() {
             return Err(TuneError::Pinned);
@@ -168,7 +173,7 @@ impl Engine {
         loaded.poison(self);
         let run = Call::new(self, |call| call.run(loaded, plan, O::slices(plan)));
         let got = run.and_then(|call| self.blocking().results(call)).map_err(|error| error.to_string())?;
-        sample::agree(&got, expected.as_ref().unwrap_or(&got), &loaded.written())?;
+        agree::agree(&got, expected.as_ref().unwrap_or(&got), &loaded.written())?;
         expected.get_or_insert(got);
         Ok(())
     }

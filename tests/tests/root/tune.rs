@@ -9,22 +9,28 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use wattn::{
-    Attention, Based, Candidate, Decay, Engine, Extent, HeadDim, Heads, Kernel, Lightning, Schedule, Storage, Tokens,
-    Tune, TuneError, Tuned, Tuning,
+    Attention, Based, CacheLayout, Candidate, Choice, Decay, Engine, Extent, HeadDim, Heads, Kernel, Lightning,
+    Schedule, Split, Storage, Tokens, Tune, TuneError, Tuned, Tuning,
 };
 use wattn_cases::{BasedRecipe, Causal, Comparison, LinearRecipe, Recipe, Rows};
-use wattn_shaders::{Key, LaneShape, LinearOp, Shape};
-use wattn_tests::{attention, based, based_tokens, extent, judge_all, judge_based, judge_linear, lightning, tokens};
+use wattn_shaders::{BackwardOp, Key, LaneShape, LinearOp, Shape};
+use wattn_tests::{
+    BackwardRun, Loaded, attention, attention_backward, based, based_tokens, extent, judge_all, judge_based,
+    judge_decode, judge_linear, lightning, tokens,
+};
 
 use crate::gpu::Gpu;
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     type Body = fn(&Gpu) -> Result<()>;
-    let bodies: [(&str, Body); 7] = [
+    let bodies: [(&str, Body); 10] = [
         ("softmax", softmax),
+        ("backward", softmax_backward),
+        ("decode", few_queries),
         ("lightning", lightning_and_gates),
         ("based", based_attention),
         ("wrong_candidates_are_never_chosen", wrong_candidates_are_never_chosen),
+        ("wrong_gradients_and_stretches_are_never_chosen", wrong_gradients_and_stretches_are_never_chosen),
         ("what_others_leave_is_not_read", what_others_leave_is_not_read),
         ("broken_files_and_pinned_operators", broken_files_and_pinned_operators),
         ("every_option", every_option),
@@ -114,6 +120,36 @@ fn softmax(gpu: &Gpu) -> Result<()> {
     Ok(())
 }
 
+fn softmax_backward(gpu: &Gpu) -> Result<()> {
+    let (name, causal) = ("tune/backward", Some(Causal::BottomRight));
+    let recipe = Recipe { name, queries: 70, keys: 140, head_dim: 16, value_dim: 16, causal, ..Recipe::default() };
+    let case = Recipe { backward: true, ..recipe }.build();
+    let reference = case.reference(Rows::All);
+    let outputs: Vec<&str> = reference.gradients.keys().copied().collect();
+    tuned(gpu, "backward", &attention_backward(&case, None, &outputs)?, extent(&case)?, |engine| {
+        let loaded = Loaded::new(engine, &case);
+        loaded.run(engine, &engine.plan(&attention(&case)?, extent(&case)?)?)?;
+        let run = BackwardRun::new(engine, loaded, None, &reference)?;
+        run.submit()?;
+        Ok((run.plan().to_string(), run.compare(&reference)?))
+    })?;
+    Ok(())
+}
+
+fn few_queries(gpu: &Gpu) -> Result<()> {
+    let (name, causal) = ("tune/decode", Some(Causal::BottomRight));
+    let recipe =
+        Recipe { name, batch: 2, queries: 3, keys: 600, head_dim: 16, value_dim: 16, causal, ..Recipe::default() };
+    let case = recipe.build();
+    let reference = case.reference(Rows::All);
+    let tuned = tuned(gpu, "decode", &attention(&case)?.decode(), extent(&case)?, |engine| {
+        let (plan, comparisons) = judge_decode(engine, &case, None, Split::Device, &reference)?;
+        Ok((plan.to_string(), comparisons.into()))
+    })?;
+    ensure!(tuned.candidates.iter().all(|candidate| candidate.choice.stretches.is_some()), "{tuned}");
+    Ok(())
+}
+
 fn lightning_and_gates(gpu: &Gpu) -> Result<()> {
     let name = "tune/lightning";
     let case =
@@ -197,6 +233,54 @@ fn mutated(key: &Key, source: String, mutation: usize) -> String {
     }
 }
 
+/// Of gradients those of q by some designs, and the stretches of all kernels but the planner's own, are nothing at all, at no time; over a
+/// cache, they are of the first sequence's keys.
+fn wrong_gradients_and_stretches_are_never_chosen(gpu: &Gpu) -> Result<()> {
+    let engine = Engine::builder(gpu.engine.device(), gpu.engine.queue()).rewrite(without_some).build();
+    let attention = Attention::new(Heads::new(2)?, HeadDim::new(16)?);
+    let backward = attention.backward();
+    let tuned = engine.tune(&backward, Extent::new(1, 40, 40));
+    only_right_ones(tuned, "NaN", |choice| is_mutated(choice.kernel, choice.shape))?;
+    let tuned = engine.tune(&attention.decode(), Extent::new(1, 1, 600));
+    only_right_ones(tuned, "NaN", |choice| choice.kernel == Kernel::TileUniversal)?;
+    let decode = attention.decode().cached(CacheLayout::new(2, HeadDim::new(16)?, 16, 80)?);
+    let extent = Extent::packed(2, 2, 1200);
+    if engine.plan(&decode, extent)?.details().split.kernel == Kernel::TileUniversal {
+        return Ok(()); // the planner's own is among those
+    }
+    only_right_ones(engine.tune(&decode, extent), "off by", |choice| choice.kernel == Kernel::TileUniversal)
+}
+
+/// That those are out of the question which are wrong, and why.
+fn only_right_ones(tuned: Result<Tuned, TuneError>, message: &str, is_wrong: impl Fn(&Choice) -> bool) -> Result<()> {
+    let tuned = match tuned {
+        // Without subgroups there is no other design to hold it against.
+        Err(TuneError::Own(why)) if why.contains("NaN") => return Ok(()),
+        tuned => tuned?,
+    };
+    for Candidate { choice, seconds } in &tuned.candidates {
+        let found_out = seconds.as_ref().is_err_and(|why| why.contains(message));
+        ensure!(found_out == is_wrong(choice) && found_out == seconds.is_err(), "{tuned}");
+    }
+    ensure!(tuned.candidates.iter().any(|c| is_wrong(&c.choice)), "none was mutated: {tuned}");
+    ensure!(!is_wrong(&tuned.best), "{tuned}");
+    Ok(())
+}
+
+fn without_some(key: &Key, source: String) -> String {
+    let place = "aux.params.tables + s.k_start";
+    let wrong = match key {
+        Key::FlashBackward(key) => matches!(key.op, BackwardOp::Dq { .. }) && is_mutated(key.kernel, Some(key.shape)),
+        Key::Split(key) if key.kernel == Kernel::TileUniversal && key.paged => {
+            assert!(source.contains(place), "{key} reads no tables");
+            return source.replace(place, "aux.params.tables");
+        }
+        Key::Split(key) => key.kernel == Kernel::TileUniversal,
+        _ => false,
+    };
+    if wrong { MUTATIONS[1](&source) } else { source }
+}
+
 /// Segments of all kernels but `broadcast` leave no decays: what candidates before left in the workspace would do.
 fn what_others_leave_is_not_read(gpu: &Gpu) -> Result<()> {
     let lightning = Lightning::new(2, HeadDim::new(16)?).decay(Decay::Gates);
@@ -235,6 +319,22 @@ fn broken_files_and_pinned_operators(gpu: &Gpu) -> Result<()> {
     let pinned = Attention::new(Heads::new(2)?, HeadDim::new(16)?).kernel(Kernel::TileUniversal);
     let error = gpu.engine.tune(&pinned, Extent::new(1, 8, 8)).err().context("a pinned kernel was tuned")?;
     ensure!(matches!(error, TuneError::Pinned), "{error}");
+    let attention = Attention::new(Heads::new(2)?, HeadDim::new(16)?);
+    let free = attention.decode();
+    let extent = Extent::new(1, 1, 300);
+    let engine = gpu.timing()?;
+    engine.tune(&free, extent)?;
+    for pinned in [free.split_keys(64), free.split_into(2), free.kernel(Kernel::TileUniversal)] {
+        let error = engine.tune(&pinned, extent).err().context("pinned stretches were tuned")?;
+        ensure!(matches!(error, TuneError::Pinned), "{error}");
+        let plan = engine.plan(&pinned, extent)?.to_string();
+        ensure!(!plan.contains("tuned"), "{plan}");
+    }
+    let error = engine.tune(&pinned.backward(), extent).err().context("a pinned kernel was tuned")?;
+    ensure!(matches!(error, TuneError::Pinned), "{error}");
+    let layout = CacheLayout::new(2, HeadDim::new(16)?, 16, 100)?;
+    let error = engine.tune(&free.cached(layout), extent).err().context("a batch over a cache was tuned")?;
+    ensure!(error.to_string().starts_with("extent: a batch given"), "{error}");
     let step = Lightning::new(2, HeadDim::new(16)?).step();
     let error = gpu.engine.tune(&step, Tokens::new(1, 1)).err().context("a step was tuned")?;
     ensure!(error.to_string() == "pass: one step given, allowed is forward or backward, to be tuned", "{error}");
@@ -253,6 +353,16 @@ fn every_option(gpu: &Gpu) -> Result<()> {
     let plain = Attention::new(Heads::grouped(4, 2)?, HeadDim::with_value(16, 8)?).lse().sinks().alibi().softcap(20.0);
     right(engine.tune(&plain.bias().mask(), Extent::new(2, 20, 40))?)?;
     right(engine.tune(&plain.sliding(9).storage(Storage::F16), Extent::packed(3, 50, 70))?)?;
+    right(engine.tune(&plain.bias().mask().decode(), Extent::new(2, 2, 300))?)?;
+    right(engine.tune(&plain.causal_top_left().decode(), Extent::new(2, 2, 300))?)?;
+    let layout = CacheLayout::new(2, HeadDim::with_value(16, 8)?, 16, 80)?;
+    let decode = plain.causal().storage(Storage::F16).decode();
+    right(engine.tune(&decode.cached(layout.storage(Storage::F16, Storage::Int8)), Extent::packed(3, 40, 900))?)?;
+    let decode = Attention::new(Heads::grouped(4, 2)?, HeadDim::with_value(16, 8)?).causal().decode();
+    right(engine.tune(&decode.cached(layout).cascade(), Extent::packed(2, 2, 4000))?)?;
+    let gradients = plain.bias().mask().backward().bias_gradient().sinks_gradient().slopes_gradient().lse_gradient();
+    right(engine.tune(&gradients, Extent::new(2, 20, 40))?)?;
+    right(engine.tune(&plain.sliding(9).storage(Storage::F16).backward(), Extent::packed(3, 50, 70))?)?;
     let backward = Lightning::new(2, HeadDim::new(16)?).decay(Decay::Gates).backward().decay_gradient();
     right(engine.tune(&backward.initial_state().final_state(), Tokens::packed(3, 170))?)?;
     let backward = Based::new(2, HeadDim::with_value(8, 16)?).backward().initial_state().final_state();

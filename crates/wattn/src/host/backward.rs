@@ -2,15 +2,17 @@
 
 use wattn_scheduler::shaders::Storage;
 use wattn_scheduler::{AttentionBackward, Extent};
-use wgpu::BufferUsages;
+use wgpu::{Buffer, BufferUsages, CommandEncoder};
 
-use super::Blocking;
-use super::call::{Call, Written};
+use super::call::{Call, Loaded, Written};
 use super::memory::{buffer, check, packed, upload};
-use super::softmax::{HostOperands, HostOutput, Inputs, Sizes};
+use super::softmax::{HostOperands, HostOutput, HostScores, Inputs, Sizes};
+use super::{Blocking, HostLayout};
 use crate::backward_operands::BackwardOperands;
+use crate::backward_plan::BackwardPlan;
 use crate::engine::Engine;
-use crate::error::RunError;
+use crate::error::{EncodeError, RunError};
+use crate::operands::Operands;
 use crate::view::View;
 
 /// What a backward call takes beside the operands of its forward call.
@@ -88,64 +90,125 @@ fn submit(
     incoming: &HostIncoming<'_>,
 ) -> Result<(), RunError> {
     let plan = engine.plan(backward, extent)?;
-    let attention = backward.attention().lse();
-    let sizes = Sizes::new(&attention, extent);
-    let (q, kv) = (attention.q_storage(), attention.kv_storage());
-    check("grad_out", incoming.grad_out.len(), sizes.out)?;
-    check("grad_lse", incoming.grad_lse.len(), if backward.has_lse_gradient() { sizes.lse } else { 0 })?;
-    let inputs = Inputs::upload(engine, &attention, extent, operands)?;
-    let (out, lse) = match incoming.forward {
-        Some(given) => {
-            check("out", given.out.len(), sizes.out)?;
-            check("lse", given.lse.len(), sizes.lse)?;
-            let lse = upload(engine, "lse", bytemuck::cast_slice(&given.lse))?;
-            (upload(engine, "out", &packed(&given.out, q))?, lse)
-        }
-        None => {
-            let forward = engine.plan(&attention, extent)?;
-            let out = Written::new(engine, "out", sizes.out, q)?.buffer;
-            let lse = Written::new(engine, "lse", sizes.lse, Storage::F32)?.buffer;
-            let views = inputs.operands(&out, Some(&lse));
-            call.submit(forward.slices(), |encoder, slice| forward.encode_slice(encoder, &views, slice))?;
-            (out, lse)
-        }
-    };
+    let loaded = LoadedBackward::new(engine, backward, extent, operands, incoming, plan.workspace_bytes())?;
+    if incoming.forward.is_none() {
+        let forward = engine.plan(&backward.attention().lse(), extent)?;
+        let views = loaded.forward();
+        call.submit(forward.slices(), |encoder, slice| forward.encode_slice(encoder, &views, slice))?;
+    }
+    call.run(&loaded, &plan, plan.slices())
+}
 
-    let grad_out = upload(engine, "grad_out", &packed(incoming.grad_out, q))?;
-    let grad_lse = upload(engine, "grad_lse", bytemuck::cast_slice(incoming.grad_lse))?;
-    let workspace = buffer(engine, "workspace", plan.workspace_bytes(), BufferUsages::STORAGE)?;
-    let written = |argument, elements, storage| Written::new(engine, argument, elements, storage);
-    let optional =
-        |wanted: bool, argument, elements| wanted.then(|| written(argument, elements, Storage::F32)).transpose();
-    let [dq, dk, dv] = [written("dq", sizes.q, q)?, written("dk", sizes.k, kv)?, written("dv", sizes.v, kv)?];
-    // Where the bias is missing, encoding says so.
-    let bias = operands.bias.filter(|_| backward.has_bias_gradient());
-    let entries = bias.map_or(0, |bias| sizes.scores(bias.per_batch, bias.per_head));
-    let dbias = optional(bias.is_some(), "dbias", entries)?;
-    let dsinks = optional(backward.has_sinks_gradient(), "dsinks", sizes.heads)?;
-    let dslopes = optional(backward.has_slopes_gradient(), "dslopes", sizes.heads)?;
+/// The operands of a backward call, on the device.
+pub(crate) struct LoadedBackward<'a> {
+    inputs: Inputs<'a>,
+    layout: HostLayout,
+    out: Buffer,
+    lse: Buffer,
+    grad_out: Buffer,
+    grad_lse: Option<Buffer>,
+    /// Of q, k and v.
+    rows: [Written; 3],
+    /// Of the bias, for each batch entry and head where these are set.
+    dbias: Option<(Written, bool, bool)>,
+    dsinks: Option<Written>,
+    dslopes: Option<Written>,
+    workspace: Buffer,
+}
 
-    let forward = inputs.operands(&out, Some(&lse));
-    let [rows_q, rows_k, rows_v] = [&dq, &dk, &dv].map(|written| operands.layout.view(&written.buffer));
-    let views = BackwardOperands {
-        grad_lse: backward.has_lse_gradient().then(|| View::bhsd(&grad_lse)),
-        dbias: bias.zip(dbias.as_ref()).map(|(b, made)| View::scores(&made.buffer, b.per_batch, b.per_head)),
-        dsinks: dsinks.as_ref().map(Written::view),
-        dslopes: dslopes.as_ref().map(Written::view),
-        bias: forward.bias,
-        mask: forward.mask,
-        lengths: operands.lengths,
-        causal_offsets: operands.causal_offsets,
-        alibi_slopes: operands.alibi_slopes,
-        sinks: operands.sinks,
-        ..BackwardOperands::new(
-            [forward.q, forward.k, forward.v],
-            [forward.out, View::bhsd(&lse), operands.layout.view(&grad_out)],
-            [rows_q, rows_k, rows_v],
-            &workspace,
-        )
-    };
-    call.submit(plan.slices(), |encoder, slice| plan.encode_slice(encoder, &views, slice))?;
-    let all = [Some(dq), Some(dk), Some(dv), dbias, dsinks, dslopes];
-    all.iter().flatten().try_for_each(|written| call.read(written))
+impl<'a> LoadedBackward<'a> {
+    /// With as much scratch memory; what the forward pass gives is room for it, where `incoming` has none.
+    pub(crate) fn new(
+        engine: &Engine,
+        backward: &AttentionBackward,
+        extent: Extent,
+        host: &'a HostOperands<'a>,
+        incoming: &HostIncoming<'_>,
+        workspace_bytes: u64,
+    ) -> Result<Self, RunError> {
+        let attention = backward.attention();
+        let sizes = Sizes::new(attention, extent);
+        let (q, kv) = (attention.q_storage(), attention.kv_storage());
+        check("grad_out", incoming.grad_out.len(), sizes.out)?;
+        check("grad_lse", incoming.grad_lse.len(), if backward.has_lse_gradient() { sizes.lse } else { 0 })?;
+        let inputs = Inputs::upload(engine, attention, extent, host)?;
+        let written = |argument, elements, storage| Written::new(engine, argument, elements, storage);
+        let (out, lse) = match incoming.forward {
+            Some(given) => {
+                check("out", given.out.len(), sizes.out)?;
+                check("lse", given.lse.len(), sizes.lse)?;
+                let lse = upload(engine, "lse", bytemuck::cast_slice(&given.lse))?;
+                (upload(engine, "out", &packed(&given.out, q))?, lse)
+            }
+            None => (written("out", sizes.out, q)?.buffer, written("lse", sizes.lse, Storage::F32)?.buffer),
+        };
+        let grad_lse = backward.has_lse_gradient();
+        let grad_lse = grad_lse.then(|| upload(engine, "grad_lse", bytemuck::cast_slice(incoming.grad_lse)));
+        let optional =
+            |wanted: bool, argument, elements| wanted.then(|| written(argument, elements, Storage::F32)).transpose();
+        // Where the bias is missing, encoding says so.
+        let bias = host.bias.filter(|_| backward.has_bias_gradient());
+        let dbias = bias.map(|HostScores { per_batch, per_head, .. }| {
+            let made = written("dbias", sizes.scores(per_batch, per_head), Storage::F32)?;
+            Ok::<_, RunError>((made, per_batch, per_head))
+        });
+        Ok(Self {
+            inputs,
+            layout: host.layout,
+            out,
+            lse,
+            grad_out: upload(engine, "grad_out", &packed(incoming.grad_out, q))?,
+            grad_lse: grad_lse.transpose()?,
+            rows: [written("dq", sizes.q, q)?, written("dk", sizes.k, kv)?, written("dv", sizes.v, kv)?],
+            dbias: dbias.transpose()?,
+            dsinks: optional(backward.has_sinks_gradient(), "dsinks", sizes.heads)?,
+            dslopes: optional(backward.has_slopes_gradient(), "dslopes", sizes.heads)?,
+            workspace: buffer(engine, "workspace", workspace_bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST)?,
+        })
+    }
+
+    /// The operands of the forward call.
+    fn forward(&self) -> Operands<'_> {
+        self.inputs.operands(&self.out, Some(&self.lse))
+    }
+
+    fn operands(&self) -> BackwardOperands<'_> {
+        let forward = self.forward();
+        let [dq, dk, dv] = self.rows.each_ref().map(|written| self.layout.view(&written.buffer));
+        let dbias = self.dbias.as_ref();
+        BackwardOperands {
+            grad_lse: self.grad_lse.as_ref().map(View::bhsd),
+            dbias: dbias.map(|(made, per_batch, per_head)| View::scores(&made.buffer, *per_batch, *per_head)),
+            dsinks: self.dsinks.as_ref().map(Written::view),
+            dslopes: self.dslopes.as_ref().map(Written::view),
+            bias: forward.bias,
+            mask: forward.mask,
+            lengths: forward.lengths,
+            causal_offsets: forward.causal_offsets,
+            alibi_slopes: forward.alibi_slopes,
+            sinks: forward.sinks,
+            ..BackwardOperands::new(
+                [forward.q, forward.k, forward.v],
+                [forward.out, View::bhsd(&self.lse), self.layout.view(&self.grad_out)],
+                [dq, dk, dv],
+                &self.workspace,
+            )
+        }
+    }
+}
+
+impl Loaded<BackwardPlan> for LoadedBackward<'_> {
+    fn encode_slice(&self, plan: &BackwardPlan, encoder: &mut CommandEncoder, slice: u32) -> Result<(), EncodeError> {
+        plan.encode_slice(encoder, &self.operands(), slice)
+    }
+
+    fn written(&self) -> Vec<&Written> {
+        let dbias = self.dbias.as_ref().map(|dbias| &dbias.0);
+        self.rows.iter().chain(dbias).chain(&self.dsinks).chain(&self.dslopes).collect()
+    }
+
+    #[cfg(feature = "tune")]
+    fn scratch(&self) -> Option<&Buffer> {
+        Some(&self.workspace)
+    }
 }

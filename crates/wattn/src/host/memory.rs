@@ -55,7 +55,7 @@ pub(super) fn unpacked(bytes: &[u8], storage: Storage) -> Vec<f32> {
 }
 
 /// A buffer that kernels read.
-pub(super) fn upload(engine: &Engine, argument: &'static str, bytes: &[u8]) -> Result<Buffer, RunError> {
+pub(crate) fn upload(engine: &Engine, argument: &'static str, bytes: &[u8]) -> Result<Buffer, RunError> {
     let made = buffer(engine, argument, bytes.len() as u64, BufferUsages::STORAGE | BufferUsages::COPY_DST)?;
     engine.queue().write_buffer(&made, 0, bytes);
     Ok(made)

@@ -1,14 +1,14 @@
-//! Softmax attention on host slices, forward: many queries, and few over many keys.
+//! Softmax attention on host slices, forward.
 
 use std::future::poll_fn;
 use std::task::Poll;
 
 use wattn_scheduler::shaders::Storage;
-use wattn_scheduler::{Attention, Decode, Extent, Lengths};
-use wgpu::{Buffer, BufferUsages, CommandEncoder, PollType};
+use wattn_scheduler::{Attention, Extent, Lengths};
+use wgpu::{Buffer, CommandEncoder, PollType};
 
 use super::call::{Call, Loaded, Results, Written};
-use super::memory::{buffer, check, mask_words, packed, upload};
+use super::memory::{check, mask_words, packed, upload};
 use super::{Blocking, HostLayout};
 use crate::engine::Engine;
 use crate::error::{EncodeError, RunError};
@@ -62,7 +62,7 @@ pub struct HostOutput {
 }
 
 impl HostOutput {
-    fn of(mut results: Results) -> Self {
+    pub(super) fn of(mut results: Results) -> Self {
         Self { out: results.take("out"), lse: results.take("lse") }
     }
 }
@@ -127,44 +127,6 @@ impl Blocking {
     ) -> Result<HostOutput, RunError> {
         self.results(forward(&self.engine, attention, extent, operands)?).map(HostOutput::of)
     }
-
-    /// Attention of few queries over many keys, split over the device and merged, on host slices. (Keys that lie in a
-    /// [`KvCache`](crate::KvCache) are on the device already: they are read by calls in an encoder.)
-    ///
-    /// ```
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use wattn::{Attention, Engine, Extent, HeadDim, Heads, HostOperands};
-    /// # if Engine::headless().is_err() { return Ok(()) }
-    /// let engine = Engine::headless()?;
-    /// // One query of two heads that share 500 keys: all alike, so that what comes out is the mean of the values.
-    /// let decode = Attention::new(Heads::grouped(2, 1)?, HeadDim::new(4)?).causal().lse().decode();
-    /// let (q, k) = (vec![1.0; 2 * 4], vec![0.5; 500 * 4]);
-    /// let v: Vec<f32> = (0..500 * 4).map(|at| (at / 4) as f32).collect();
-    /// let operands = HostOperands { q: &q, k: &k, v: &v, ..HostOperands::default() };
-    /// let got = engine.blocking().decode(&decode, Extent::new(1, 1, 500), &operands)?;
-    /// assert!((got.out[0] - 249.5).abs() < 1e-2);
-    /// assert!((got.lse[1] - (1.0 + 500_f32.ln())).abs() < 1e-4); // scores are 4 * 0.5 / sqrt(4)
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`run`](Self::run), and keys in a cache.
-    pub fn decode(&self, decode: &Decode, extent: Extent, operands: &HostOperands<'_>) -> Result<HostOutput, RunError> {
-        let engine = &self.engine;
-        let attention = decode.attention();
-        let call = Call::new(engine, |call| {
-            let plan = engine.plan(decode, extent)?;
-            let work = plan.work(operands.lengths, operands.causal_offsets)?;
-            let inputs = Inputs::upload(engine, attention, extent, operands)?;
-            let outputs = Outputs::new(engine, attention, extent)?;
-            let workspace = buffer(engine, "workspace", plan.workspace_bytes(), BufferUsages::STORAGE)?;
-            let views = outputs.operands(&inputs);
-            let views = Operands { lengths: Lengths::Full, causal_offsets: &[], ..views };
-            call.submit(1, |encoder, _| plan.encode(encoder, &work, &views, &workspace))?;
-            outputs.read(call)
-        })?;
-        self.results(call).map(HostOutput::of)
-    }
 }
 
 fn forward(
@@ -203,7 +165,7 @@ impl Loaded<Plan> for LoadedSoftmax<'_> {
     }
 
     fn written(&self) -> Vec<&Written> {
-        self.outputs.lse.iter().chain([&self.outputs.out]).collect()
+        self.outputs.written()
     }
 }
 
@@ -274,24 +236,24 @@ impl<'a> Inputs<'a> {
 }
 
 /// What a forward call writes, on the device.
-struct Outputs {
+pub(super) struct Outputs {
     out: Written,
     lse: Option<Written>,
 }
 
 impl Outputs {
-    fn new(engine: &Engine, attention: &Attention, extent: Extent) -> Result<Self, RunError> {
+    pub(super) fn new(engine: &Engine, attention: &Attention, extent: Extent) -> Result<Self, RunError> {
         let sizes = Sizes::new(attention, extent);
         let lse = attention.options().lse.then(|| Written::new(engine, "lse", sizes.lse, Storage::F32));
         Ok(Self { out: Written::new(engine, "out", sizes.out, attention.q_storage())?, lse: lse.transpose()? })
     }
 
-    fn operands<'b>(&'b self, inputs: &'b Inputs<'_>) -> Operands<'b> {
+    pub(super) fn operands<'b>(&'b self, inputs: &'b Inputs<'_>) -> Operands<'b> {
         inputs.operands(&self.out.buffer, self.lse.as_ref().map(|lse| &lse.buffer))
     }
 
-    fn read(&self, call: &mut Call) -> Result<(), RunError> {
-        self.lse.iter().chain([&self.out]).try_for_each(|written| call.read(written))
+    pub(super) fn written(&self) -> Vec<&Written> {
+        self.lse.iter().chain([&self.out]).collect()
     }
 }
 

@@ -1,14 +1,20 @@
-//! Operands to try candidates on, and whether their results agree.
+//! Operands to try candidates on.
 
 use wattn_scheduler::shaders::Storage;
-use wattn_scheduler::{Attention, Based, Extent, Lengths, Lightning, Pass, Tokens};
+use wattn_scheduler::{
+    Attention, AttentionBackward, Based, CacheLayout, CacheStep, Causal, Decode, Extent, Lengths, Lightning, Pass,
+    SequenceId, Tokens,
+};
 
+use crate::cache::KvCache;
 use crate::engine::Engine;
 use crate::error::{PlanError, RunError};
 use crate::host::{
-    HostLinear, HostOperands, HostScores, Loaded, LoadedBased, LoadedLinear, LoadedSoftmax, Results, Written,
+    HostIncoming, HostLinear, HostOperands, HostScores, Loaded, LoadedBackward, LoadedBased, LoadedDecode,
+    LoadedLinear, LoadedSoftmax, upload,
 };
 use crate::operator::Operator;
+use crate::view::View;
 
 /// What is done with operands on the device.
 type Then<'a, P> = dyn FnMut(&dyn Loaded<P>) -> Result<(), RunError> + 'a;
@@ -35,8 +41,7 @@ pub trait Sample: Operator {
 
 impl Sample for Attention {
     fn small(&self, extent: Extent) -> Result<Extent, PlanError> {
-        let Extent { batch, queries, keys, packed } = extent;
-        Ok(Extent { batch: batch.min(2), queries: queries.min(67), keys: keys.min(131), packed })
+        Ok(small_square(extent))
     }
 
     fn slices(plan: &Self::Plan) -> u32 {
@@ -50,32 +55,83 @@ impl Sample for Attention {
         _plans: impl Iterator<Item = &'a Self::Plan>,
         then: &mut Then<'_, Self::Plan>,
     ) -> Result<(), RunError> {
-        let (options, heads, dim) = (self.options(), self.heads(), self.head_dim());
-        let batch = if extent.packed { 1 } else { extent.batch };
-        let of = |heads: u32, rows: u32, dim: u32, seed| numbers(&[batch, heads, rows, dim], seed);
-        let q = of(heads.query(), extent.queries, dim.qk(), 1);
-        let k = of(heads.key_value(), extent.keys, dim.qk(), 2);
-        let v = of(heads.key_value(), extent.keys, dim.value(), 3);
-        let square = [extent.queries, extent.keys];
-        let bias = if options.bias { numbers(&square, 4) } else { Vec::new() };
-        let mask: Vec<bool> =
-            if options.mask { numbers(&square, 5).into_iter().map(|x| x > -0.5).collect() } else { Vec::new() };
-        let (queries, keys) = (bounds(extent.batch, extent.queries), bounds(extent.batch, extent.keys));
-        let by_head = |on: bool, seed| if on { numbers(&[heads.query()], seed) } else { Vec::new() };
-        // Slopes are positive.
-        let slopes: Vec<f32> = by_head(options.alibi, 6).into_iter().map(|x| (x + 1.0) / 8.0).collect();
-        let host = HostOperands {
-            q: &q,
-            k: &k,
-            v: &v,
-            bias: options.bias.then_some(HostScores { values: &bias, per_batch: false, per_head: false }),
-            mask: options.mask.then_some(HostScores { values: &mask, per_batch: false, per_head: false }),
-            lengths: if extent.packed { Lengths::Packed { queries: &queries, keys: &keys } } else { Lengths::Full },
-            alibi_slopes: &slopes,
-            sinks: &by_head(options.sinks, 7),
-            ..HostOperands::default()
+        let square = Square::new(self, extent);
+        then(&LoadedSoftmax::new(engine, self, extent, &square.host())?)
+    }
+}
+
+impl Sample for AttentionBackward {
+    fn small(&self, extent: Extent) -> Result<Extent, PlanError> {
+        Ok(small_square(extent))
+    }
+
+    fn slices(plan: &Self::Plan) -> u32 {
+        plan.slices()
+    }
+
+    fn loaded<'a>(
+        &self,
+        engine: &Engine,
+        extent: Extent,
+        plans: impl Iterator<Item = &'a Self::Plan>,
+        then: &mut Then<'_, Self::Plan>,
+    ) -> Result<(), RunError> {
+        let workspace = plans.map(|plan| plan.workspace_bytes()).max().unwrap_or(0);
+        let attention = self.attention();
+        let square = Square::new(attention, extent);
+        // All candidates read the same.
+        let forward = engine.blocking().run(&attention.lse(), extent, &square.host())?;
+        let (heads, batch) = (attention.heads().query(), if extent.packed { 1 } else { extent.batch });
+        let grad_lse = if self.has_lse_gradient() { numbers(&[batch, heads, extent.queries], 9) } else { Vec::new() };
+        let incoming = HostIncoming {
+            grad_out: &numbers(&[batch, heads, extent.queries, attention.head_dim().value()], 8),
+            grad_lse: &grad_lse,
+            forward: Some(&forward),
         };
-        then(&LoadedSoftmax::new(engine, self, extent, &host)?)
+        then(&LoadedBackward::new(engine, self, extent, &square.host(), &incoming, workspace)?)
+    }
+}
+
+impl Sample for Decode {
+    fn small(&self, extent: Extent) -> Result<Extent, PlanError> {
+        let Extent { batch, queries, keys, packed } = extent;
+        let few = batch.min(2);
+        // Of packed sequences the extent says what all have. Keys are for some stretches.
+        let all = |total: u32, most: u32| if packed { (total / batch.max(1)).min(most) * few } else { total.min(most) };
+        Ok(Extent { batch: few, queries: all(queries, 67).max(queries.min(few)), keys: all(keys, 700), packed })
+    }
+
+    fn slices(_plan: &Self::Plan) -> u32 {
+        1
+    }
+
+    fn loaded<'a>(
+        &self,
+        engine: &Engine,
+        extent: Extent,
+        plans: impl Iterator<Item = &'a Self::Plan>,
+        then: &mut Then<'_, Self::Plan>,
+    ) -> Result<(), RunError> {
+        let plans: Vec<_> = plans.collect();
+        let workspace = plans.iter().map(|plan| plan.workspace_bytes()).max().unwrap_or(0);
+        let attention = self.attention();
+        if let Some(&layout) = self.cache() {
+            let (cache, step) = filled(engine, self, layout, extent)?;
+            let works = plans.iter().map(|plan| plan.work_of(&step)).collect::<Result<_, _>>()?;
+            // No keys but those of the cache.
+            let extent = Extent { queries: step.new_tokens(), keys: 0, ..extent };
+            let square = Square::new(attention, extent);
+            let host = square.host();
+            return then(&LoadedDecode::new(engine, attention, extent, &host, Some(&cache), works, workspace)?);
+        }
+        let square = Square::new(attention, extent);
+        let host = square.host();
+        let [_, queries, keys] = self.typical(extent);
+        // The last query is the last token, as with the other diagonal.
+        let offset = i32::try_from(i64::from(keys) - i64::from(queries)).unwrap_or(i32::MAX);
+        let offsets = if attention.causality() == Causal::TopLeft { vec![offset] } else { Vec::new() };
+        let works = plans.iter().map(|plan| plan.work(host.lengths, &offsets)).collect::<Result<_, _>>()?;
+        then(&LoadedDecode::new(engine, attention, extent, &host, None, works, workspace)?)
     }
 }
 
@@ -136,6 +192,110 @@ impl Sample for Based {
         let host = HostLinear { state: &state, ..rows.host() };
         plans.first().map_or(Ok(()), |plan| then(&LoadedBased::new(engine, plan, &host, workspace)?))
     }
+}
+
+/// What softmax attention reads.
+struct Square {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    mask: Option<Vec<bool>>,
+    /// Of packed sequences, queries and keys.
+    bounds: Option<[Vec<u32>; 2]>,
+    slopes: Vec<f32>,
+    sinks: Vec<f32>,
+}
+
+impl Square {
+    fn new(attention: &Attention, extent: Extent) -> Self {
+        let (options, heads, dim) = (attention.options(), attention.heads(), attention.head_dim());
+        let batch = if extent.packed { 1 } else { extent.batch };
+        let of = |heads: u32, rows: u32, dim: u32, seed| numbers(&[batch, heads, rows, dim], seed);
+        let square = [extent.queries, extent.keys];
+        let by_head = |on: bool, seed| if on { numbers(&[heads.query()], seed) } else { Vec::new() };
+        Self {
+            q: of(heads.query(), extent.queries, dim.qk(), 1),
+            k: of(heads.key_value(), extent.keys, dim.qk(), 2),
+            v: of(heads.key_value(), extent.keys, dim.value(), 3),
+            bias: options.bias.then(|| numbers(&square, 4)),
+            mask: options.mask.then(|| numbers(&square, 5).into_iter().map(|x| x > -0.5).collect()),
+            bounds: extent.packed.then(|| [extent.queries, extent.keys].map(|total| bounds(extent.batch, total))),
+            // Slopes are positive.
+            slopes: by_head(options.alibi, 6).into_iter().map(|x| (x + 1.0) / 8.0).collect(),
+            sinks: by_head(options.sinks, 7),
+        }
+    }
+
+    fn host(&self) -> HostOperands<'_> {
+        let Self { q, k, v, bias, mask, bounds, slopes, sinks } = self;
+        HostOperands {
+            q,
+            k,
+            v,
+            bias: bias.as_ref().map(|values| HostScores { values, per_batch: false, per_head: false }),
+            mask: mask.as_ref().map(|values| HostScores { values, per_batch: false, per_head: false }),
+            lengths: bounds.as_ref().map_or(Lengths::Full, |[queries, keys]| Lengths::Packed { queries, keys }),
+            alibi_slopes: slopes,
+            sinks,
+            ..HostOperands::default()
+        }
+    }
+}
+
+fn small_square(extent: Extent) -> Extent {
+    let Extent { batch, queries, keys, packed } = extent;
+    Extent { batch: batch.min(2), queries: queries.min(67), keys: keys.min(131), packed }
+}
+
+/// Tokens that a cache is filled with at a time: no whole pages, so that each has numbers of its own.
+const FILLED: u32 = 1021;
+
+/// A cache with the sequences of a typical call, and the step of it that makes room for their last tokens. In a cascade half of what the
+/// first one has is shared by all.
+fn filled(
+    engine: &Engine,
+    decode: &Decode,
+    layout: CacheLayout,
+    extent: Extent,
+) -> Result<(KvCache, CacheStep), RunError> {
+    let [sequences, new, tokens] = decode.typical(extent);
+    let mut cache = KvCache::new(engine, layout.layers(1))?;
+    let rows = [(layout.dims().qk(), 2), (layout.dims().value(), 3)].map(|(dim, seed)| {
+        let values = numbers(&[2 * FILLED, layout.kv_heads(), dim], seed);
+        (u64::from(layout.kv_heads() * dim), upload(engine, "rows", bytemuck::cast_slice(&values)))
+    });
+    let [(k_row, k), (v_row, v)] = rows;
+    let (k, v) = (k?, v?);
+    let mut encoder = engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut begins = (0..FILLED).cycle().step_by(97);
+    let mut extend = |cache: &mut KvCache, new: &[(SequenceId, u32)]| -> Result<CacheStep, RunError> {
+        let step = cache.extend(&mut encoder, new)?;
+        let begin = u64::from(begins.next().unwrap_or(0));
+        let (k, v) = (View::bshd(&k).at(begin * k_row), View::bshd(&v).at(begin * v_row));
+        cache.append(&mut encoder, &step, 0, k, v, Storage::F32)?;
+        Ok(step)
+    };
+    let shared = if decode.is_cascade() { tokens / 2 / layout.page() * layout.page() } else { 0 };
+    let mut ids: Vec<SequenceId> = Vec::new();
+    for _ in 0..sequences {
+        let id = match ids.first() {
+            Some(&first) if shared > 0 => {
+                let id = cache.fork(first)?;
+                cache.truncate(id, shared)?;
+                id
+            }
+            _ => cache.create(),
+        };
+        while let left @ 1.. = tokens - new - cache.pages().tokens(id)? {
+            extend(&mut cache, &[(id, left.min(FILLED))])?;
+        }
+        ids.push(id);
+    }
+    let last: Vec<_> = ids.into_iter().map(|id| (id, new)).collect();
+    let step = extend(&mut cache, &last)?;
+    engine.queue().submit([encoder.finish()]);
+    Ok((cache, step))
 }
 
 /// What Lightning and BASED read alike.
@@ -209,7 +369,7 @@ fn bounds(sequences: u32, total: u32) -> Vec<u32> {
 }
 
 /// Scattered numbers from -1 to 1, in sixty-fourths, which every storage holds.
-fn numbers(shape: &[u32], seed: u32) -> Vec<f32> {
+pub(super) fn numbers(shape: &[u32], seed: u32) -> Vec<f32> {
     let count: usize = shape.iter().map(|&n| n as usize).product();
     let scattered = |n: u32| {
         let x = (n ^ seed.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
@@ -219,102 +379,9 @@ fn numbers(shape: &[u32], seed: u32) -> Vec<f32> {
     (0..).take(count).map(|n: u32| scattered(n) as f32 / 64.0 - 1.0).collect()
 }
 
-/// An element may be off by this many times the tolerance times the largest: as far as tests allow, which is not twice that.
-const ELEMENT_FACTOR: f64 = 32.0;
-
-/// For the norm of a result that must be zero.
-const ZERO: f64 = 1e-6;
-
-/// Whether results are those that are expected, as far as two right kernels agree; or the first that is not.
-pub(super) fn agree(got: &Results, expected: &Results, written: &[&Written]) -> Result<(), String> {
-    written.iter().try_for_each(|output| {
-        let name = output.argument();
-        compare(output.storage(), got.get(name), expected.get(name)).map_err(|why| format!("{name}: {why}"))
-    })
-}
-
-fn compare(storage: Storage, got: &[f32], expected: &[f32]) -> Result<(), String> {
-    if got.len() != expected.len() {
-        return Err(format!("{} elements instead of {}", got.len(), expected.len()));
-    }
-    let (mut difference, mut norm) = (0.0, 0.0);
-    let (mut worst, mut largest) = ((0, 0.0), 0.0_f64);
-    for (ix, (&x, &want)) in got.iter().zip(expected).enumerate() {
-        // Rows that see no key have a log-sum-exp of -inf.
-        if [x, want] == [f32::NEG_INFINITY; 2] {
-            continue;
-        }
-        if !x.is_finite() || !want.is_finite() {
-            return Err(format!("element {ix} is {x} instead of {want}"));
-        }
-        let (off, want) = ((f64::from(x) - f64::from(want)).abs(), f64::from(want));
-        difference += off.powi(2);
-        norm += want.powi(2);
-        largest = largest.max(want.abs());
-        if off > worst.1 {
-            worst = (ix, off);
-        }
-    }
-    if norm == 0.0 {
-        let norm = difference.sqrt();
-        return if norm > ZERO { Err(format!("off by {norm:.1e}, more than {ZERO:.1e}, from zero")) } else { Ok(()) };
-    }
-    // Twice what tests allow a kernel, since both may be off.
-    let tolerance = match storage {
-        Storage::F32 | Storage::Int8 => 1e-5,
-        Storage::F16 => 2e-3,
-        Storage::Bf16 => 1.6e-2,
-    };
-    let ratio = (difference / norm).sqrt();
-    if ratio > tolerance {
-        return Err(format!("off by {ratio:.1e} of its norm, more than {tolerance:.1e}"));
-    }
-    let ((ix, worst), allowed) = (worst, ELEMENT_FACTOR * tolerance * largest);
-    if worst > allowed {
-        return Err(format!("element {ix} is off by {worst:.1e}, more than {allowed:.1e}"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[track_caller]
-    fn assert_wrong(storage: Storage, got: &[f32], expected: &[f32], needle: &str) {
-        let why = compare(storage, got, expected).unwrap_err();
-        assert!(why.contains(needle), "{why}");
-    }
-
-    #[test]
-    fn norms_and_elements_are_compared() {
-        let want = numbers(&[1_000_000], 1);
-        let off = |by: f32| want.iter().map(|x| x * (1.0 + by)).collect::<Vec<_>>();
-        compare(Storage::F32, &off(8e-6), &want).unwrap();
-        assert_wrong(Storage::F32, &off(2e-5), &want, "of its norm");
-        assert_wrong(Storage::F32, &want[1..], &want, "999999 elements");
-        // Among so many that the norm does not notice.
-        let mut got = want.clone();
-        got[640..704].fill(0.0);
-        assert_wrong(Storage::Bf16, &got, &want, "is off by");
-    }
-
-    #[test]
-    fn only_negative_infinity_is_expected_beside_numbers() {
-        compare(Storage::F32, &[1.0, f32::NEG_INFINITY], &[1.0, f32::NEG_INFINITY]).unwrap();
-        for x in [f32::INFINITY, f32::NAN] {
-            assert_wrong(Storage::F32, &[1.0, x], &[1.0, x], "element 1 is");
-        }
-        assert_wrong(Storage::F32, &[f32::MIN], &[f32::NEG_INFINITY], "instead of -inf");
-        assert_wrong(Storage::F32, &[f32::NEG_INFINITY], &[1.0], "element 0 is -inf");
-    }
-
-    #[test]
-    fn zeros_have_an_absolute_tolerance() {
-        compare(Storage::F32, &[1e-7; 4], &[0.0; 4]).unwrap();
-        assert_wrong(Storage::Bf16, &[0.0, 1e-5], &[0.0; 2], "from zero");
-        compare(Storage::F32, &[], &[]).unwrap();
-    }
 
     #[test]
     fn a_state_has_the_rows_of_its_features_and_a_column_for_the_sum_of_weights() {
