@@ -198,7 +198,7 @@ fn steps(
     let walks = match shapes {
         BackwardShapes::Rows(shape) => {
             let [head_class, value_class] = [qk, value].map(|dim| table::dim_class(dim).unwrap_or(table::VALUE_SPLIT));
-            let wide = choose::wide(attention, shape.lanes, device);
+            let wide = choose::wide(attention, device);
             let key = FlashBackwardKey {
                 kernel,
                 shape: Shape::Lanes(shape),

@@ -158,9 +158,9 @@ fn note(
 }
 
 /// Whether rows may be loaded eight numbers at a time.
-pub(crate) fn wide(attention: &Attention, lanes: u32, device: &Capabilities) -> bool {
-    // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
-    let int64 = device.int64 && lanes != 16;
+pub(crate) fn wide(attention: &Attention, device: &Capabilities) -> bool {
+    // Sixteen 64-bit words fit no register of a CPU: drivers build such a vector in memory, word by word.
+    let int64 = device.int64 && device.subgroups.is_none_or(|(lanes, _)| lanes < 16);
     attention.access == Access::Vec4
         && attention.head_dim.qk().is_multiple_of(8)
         && attention.head_dim.value().is_multiple_of(8)
@@ -179,7 +179,7 @@ fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilitie
     };
     // A tile's keys are staged for many invocations, so that its loads are few and vec4 serves them.
     let wide = match shape {
-        Shape::Lanes(shape) => wide(attention, shape.lanes, device),
+        Shape::Lanes(_) => wide(attention, device),
         _ => false,
     };
     let value = value_dim.min(table::VALUE_SPLIT);

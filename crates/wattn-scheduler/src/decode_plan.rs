@@ -311,7 +311,7 @@ fn broadcast_key(decode: &Decode, wanted: u32, device: &Capabilities) -> Result<
         }
         Some((min, _)) => min,
     };
-    let wide = choose::wide(attention, lanes, device);
+    let wide = choose::wide(attention, device);
     let key = SplitKey {
         kernel: Kernel::Broadcast,
         lanes,
