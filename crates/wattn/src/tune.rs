@@ -227,14 +227,14 @@ pub(crate) fn plan<O: Tunable, P>(
         Recalled::Nothing => return plan(operator),
         Recalled::Stale(why) => why.to_owned(),
         Recalled::Found(entry) => {
-            let chosen = operator.menu(engine.capabilities()).into_iter().find(|c| c.to_string() == entry.choice);
+            let chosen = operator.menu(size, engine.capabilities()).into_iter().find(|c| c.to_string() == entry.choice);
             match chosen.map(|choice| plan(&operator.with(choice))) {
                 Some(Ok(mut tuned)) => {
                     *reason(&mut tuned) = entry.to_string();
                     return Ok(tuned);
                 }
                 Some(Err(error)) => format!("{}: {error}", entry.choice),
-                None => format!("{} is not on the menu of this device", entry.choice),
+                None => format!("{} is not on the menu of this problem on this device", entry.choice),
             }
         }
     };
