@@ -13,7 +13,7 @@ pub enum Split {
     Device,
     /// Whole multiples of this many keys, counted from a sequence's first: a row's bits do not depend on what else is in the batch.
     Keys(u32),
-    /// As many as keep a device busy that runs so many a key/value head.
+    /// All keys of a call in about so many stretches a key/value head, at least one, as far as these get no shorter than 128 keys.
     Stretches(u32),
 }
 

@@ -124,7 +124,7 @@ impl DecodePlan {
     }
 
     /// Work that the device's loops and numbers can hold.
-    fn checked(&self, work: Work) -> Result<Work, PlanError> {
+    pub(crate) fn checked(&self, work: Work) -> Result<Work, PlanError> {
         let attention = &self.decode.attention;
         if let Some(tiles) = self.tiles {
             let size = tiles.shape.tile_queries();

@@ -16,13 +16,17 @@ use crate::decode_work::{Splitting, Work, partial_bytes};
 use crate::error::PlanError;
 use crate::order::Order;
 use crate::plan::{Part, check, most_keys as most_tile_keys, parts};
-use crate::work;
+use crate::work::{self, UNBOUNDED};
 
 /// Row tiles of a sequence that still counts as having few queries.
 const MOST_TILES: u32 = 4;
 
 /// Keys of the shortest stretch worth a workgroup, unless the caller says otherwise.
 pub(crate) const LEAST_KEYS: u32 = 128;
+
+/// Stretches that may be asked for: of the least length, they hold all keys that kernels can count.
+#[expect(clippy::cast_possible_truncation, reason = "2^30")]
+const MOST_STRETCHES: u32 = UNBOUNDED as u32 / LEAST_KEYS;
 
 /// How attention of few queries over many keys runs on a device. Prints itself; [`Work`] says what a call does.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,7 +109,7 @@ impl DecodePlan {
                 Split::Device | Split::Stretches(_) => None,
             },
             busy: match decode.split {
-                Split::Stretches(stretches) => stretches,
+                Split::Stretches(stretches) => stretches.min(MOST_STRETCHES),
                 Split::Device | Split::Keys(_) => busy(kv_heads, device),
             },
             step: LEAST_KEYS,
@@ -379,13 +383,20 @@ impl Splitting {
         };
         // Prefixes have tiles of their own.
         let tiles = if cascade { 2 * tiles } else { tiles };
-        // Each tile may start and end within a stretch.
-        let stretches = match self.keys {
-            Some(keys) => tile_keys / u64::from(keys.min(self.most_keys)) + 2 * tiles,
-            None => u64::from(self.busy) + tile_keys / u64::from(self.most_keys) + 2 * tiles,
-        };
-        let stretches = if tile_keys == 0 { 0 } else { stretches };
+        let stretches = if tile_keys == 0 { 0 } else { self.most_stretches(tiles, tile_keys) };
         partial_bytes(stretches.saturating_mul(self.rows.into()), self.kv_heads, value_dim)
+    }
+
+    /// Stretches of so many row tiles, whose keys are so many together, at most.
+    pub(crate) fn most_stretches(&self, tiles: u64, keys: u64) -> u64 {
+        // Each tile may start and end within a stretch.
+        let ends = tiles.saturating_mul(2);
+        let whole = match self.keys {
+            Some(length) => keys / u64::from(length.min(self.most_keys)),
+            // No more than are asked for, nor than have the least length; those that are too long are cut.
+            None => u64::from(self.busy).min(keys / u64::from(self.step)) + keys / u64::from(self.most_keys),
+        };
+        whole.saturating_add(ends)
     }
 }
 

@@ -47,7 +47,7 @@ impl DeviceWork {
         loop_turns: Option<u32>,
     ) -> Result<Self, PlanError> {
         let mut row_tiles = Vec::new();
-        let (mut rows, mut keys, mut within) = (0, 0_u64, 0_u64);
+        let (mut rows, mut keys) = (0, 0_u64);
         for (record, s) in (0..).zip(&templates) {
             if !splitting.few(s) {
                 let allowed = format!("at most {} with lengths on the device", splitting.most_rows / splitting.group);
@@ -56,8 +56,6 @@ impl DeviceWork {
             for tile in 0..(s.queries * splitting.group).div_ceil(splitting.rows) {
                 row_tiles.push([record, tile, rows + tile * splitting.rows]);
                 keys += u64::from(s.keys);
-                // It may start and end within a stretch.
-                within += u64::from(s.keys / splitting.keys.unwrap_or(u32::MAX).min(splitting.most_keys)) + 2;
             }
             rows += s.queries * splitting.group;
         }
@@ -72,7 +70,7 @@ impl DeviceWork {
                 advice: "; fewer sequences at a time would do",
             });
         }
-        let stretches = if splitting.keys.is_none() { within + u64::from(splitting.busy) } else { within };
+        let stretches = splitting.most_stretches(row_tiles.len() as u64, keys);
         // An invocation of `flash_lengths` looks for the tile of each of its stretches, and writes its rows.
         let turns = (stretches / 64 + 1) * u64::from(34 + splitting.rows);
         if loop_turns.is_some_and(|most| turns > most.into()) {

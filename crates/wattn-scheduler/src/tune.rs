@@ -26,7 +26,7 @@ use crate::work;
 /// Choices that are worth a measurement, at most.
 const MOST: usize = 6;
 
-/// A kernel, in a shape where its menu has several, of linear attention in a schedule, of few queries with a number of stretches. Its
+/// A kernel, in a shape where its menu has several, of linear attention in a schedule, of few queries with so many stretches. Its
 /// [`Display`](fmt::Display) is its name in files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Choice {
@@ -73,13 +73,14 @@ pub trait Tunable: Clone {
     #[must_use]
     fn with(&self, choice: Choice) -> Self;
 
-    /// What the menu has for this device and its driver is not kept from, whether or not it can serve.
-    fn menu(&self, device: &Capabilities) -> Vec<Choice>;
+    /// What the menu has for this device and its driver is not kept from, whether or not it can serve. Nothing that would refuse calls
+    /// which the planner's own choice takes.
+    fn menu(&self, extent: Self::Size, device: &Capabilities) -> Vec<Choice>;
 
     /// What a plan chooses, and the seconds that it estimates.
     ///
     /// # Errors
-    /// As planning.
+    /// As planning, and making the work of a typical call.
     fn planned(&self, extent: Self::Size, device: &Capabilities) -> Result<(Choice, f64), PlanError>;
 
     /// What is worth a measurement: the plan's own choice, then others that can serve, the fastest by estimate first.
@@ -90,7 +91,7 @@ pub trait Tunable: Clone {
         let (own, _) = self.planned(extent, device)?;
         let serves = |choice: Choice| self.with(choice).planned(extent, device).ok().filter(|found| found.0 == choice);
         let mut others: Vec<_> =
-            self.menu(device).into_iter().filter(|&choice| choice != own).filter_map(serves).collect();
+            self.menu(extent, device).into_iter().filter(|&choice| choice != own).filter_map(serves).collect();
         others.sort_by(|a, b| a.1.total_cmp(&b.1));
         Ok([own].into_iter().chain(others.into_iter().map(|found| found.0)).take(MOST).collect())
     }
@@ -111,7 +112,7 @@ impl Tunable for Attention {
         Self { kernel: Some(choice.kernel), shape: choice.shape, ..*self }
     }
 
-    fn menu(&self, device: &Capabilities) -> Vec<Choice> {
+    fn menu(&self, _extent: Extent, device: &Capabilities) -> Vec<Choice> {
         softmax_menu(self, Task::Forward, self.head_dim.value(), table::matrix_shape, device)
     }
 
@@ -144,7 +145,7 @@ impl Tunable for AttentionBackward {
         Self { attention: self.attention.with(choice), ..*self }
     }
 
-    fn menu(&self, device: &Capabilities) -> Vec<Choice> {
+    fn menu(&self, _extent: Extent, device: &Capabilities) -> Vec<Choice> {
         let (qk, value) = (self.attention.head_dim.qk(), self.attention.head_dim.value());
         let matrix = |side, subgroups| table::matrix_backward_shape(side, subgroups, qk, value);
         let pinned = softmax_menu(&self.attention, Task::Backward, qk.max(value), matrix, device);
@@ -180,10 +181,17 @@ impl Tunable for Decode {
         Self { kernel: Some(choice.kernel), split, ..*self }
     }
 
-    fn menu(&self, device: &Capabilities) -> Vec<Choice> {
-        let allowed = |kernel: &Kernel| *kernel != Kernel::Matrix || choose::note_on_matrices(false, device).is_ok();
-        let kernels = || kernels(device).into_iter().filter(allowed);
-        let of = |n| kernels().map(move |kernel| Choice { stretches: Some(n), ..Choice::of(kernel) });
+    fn menu(&self, extent: Extent, device: &Capabilities) -> Vec<Choice> {
+        let Ok(own) = DecodePlan::new(self, extent, device) else { return Vec::new() };
+        // What counts fewer queries as few attends more in tiles, and refuses them where lengths lie on the device.
+        let counts_as_many = |kernel: Kernel| {
+            let plan = DecodePlan::new(&self.with(Choice::of(kernel)), extent, device);
+            plan.is_ok_and(|plan| plan.tiles.is_none() || plan.most_rows >= own.most_rows)
+        };
+        let allowed = |kernel: Kernel| kernel != Kernel::Matrix || choose::note_on_matrices(false, device).is_ok();
+        let kernels = kernels(device).into_iter().filter(|&kernel| allowed(kernel) && counts_as_many(kernel));
+        let kernels: Vec<_> = kernels.map(Choice::of).collect();
+        let of = |n| kernels.iter().map(move |&choice| Choice { stretches: Some(n), ..choice });
         stretches(self, device).into_iter().flat_map(of).collect()
     }
 
@@ -197,7 +205,7 @@ impl Tunable for Decode {
         };
         let sequences: Vec<_> = (0..sequences).map(sequence).collect();
         let work = |splitting: Splitting| splitting.work(sequences.clone(), &[], Vec::new(), extent.queries);
-        let own = work(plan.splitting);
+        let own = plan.checked(work(plan.splitting))?;
         // Stretches that get no shorter are no other choice.
         let like = |&busy: &u32| work(Splitting { busy, ..plan.splitting }).stretches == own.stretches;
         let stretches = stretches(self, device).into_iter().find(like).unwrap_or(plan.splitting.busy);
@@ -226,7 +234,7 @@ impl Tunable for Lightning {
         Self { kernel: Some(choice.kernel), schedule: choice.schedule, ..self.clone() }
     }
 
-    fn menu(&self, device: &Capabilities) -> Vec<Choice> {
+    fn menu(&self, _extent: Tokens, device: &Capabilities) -> Vec<Choice> {
         linear_menu(Task::Linear, registers(self), device)
     }
 
@@ -256,7 +264,7 @@ impl Tunable for Based {
         Self { kernel: Some(choice.kernel), schedule: choice.schedule, ..self.clone() }
     }
 
-    fn menu(&self, device: &Capabilities) -> Vec<Choice> {
+    fn menu(&self, _extent: Tokens, device: &Capabilities) -> Vec<Choice> {
         linear_menu(Task::Based, self.dims.qk(), device)
     }
 

@@ -122,7 +122,25 @@ fn keys_are_split_into_about_as_many_stretches_as_are_asked_for() {
         plan.work(Lengths::Full, &[]).unwrap().stretches.len()
     };
     assert_eq!([0, 1, 4, 64].map(|stretches| split(stretches, 8192)), [1, 1, 4, 64]);
-    assert_eq!([4, 64].map(|stretches| split(stretches, 300)), [3, 3], "none is shorter than 128 keys");
+    assert_eq!([4, 64, 20_000, u32::MAX].map(|stretches| split(stretches, 300)), [3; 4], "of 128 keys at least");
+}
+
+#[test]
+fn stretches_take_memory_as_far_as_there_can_be_any() {
+    let plan = |stretches, keys| {
+        let decode = attention(8, 2, 64).decode().split_into(stretches);
+        DecodePlan::new(&decode, Extent::new(1, 1, keys), &device("NVIDIA")).unwrap()
+    };
+    // Two of 128 keys, and one more at either end.
+    let few = plan(4096, 300);
+    assert_eq!(few.workspace_bytes, few.bytes_of(4 * few.split.rows));
+    assert_eq!(few.workspace_bytes, plan(u32::MAX, 300).workspace_bytes);
+    let as_asked = plan(4, 8192);
+    assert_eq!(as_asked.workspace_bytes, as_asked.bytes_of(6 * as_asked.split.rows));
+    for plan in [few, as_asked, plan(u32::MAX, 300)] {
+        let work = plan.device_work(Lengths::Full, &[]).unwrap();
+        assert_eq!(plan.bytes_of(work.partial_rows), plan.workspace_bytes);
+    }
 }
 
 #[test]
@@ -190,11 +208,13 @@ proptest! {
         queries in 1..5_u32,
         lengths in prop::collection::vec(0..900_u32, 1..9),
         split in prop::option::of(1..200_u32),
-        stretches in prop::option::of(1..100_u32),
+        stretches in prop::option::of(prop_oneof![1..100_u32, Just(u32::MAX)]),
         window in prop::option::of(0..300_u32),
         cpu in any::<bool>(),
+        loop_turns in prop::option::of(1500..4096_u32),
     ) {
         let device = Capabilities {
+            loop_turns,
             kind: if cpu { DeviceKind::Cpu } else { DeviceKind::Integrated },
             ..Capabilities::webgpu_defaults()
         };
@@ -205,6 +225,20 @@ proptest! {
         let plan = DecodePlan::new(&decode, Extent::new(batch, queries, 900), &device).unwrap();
         let work = plan.work(Lengths::Keys(&lengths), &[]).unwrap();
         prop_assert!(plan.bytes_of(work.partial_rows) <= plan.workspace_bytes);
+        if split.is_none() {
+            let on_device = plan.device_work(Lengths::Keys(&lengths), &[]).unwrap();
+            prop_assert!(work.stretches.len() <= on_device.stretches as usize);
+            prop_assert!(plan.bytes_of(on_device.partial_rows) <= plan.workspace_bytes);
+        }
+        let sums = |lengths: &[u32]| -> Vec<u32> {
+            let mut sum = 0;
+            [0].into_iter().chain(lengths.iter().map(|n| { sum += n; sum })).collect()
+        };
+        let (q, k) = (sums(&vec![queries; lengths.len()]), sums(&lengths));
+        let packed = Extent::packed(batch, batch * queries, k[lengths.len()]);
+        let packed = DecodePlan::new(&decode, packed, &device).unwrap();
+        let packed_work = packed.work(Lengths::Packed { queries: &q, keys: &k }, &[]).unwrap();
+        prop_assert!(packed.bytes_of(packed_work.partial_rows) <= packed.workspace_bytes);
         prop_assert!(work.tiles.is_empty() && work.prefixes == 0);
         let rows = plan.split.rows;
         let mut next_part = std::collections::BTreeMap::new();

@@ -18,7 +18,7 @@ fn candidates<O: Tunable>(name: &str, operator: &O, extent: O::Size, device: &Ca
     let candidates = operator.candidates(extent, device).unwrap();
     assert_eq!(candidates[0], operator.planned(extent, device).unwrap().0, "{name}");
     assert!((1..=6).contains(&candidates.len()), "{name}: {candidates:?}");
-    let menu = operator.menu(device);
+    let menu = operator.menu(extent, device);
     for (at, &choice) in candidates.iter().enumerate() {
         let pinned = operator.with(choice);
         assert!(pinned.is_pinned() && pinned.planned(extent, device).unwrap().0 == choice, "{name}: {choice}");
@@ -80,6 +80,38 @@ fn few_queries_are_tried_in_more_and_fewer_stretches() {
     let half = names(of(32).storage(Storage::F16).decode(), 1 << 20);
     assert_eq!(half[..2], ["matrix/512-stretches", "matrix/1024-stretches"]);
     assert!(half.contains(&"tile-universal/512-stretches".to_owned()), "{half:?}");
+}
+
+/// What worked untuned works tuned: a kernel of fewer rows would refuse some sequences where lengths lie on the device.
+#[test]
+fn no_candidate_counts_fewer_queries_as_few_than_the_planner() {
+    let device = devices().into_iter().find(|d| d.0 == "NVIDIA").unwrap().1;
+    let half = Attention::new(Heads::grouped(32, 2).unwrap(), HeadDim::new(64).unwrap()).storage(Storage::F16);
+    let layout =
+        CacheLayout::new(2, HeadDim::new(64).unwrap(), 16, 1 << 16).unwrap().storage(Storage::F16, Storage::F16);
+    let decode = half.causal().decode();
+    let kernels = |decode: Decode, extent| {
+        assert_eq!(DecodePlan::new(&decode, extent, &device).unwrap().split.kernel, Kernel::Matrix);
+        let tiles = |choice: &Choice| choice.kernel == Kernel::TileUniversal;
+        let menu = decode.menu(extent, &device);
+        let candidates = decode.candidates(extent, &device).unwrap();
+        assert!(candidates.len() > 1, "{candidates:?}");
+        [menu.iter().any(tiles), candidates.iter().any(tiles)]
+    };
+    assert_eq!(kernels(decode.cached(layout), Extent::packed(4, 16, 1 << 20)), [false; 2], "4 new tokens, not 2");
+    assert_eq!(kernels(decode.cached(layout), Extent::packed(4, 4, 1 << 20)), [false; 2], "of one sequence");
+    assert_eq!(kernels(decode.cached(layout), Extent::packed(2, 2, 1 << 20)), [true; 2]);
+    assert_eq!(kernels(decode, Extent::new(4, 1, 1 << 20)), [true; 2], "none has more");
+    assert_eq!(kernels(decode, Extent::new(4, 3, 1 << 20)), [false; 2]);
+}
+
+#[test]
+fn nothing_is_measured_of_which_no_call_can_be_made() {
+    let device = Capabilities { loop_turns: Some(65_535), ..Capabilities::webgpu_defaults() };
+    let (decode, extent) = (attention(16).decode(), Extent::new(1, 200, 1 << 20));
+    DecodePlan::new(&decode, extent, &device).unwrap();
+    let error = decode.candidates(extent, &device).unwrap_err().to_string();
+    assert!(error.contains("keys in one loop"), "{error}");
 }
 
 #[test]

@@ -192,8 +192,8 @@ pub enum TuneError {
     /// A problem that was refused, or a device that failed.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// The operator's kernel, shape, schedule or split is pinned.
-    #[error("the kernel, shape, schedule or split is pinned: there is nothing to choose")]
+    /// The operator's kernel, shape, schedule or stretches are pinned.
+    #[error("the kernel, shape, schedule or stretches are pinned: there is nothing to choose")]
     Pinned,
     /// What the planner chooses by itself does not run, or not all is a number that it writes.
     #[error("the planner's own choice fails: {0}")]

@@ -1,4 +1,4 @@
-//! Tuning: which kernel, shape, schedule and split a device is fastest with, measured and remembered.
+//! Tuning: which kernel, shape, schedule and stretches a device is fastest with, measured and remembered.
 
 mod agree;
 mod clock;
@@ -72,9 +72,9 @@ impl fmt::Display for Tuned {
 }
 
 impl Engine {
-    /// Measures which kernel, shape, schedule and split suit this problem and those like it on this device, and has later plans of this
-    /// engine choose it; with [`EngineBuilder::tuning`](crate::EngineBuilder::tuning), those of later engines too. It takes seconds (of
-    /// gradients on a CPU driver, which compiles slowly, up to a minute), and the device to itself.
+    /// Measures which kernel, shape, schedule and stretches suit this problem and those like it on this device, and has later plans of
+    /// this engine choose them; with [`EngineBuilder::tuning`](crate::EngineBuilder::tuning), those of later engines too. It takes seconds
+    /// (of gradients on a CPU driver, which compiles slowly, up to a minute), and the device to itself.
     ///
     /// Candidates are what the planner chooses untuned, and the few that its estimate puts next. Each first has to agree with the
     /// planner's own choice on a small problem of the same options and then on the whole one, outputs and workspace full of NaN before:
@@ -83,8 +83,9 @@ impl Engine {
     /// two are taken for alike.
     ///
     /// Few queries are measured in a [typical call](crate::Decode::typical) within the extent; over a cache, in one layer of another one
-    /// of its layout, which takes as much memory. Stretches of [fixed length](crate::Decode::split_keys) are pinned, since they
-    /// promise the same bits in any batch.
+    /// of its layout, which takes as much memory. [`split_into`](crate::Decode::split_into) and [`Decode::kernel`](crate::Decode::kernel)
+    /// pin what there is to choose, as stretches of [fixed length](crate::Decode::split_keys) do, since they promise the same bits in any
+    /// batch.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -97,8 +98,8 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// A refused problem (steps of linear attention, and operators with a pinned kernel, shape, schedule or split, leave nothing to
-    /// choose), a device that fails, a file that cannot be written (this engine keeps what was found all the same).
+    /// A refused problem (steps of linear attention, and operators with a pinned kernel, shape, schedule or stretches, leave nothing
+    /// to choose), a device that fails, a file that cannot be written (this engine keeps what was found all the same).
     pub fn tune<O: Tune>(&self, operator: &O, extent: <O as Operator>::Extent) -> Result<Tuned, TuneError> {
         if operator.is_pinned() {
             return Err(TuneError::Pinned);
@@ -227,14 +228,14 @@ pub(crate) fn plan<O: Tunable, P>(
         Recalled::Nothing => return plan(operator),
         Recalled::Stale(why) => why.to_owned(),
         Recalled::Found(entry) => {
-            let chosen = operator.menu(engine.capabilities()).into_iter().find(|c| c.to_string() == entry.choice);
+            let chosen = operator.menu(size, engine.capabilities()).into_iter().find(|c| c.to_string() == entry.choice);
             match chosen.map(|choice| plan(&operator.with(choice))) {
                 Some(Ok(mut tuned)) => {
                     *reason(&mut tuned) = entry.to_string();
                     return Ok(tuned);
                 }
                 Some(Err(error)) => format!("{}: {error}", entry.choice),
-                None => format!("{} is not on the menu of this device", entry.choice),
+                None => format!("{} is not on the menu of this problem on this device", entry.choice),
             }
         }
     };

@@ -360,6 +360,9 @@ fn every_option(gpu: &Gpu) -> Result<()> {
     right(engine.tune(&decode.cached(layout.storage(Storage::F16, Storage::Int8)), Extent::packed(3, 40, 900))?)?;
     let decode = Attention::new(Heads::grouped(4, 2)?, HeadDim::with_value(16, 8)?).causal().decode();
     right(engine.tune(&decode.cached(layout).cascade(), Extent::packed(2, 2, 4000))?)?;
+    // More sequences than tokens are written at a time elsewhere.
+    let many = CacheLayout::new(2, HeadDim::with_value(16, 8)?, 16, 2100)?;
+    right(engine.tune(&decode.cached(many), Extent::packed(2100, 2100, 2100))?)?;
     let gradients = plain.bias().mask().backward().bias_gradient().sinks_gradient().slopes_gradient().lse_gradient();
     right(engine.tune(&gradients, Extent::new(2, 20, 40))?)?;
     right(engine.tune(&plain.sliding(9).storage(Storage::F16).backward(), Extent::packed(3, 50, 70))?)?;

@@ -248,7 +248,7 @@ fn small_square(extent: Extent) -> Extent {
     Extent { batch: batch.min(2), queries: queries.min(67), keys: keys.min(131), packed }
 }
 
-/// Tokens that a cache is filled with at a time: no whole pages, so that each has numbers of its own.
+/// Tokens that a cache is filled with at a time: no whole pages, so that neighbouring sequences have numbers of their own.
 const FILLED: u32 = 1021;
 
 /// A cache with the sequences of a typical call, and the step of it that makes room for their last tokens. In a cascade half of what the
@@ -261,19 +261,23 @@ fn filled(
 ) -> Result<(KvCache, CacheStep), RunError> {
     let [sequences, new, tokens] = decode.typical(extent);
     let mut cache = KvCache::new(engine, layout.layers(1))?;
+    // What is appended begins within the first ones, and is the last tokens of all sequences at once too.
+    let count = FILLED + FILLED.max(sequences * new);
     let rows = [(layout.dims().qk(), 2), (layout.dims().value(), 3)].map(|(dim, seed)| {
-        let values = numbers(&[2 * FILLED, layout.kv_heads(), dim], seed);
+        let values = numbers(&[count, layout.kv_heads(), dim], seed);
         (u64::from(layout.kv_heads() * dim), upload(engine, "rows", bytemuck::cast_slice(&values)))
     });
     let [(k_row, k), (v_row, v)] = rows;
     let (k, v) = (k?, v?);
-    let mut encoder = engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let mut begins = (0..FILLED).cycle().step_by(97);
+    // Each piece is a submission, since drivers end those that take long.
     let mut extend = |cache: &mut KvCache, new: &[(SequenceId, u32)]| -> Result<CacheStep, RunError> {
+        let mut encoder = engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let step = cache.extend(&mut encoder, new)?;
         let begin = u64::from(begins.next().unwrap_or(0));
         let (k, v) = (View::bshd(&k).at(begin * k_row), View::bshd(&v).at(begin * v_row));
         cache.append(&mut encoder, &step, 0, k, v, Storage::F32)?;
+        engine.queue().submit([encoder.finish()]);
         Ok(step)
     };
     let shared = if decode.is_cascade() { tokens / 2 / layout.page() * layout.page() } else { 0 };
@@ -294,7 +298,6 @@ fn filled(
     }
     let last: Vec<_> = ids.into_iter().map(|id| (id, new)).collect();
     let step = extend(&mut cache, &last)?;
-    engine.queue().submit([encoder.finish()]);
     Ok((cache, step))
 }
 
