@@ -183,8 +183,7 @@ impl Steps<'_> {
             (Kernel::Broadcast, Some((min, _))) => min,
             _ => 0,
         };
-        // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
-        let wide = lanes > 0 && features.is_multiple_of(8) && device.int64 && lanes < 16;
+        let wide = lanes > 0 && features.is_multiple_of(8) && device.loads_wide();
         let class = FEATURE_CLASSES.into_iter().find(|&class| features <= class).unwrap_or(0);
         let storage = [based.q, based.kv];
         let square = if kernel == Kernel::Matrix { choose::matrix_square(storage, device).ok() } else { None };

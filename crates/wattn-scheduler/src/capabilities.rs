@@ -85,6 +85,12 @@ impl Capabilities {
         }
     }
 
+    /// Whether rows may be loaded by 64-bit words. Sixteen of them fit no register of a CPU: drivers build such a vector in memory, word by
+    /// word.
+    pub(crate) fn loads_wide(&self) -> bool {
+        self.int64 && self.subgroups.is_none_or(|(lanes, _)| lanes < 16)
+    }
+
     /// A guess of the cache that workgroups share, bytes: of one core on a CPU.
     #[must_use]
     pub fn cache_bytes(&self) -> u64 {

@@ -159,12 +159,10 @@ fn note(
 
 /// Whether rows may be loaded eight numbers at a time.
 pub(crate) fn wide(attention: &Attention, device: &Capabilities) -> bool {
-    // Sixteen 64-bit words fit no register of a CPU: drivers build such a vector in memory, word by word.
-    let int64 = device.int64 && device.subgroups.is_none_or(|(lanes, _)| lanes < 16);
     attention.access == Access::Vec4
         && attention.head_dim.qk().is_multiple_of(8)
         && attention.head_dim.value().is_multiple_of(8)
-        && int64
+        && device.loads_wide()
 }
 
 fn key(kernel: Kernel, shape: Shape, attention: &Attention, device: &Capabilities) -> FlashKey {

@@ -336,8 +336,7 @@ fn key(lightning: &Lightning, sweep: &Sweep, kernel: Kernel, device: &Capabiliti
         _ => 0,
     };
     let (q, kv, head_dim) = (storage(sweep.q), storage(sweep.k), dim(sweep.q));
-    // Vectors of sixteen lanes lose more by splitting 64-bit words than they gain.
-    let wide = lanes > 0 && head_dim.is_multiple_of(8) && device.int64 && lanes < 16;
+    let wide = lanes > 0 && head_dim.is_multiple_of(8) && device.loads_wide();
     let head_class = if step { 0 } else { class(head_dim) };
     let square = if kernel == Kernel::Matrix { choose::matrix_square([q, kv], device).ok() } else { None };
     // Squares of matrices may be larger than the class.

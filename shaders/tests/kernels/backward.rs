@@ -1,11 +1,10 @@
 //! Softmax attention, backward.
 
 use wattn_shaders::{
-    Access, BackwardOp, FlashBackwardKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, bindings, compose,
-    table,
+    Access, BackwardOp, FlashBackwardKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, table,
 };
 
-use super::{declared_bindings, declared_bytes, declared_memory, parse, written_for_matrices};
+use super::{code, declared_memory, declares, labels_differ, parse, written_for_vulkan_and_metal};
 
 /// The backward pass of softmax attention, every kernel with every option.
 fn keys() -> Vec<FlashBackwardKey> {
@@ -123,47 +122,34 @@ fn matrix_keys() -> Vec<FlashBackwardKey> {
 fn kernels_are_what_their_keys_say() {
     for key in keys() {
         let (module, _) = parse(&Key::FlashBackward(key));
-        assert_eq!(declared_bytes(&module), key.workgroup_bytes(), "{key}");
+        declares(&Key::FlashBackward(key), &module, key.workgroup_bytes(), key.invocations());
         // The wide tile of `tile-universal` is a little over with a mask; the other one serves then.
         let wide = key.shape == Shape::Tile(table::TILE_GPU_WIDE) && key.options.masks_elements();
         assert!(key.workgroup_bytes() <= 16_384 || wide, "{key}: {}", key.workgroup_bytes());
-        assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
-        let listed: Vec<_> =
-            bindings(&Key::FlashBackward(key)).iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
-        assert_eq!(declared_bindings(&module), listed, "{key}");
-        assert!(listed.len() <= 8, "{key}");
-        let source = compose(&Key::FlashBackward(key));
-        let code: String = source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
+        let code = code(&Key::FlashBackward(key));
         assert!(!code.contains("subgroup") || key.kernel != Kernel::TileUniversal, "{key}");
         assert_eq!(code.contains("softcapped"), key.options.softcap, "{key}");
     }
 }
 
 #[test]
-fn backward_matrix_kernels_are_what_their_keys_say() {
+fn kernels_on_matrices_are_what_their_keys_say() {
     for key in matrix_keys() {
         let (module, info) = parse(&Key::FlashBackward(key));
-        assert_eq!(declared_bytes(&module), key.workgroup_bytes(), "{key}");
+        declares(&Key::FlashBackward(key), &module, key.workgroup_bytes(), key.invocations());
         assert!(key.workgroup_bytes() <= 32_768, "{key}: {}", key.workgroup_bytes());
         // As in the forward pass: what matrices are made of comes first, in whole 16 bytes.
         let shared = declared_memory(&module);
         assert_eq!([shared[0].0, shared[1].0], ["sh_slab", "sh_scores"], "{key}");
         assert!(shared[..2].iter().all(|m| m.1.is_multiple_of(16)), "{key}: {shared:?}");
-        assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
-        let listed: Vec<_> =
-            bindings(&Key::FlashBackward(key)).iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
-        assert_eq!(declared_bindings(&module), listed, "{key}");
-        assert!(listed.len() <= 8, "{key}");
         let (owned, walked) = (key.shape.tile_queries(), key.shape.tile_keys());
         let threads = key.invocations();
         assert!(owned.is_multiple_of(walked) && threads.is_multiple_of(owned) && threads >= walked, "{key}");
-        written_for_matrices(&key.to_string(), &module, &info);
+        written_for_vulkan_and_metal(&key.to_string(), &module, &info);
     }
 }
 
 #[test]
 fn labels_tell_kernels_apart() {
-    let keys = [keys(), matrix_keys()].concat();
-    let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
-    assert_eq!(labels.len(), keys.len());
+    labels_differ(&[keys(), matrix_keys()].concat());
 }

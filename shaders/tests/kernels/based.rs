@@ -1,11 +1,10 @@
 //! BASED.
 
 use wattn_shaders::{
-    Access, BasedKey, BasedOp, FEATURE_CLASSES, Kernel, Key, MATRIX_FEATURES, Storage, bindings, compose,
-    gradient_values, table,
+    Access, BasedKey, BasedOp, FEATURE_CLASSES, Kernel, Key, MATRIX_FEATURES, Storage, gradient_values, table,
 };
 
-use super::{declared_bindings, declared_bytes, parse, squares_are_sound, written_for_matrices};
+use super::{code, declares, labels_differ, parse, squares_are_sound, written_for_vulkan_and_metal};
 
 /// BASED, every kernel in every form.
 fn keys() -> Vec<BasedKey> {
@@ -85,6 +84,23 @@ fn matrix_keys() -> Vec<BasedKey> {
         for subgroups in [(8, 8), (8, 32), (16, 16), (32, 32), (32, 64), (64, 64)] {
             let square = table::matrix_square(side, subgroups);
             for class in [8, MATRIX_FEATURES] {
+                let plain = |op, weights| BasedKey {
+                    op,
+                    kernel: Kernel::Matrix,
+                    lanes: 0,
+                    square: Some(square),
+                    q: Storage::F16,
+                    kv: Storage::F16,
+                    access: if weights { Access::Any } else { Access::Vec4 },
+                    class,
+                    padded: class < MATRIX_FEATURES,
+                    weights,
+                    state: false,
+                    resumed: false,
+                    reversed: false,
+                    values: 0,
+                    passes: false,
+                };
                 for (op, weights, state) in [
                     (BasedOp::Chunk, false, false),
                     (BasedOp::Chunk, true, false),
@@ -93,23 +109,7 @@ fn matrix_keys() -> Vec<BasedKey> {
                     (BasedOp::Read, false, false),
                     (BasedOp::Read, true, false),
                 ] {
-                    let key = BasedKey {
-                        op,
-                        kernel: Kernel::Matrix,
-                        lanes: 0,
-                        square: Some(square),
-                        q: Storage::F16,
-                        kv: Storage::F16,
-                        access: if weights { Access::Any } else { Access::Vec4 },
-                        class,
-                        padded: class < MATRIX_FEATURES,
-                        weights,
-                        state,
-                        resumed: state && op == BasedOp::Chunk,
-                        reversed: false,
-                        values: 0,
-                        passes: false,
-                    };
+                    let key = BasedKey { state, resumed: state && op == BasedOp::Chunk, ..plain(op, weights) };
                     keys.extend([key, BasedKey { reversed: true, resumed: false, ..key }]);
                 }
                 for (op, weights, reversed, value_dim) in [
@@ -122,23 +122,8 @@ fn matrix_keys() -> Vec<BasedKey> {
                     (BasedOp::ReadGradient, false, true, 64),
                 ] {
                     let values = square.edge / 4;
-                    keys.push(BasedKey {
-                        op,
-                        kernel: Kernel::Matrix,
-                        lanes: 0,
-                        square: Some(square),
-                        q: Storage::F16,
-                        kv: Storage::F16,
-                        access: if weights { Access::Any } else { Access::Vec4 },
-                        class,
-                        padded: class < MATRIX_FEATURES,
-                        weights,
-                        state: false,
-                        resumed: false,
-                        reversed,
-                        values,
-                        passes: value_dim > 4 * values,
-                    });
+                    let passes = value_dim > 4 * values;
+                    keys.push(BasedKey { reversed, values, passes, ..plain(op, weights) });
                 }
             }
         }
@@ -150,15 +135,9 @@ fn matrix_keys() -> Vec<BasedKey> {
 fn kernels_are_what_their_keys_say() {
     for key in keys() {
         let (module, _) = parse(&Key::Based(key));
-        assert_eq!(declared_bytes(&module), key.workgroup_bytes(), "{key}");
+        declares(&Key::Based(key), &module, key.workgroup_bytes(), key.invocations());
         assert!(key.workgroup_bytes() <= 16_384, "{key}");
-        assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
-        let listed: Vec<_> = bindings(&Key::Based(key)).iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
-        assert_eq!(declared_bindings(&module), listed, "{key}");
-        assert!(listed.len() <= 8, "{key}");
-        let uses = compose(&Key::Based(key))
-            .lines()
-            .any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));
+        let uses = code(&Key::Based(key)).contains("subgroup");
         assert_eq!(uses, key.kernel != Kernel::TileUniversal, "{key}");
     }
 }
@@ -168,13 +147,11 @@ fn kernels_on_matrices_are_what_their_keys_say() {
     for key in matrix_keys() {
         let (module, info) = parse(&Key::Based(key));
         squares_are_sound(&Key::Based(key), &module, key.square, key.workgroup_bytes(), key.invocations());
-        written_for_matrices(&key.to_string(), &module, &info);
+        written_for_vulkan_and_metal(&key.to_string(), &module, &info);
     }
 }
 
 #[test]
 fn labels_tell_kernels_apart() {
-    let keys = [keys(), matrix_keys()].concat();
-    let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
-    assert_eq!(labels.len(), keys.len());
+    labels_differ(&[keys(), matrix_keys()].concat());
 }

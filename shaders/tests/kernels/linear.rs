@@ -1,10 +1,8 @@
 //! Linear attention with decay.
 
-use wattn_shaders::{
-    Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, Key, LinearKey, LinearOp, Storage, bindings, compose, table,
-};
+use wattn_shaders::{Access, BROADCAST_CLASS, HEAD_CLASSES, Kernel, Key, LinearKey, LinearOp, Storage, table};
 
-use super::{declared_bindings, declared_bytes, parse, squares_are_sound, written_for_matrices};
+use super::{code, declares, parse, squares_are_sound, written_for_vulkan_and_metal};
 
 /// The linear family, every kernel with every option.
 fn keys() -> Vec<LinearKey> {
@@ -87,19 +85,12 @@ fn matrix_keys() -> Vec<LinearKey> {
 fn kernels_are_what_their_keys_say() {
     for key in keys() {
         let (module, _) = parse(&Key::Linear(key));
-        assert_eq!(declared_bytes(&module), key.workgroup_bytes(), "{key}");
+        declares(&Key::Linear(key), &module, key.workgroup_bytes(), key.invocations());
         assert!(key.workgroup_bytes() <= 16_384, "{key}");
-        assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
-        let listed: Vec<_> =
-            bindings(&Key::Linear(key)).iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
-        assert_eq!(declared_bindings(&module), listed, "{key}");
-        assert!(listed.len() <= 8, "{key}");
         let chunks = matches!(key.op, LinearOp::Chunk | LinearOp::Segment);
         let lanes = key.op == LinearOp::Decay && key.kernel == Kernel::Broadcast;
         let subgroups = lanes || (chunks && key.kernel != Kernel::TileUniversal);
-        let uses = compose(&Key::Linear(key))
-            .lines()
-            .any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));
+        let uses = code(&Key::Linear(key)).contains("subgroup");
         assert_eq!(uses, subgroups, "{key}");
     }
 }
@@ -109,6 +100,6 @@ fn kernels_on_matrices_are_what_their_keys_say() {
     for key in matrix_keys() {
         let (module, info) = parse(&Key::Linear(key));
         squares_are_sound(&Key::Linear(key), &module, key.square, key.workgroup_bytes(), key.invocations());
-        written_for_matrices(&key.to_string(), &module, &info);
+        written_for_vulkan_and_metal(&key.to_string(), &module, &info);
     }
 }

@@ -6,6 +6,8 @@ mod linear;
 mod softmax;
 mod split;
 
+use std::collections::HashSet;
+
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use wattn_shaders::{Key, MatrixSquare, bindings, compose, on_matrices};
 
@@ -53,8 +55,28 @@ fn declared_bindings(module: &naga::Module) -> Vec<(u32, String, bool)> {
     declared
 }
 
-/// The back ends of devices with matrices take a module.
-fn written_for_matrices(key: &str, module: &naga::Module, info: &ModuleInfo) {
+/// A module has the workgroup memory, the workgroup and the bindings that its kernel's host side takes it to have.
+fn declares(key: &Key, module: &naga::Module, bytes: u32, invocations: u32) {
+    assert_eq!(declared_bytes(module), bytes, "{key}");
+    assert_eq!(module.entry_points[0].workgroup_size, [invocations, 1, 1], "{key}");
+    let listed: Vec<_> = bindings(key).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
+    assert_eq!(declared_bindings(module), listed, "{key}");
+    assert!(listed.len() <= 8, "{key}");
+}
+
+/// The code of a kernel without its comments.
+fn code(key: &Key) -> String {
+    compose(key).lines().map(|line| line.split("//").next().unwrap_or_default()).collect()
+}
+
+/// No two keys have one label.
+fn labels_differ(keys: &[impl ToString]) {
+    let labels: HashSet<String> = keys.iter().map(ToString::to_string).collect();
+    assert_eq!(labels.len(), keys.len());
+}
+
+/// The back ends of devices that may have matrices take a module.
+fn written_for_vulkan_and_metal(key: &str, module: &naga::Module, info: &ModuleInfo) {
     let spv = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
     naga::back::spv::write_vec(module, info, &spv, None).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
     let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
@@ -64,16 +86,12 @@ fn written_for_matrices(key: &str, module: &naga::Module, info: &ModuleInfo) {
 
 /// Workgroup memory, which begins with what matrices are made of, bindings, and that all squares are staged and shared out evenly.
 fn squares_are_sound(key: &Key, module: &naga::Module, square: Option<MatrixSquare>, bytes: u32, invocations: u32) {
-    assert_eq!(declared_bytes(module), bytes, "{key}");
+    declares(key, module, bytes, invocations);
     assert!(bytes <= 32_768, "{key}: {bytes}");
     let shared = declared_memory(module);
     let rest = shared.iter().skip_while(|m| m.1.is_multiple_of(16)).map(|m| m.0);
     let single = ["sh_top_value", "sh_top_key", "sh_top_state", "sh_gate", "sh_decay"];
     assert!(rest.into_iter().all(|name| single.contains(&name)), "{key}");
-    assert_eq!(module.entry_points[0].workgroup_size, [invocations, 1, 1], "{key}");
-    let listed: Vec<_> = bindings(key).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
-    assert_eq!(declared_bindings(module), listed, "{key}");
-    assert!(listed.len() <= 8, "{key}");
     let MatrixSquare { side, edge, own, threads } = square.unwrap();
     assert!((edge * edge / 4).is_multiple_of(threads) && edge * edge / 16 <= threads && threads > edge, "{key}");
     assert!(own.1 >= 1 && own.1 <= edge / side, "{key}");

@@ -1,8 +1,8 @@
 //! Softmax attention, forward.
 
-use wattn_shaders::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, bindings, compose, table};
+use wattn_shaders::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage, table};
 
-use super::{declared_bindings, declared_bytes, declared_memory, parse, written_for_matrices};
+use super::{code, declared_memory, declares, labels_differ, parse, written_for_vulkan_and_metal};
 
 /// Every kernel and shape of the menu with the dims it may have, plain and with every option.
 fn keys() -> Vec<FlashKey> {
@@ -79,11 +79,10 @@ fn matrix_keys() -> Vec<FlashKey> {
 }
 
 #[test]
-fn workgroup_memory_is_what_the_table_says() {
+fn kernels_are_what_their_keys_say() {
     for key in keys() {
         let (module, _) = parse(&Key::Flash(key));
-        assert_eq!(declared_bytes(&module), table::workgroup_bytes(&key), "{key}");
-        assert_eq!(module.entry_points[0].workgroup_size, [key.shape.invocations(), 1, 1], "{key}");
+        declares(&Key::Flash(key), &module, table::workgroup_bytes(&key), key.shape.invocations());
     }
 }
 
@@ -112,24 +111,12 @@ fn staging_divides_evenly() {
 }
 
 #[test]
-fn bindings_match_the_source_and_are_at_most_eight() {
-    for key in keys() {
-        let (module, _) = parse(&Key::Flash(key));
-        let listed: Vec<_> =
-            bindings(&Key::Flash(key)).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
-        assert_eq!(declared_bindings(&module), listed, "{key}");
-        assert!(listed.len() <= 8, "{key}");
-    }
-}
-
-#[test]
 fn unused_options_leave_no_token() {
     // What the files of the options declare. The parameter struct names all operands; what counts is that no code does.
     let scores = ["softcapped", "begin_alibi", "begin_bias", "begin_mask"];
     let tokens = ["aux.params.sinks", "@binding(4)", "@binding(5)", "@binding(6)"].into_iter().chain(scores);
     for key in keys() {
-        let source = compose(&Key::Flash(key));
-        let code: String = source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
+        let code = code(&Key::Flash(key));
         let used = key.options != ScoreOptions::default();
         for token in tokens.clone() {
             assert_eq!(code.contains(token), used, "{key}: {token}");
@@ -142,29 +129,21 @@ fn unused_options_leave_no_token() {
 #[test]
 fn subgroups_are_used_only_by_kernels_that_say_so() {
     for key in keys() {
-        let uses = compose(&Key::Flash(key))
-            .lines()
-            .any(|line| line.split("//").next().unwrap_or_default().contains("subgroup"));
+        let uses = code(&Key::Flash(key)).contains("subgroup");
         assert_eq!(uses, key.kernel != Kernel::TileUniversal, "{key}");
     }
 }
 
 #[test]
 fn labels_tell_kernels_apart() {
-    let keys = [keys(), matrix_keys()].concat();
-    let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
-    assert_eq!(labels.len(), keys.len());
+    labels_differ(&[keys(), matrix_keys()].concat());
 }
 
 #[test]
 fn every_back_end_takes_the_gpu_kernels() {
     for key in keys().into_iter().filter(|key| matches!(key.shape, Shape::Tile(_)) && key.value_class == 64) {
         let (module, info) = parse(&Key::Flash(key));
-        let spv = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
-        naga::back::spv::write_vec(&module, &info, &spv, None).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
-        let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
-        naga::back::msl::write_string(&module, &info, &msl, &naga::back::msl::PipelineOptions::default())
-            .unwrap_or_else(|e| panic!("{key}: MSL: {e}"));
+        written_for_vulkan_and_metal(&key.to_string(), &module, &info);
         let hlsl = naga::back::hlsl::Options {
             shader_model: naga::back::hlsl::ShaderModel::V6_0,
             fake_missing_bindings: true,
@@ -179,21 +158,17 @@ fn every_back_end_takes_the_gpu_kernels() {
 }
 
 #[test]
-fn matrix_kernels_are_what_their_keys_say() {
+fn kernels_on_matrices_are_what_their_keys_say() {
     for key in matrix_keys() {
         let (module, info) = parse(&Key::Flash(key));
-        assert_eq!(declared_bytes(&module), table::workgroup_bytes(&key), "{key}");
+        declares(&Key::Flash(key), &module, table::workgroup_bytes(&key), key.shape.invocations());
         assert!(table::workgroup_bytes(&key) <= 32_768, "{key}: {}", table::workgroup_bytes(&key));
         // What matrices are made of comes first, in whole 16 bytes, so that drivers load it by as much.
         let shared = declared_memory(&module);
         let (matrices, rest) = shared.split_at(3);
         assert_eq!(matrices.iter().map(|m| m.0).collect::<Vec<_>>(), ["sh_slab", "sh_scores", "sh_weights"], "{key}");
         assert!(matrices.iter().all(|m| m.1.is_multiple_of(16)) && rest.iter().all(|r| r.1 < 16), "{key}: {shared:?}");
-        assert_eq!(module.entry_points[0].workgroup_size, [key.shape.invocations(), 1, 1], "{key}");
-        let listed: Vec<_> =
-            bindings(&Key::Flash(key)).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
-        assert_eq!(declared_bindings(&module), listed, "{key}");
-        written_for_matrices(&key.to_string(), &module, &info);
+        written_for_vulkan_and_metal(&key.to_string(), &module, &info);
     }
 }
 

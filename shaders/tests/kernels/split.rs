@@ -1,8 +1,8 @@
 //! Few queries, on matrices.
 
-use wattn_shaders::{Access, Kernel, Key, ScoreOptions, SplitKey, SplitMatrices, Storage, bindings, table};
+use wattn_shaders::{Access, Kernel, Key, ScoreOptions, SplitKey, SplitMatrices, Storage, table};
 
-use super::{declared_bindings, declared_bytes, declared_memory, parse, written_for_matrices};
+use super::{declared_memory, declares, labels_differ, parse, written_for_vulkan_and_metal};
 
 /// Few rows over many keys on matrices, likewise.
 fn matrix_keys() -> Vec<SplitKey> {
@@ -46,29 +46,22 @@ fn matrix_keys() -> Vec<SplitKey> {
 fn kernels_on_matrices_are_what_their_keys_say() {
     for key in matrix_keys() {
         let (module, info) = parse(&Key::Split(key));
-        assert_eq!(declared_bytes(&module), key.workgroup_bytes(), "{key}");
+        declares(&Key::Split(key), &module, key.workgroup_bytes(), key.invocations());
         assert!(key.workgroup_bytes() <= 32_768, "{key}: {}", key.workgroup_bytes());
         let shared = declared_memory(&module);
         let (matrices, rest) = shared.split_at(3);
         assert_eq!(matrices.iter().map(|m| m.0).collect::<Vec<_>>(), ["sh_slab", "sh_scores", "sh_weights"], "{key}");
         assert!(matrices.iter().all(|m| m.1.is_multiple_of(16)) && rest.iter().all(|r| r.1 < 16), "{key}: {shared:?}");
-        assert_eq!(module.entry_points[0].workgroup_size, [key.invocations(), 1, 1], "{key}");
-        let listed: Vec<_> =
-            bindings(&Key::Split(key)).into_iter().map(|b| (b.slot, b.name.to_owned(), b.writes)).collect();
-        assert_eq!(declared_bindings(&module), listed, "{key}");
-        assert!(listed.len() <= 8, "{key}");
         // Keys are staged, and scores taken, by all invocations alike; those of a row lie in one subgroup.
         let (dims, threads) = (if key.head_class > 0 { key.head_class } else { table::STREAM_DIMS }, key.invocations());
         assert!((key.keys() * dims / 4).is_multiple_of(threads) && threads.is_multiple_of(key.rows), "{key}");
         assert!((key.keys() * key.rows / 4).is_multiple_of(threads) && threads.is_multiple_of(key.keys()), "{key}");
         assert!(threads / key.rows <= threads / key.matrices.unwrap().subgroups.1, "{key}");
-        written_for_matrices(&key.to_string(), &module, &info);
+        written_for_vulkan_and_metal(&key.to_string(), &module, &info);
     }
 }
 
 #[test]
 fn labels_tell_kernels_apart() {
-    let keys = matrix_keys();
-    let labels: std::collections::HashSet<String> = keys.iter().map(ToString::to_string).collect();
-    assert_eq!(labels.len(), keys.len());
+    labels_differ(&matrix_keys());
 }
