@@ -4,6 +4,7 @@ mod backward;
 mod call;
 mod decode;
 mod linear;
+mod mapping;
 mod memory;
 mod softmax;
 
@@ -29,10 +30,10 @@ pub(crate) use memory::{buffer, upload};
 #[cfg(feature = "tune")]
 pub(crate) use softmax::LoadedSoftmax;
 
+use mapping::Mapping;
+
 pub use backward::{HostGradients, HostIncoming};
 pub use linear::{HostLinear, HostLinearOutput};
-#[cfg(feature = "states")]
-pub(crate) use memory::download;
 pub use memory::mask_words;
 pub use softmax::{HostOperands, HostOutput, HostScores};
 
@@ -95,10 +96,38 @@ impl Blocking {
         for submission in std::mem::take(&mut call.submissions) {
             self.wait(Some(submission))?;
         }
-        call.map();
-        self.wait(None)?;
-        call.mapped(None).unwrap_or_else(|| Err(RunError::Device("a finished buffer was not mapped".to_owned())))?;
+        self.mapped(&call.map())?;
         call.results()
+    }
+
+    /// Waits for what is being mapped.
+    fn mapped(&self, mapping: &Mapping) -> Result<(), RunError> {
+        self.wait(None)?;
+        mapping.wait(self.timeout)
+    }
+
+    /// The bytes of a buffer on the device, once all that was submitted is done.
+    #[cfg(feature = "states")]
+    pub(crate) fn download(&self, buffer: &Buffer) -> Result<Vec<u8>, RunError> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let readable = memory::buffer(&self.engine, "state", buffer.size(), usage)?;
+        let mut encoder = self.engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &readable, 0, buffer.size());
+        self.engine.queue().submit([encoder.finish()]);
+        self.bytes(&readable)
+    }
+
+    /// The bytes of a buffer that the host can read, once all that was submitted is done.
+    #[cfg(any(feature = "states", feature = "tune"))]
+    pub(crate) fn bytes(&self, readable: &Buffer) -> Result<Vec<u8>, RunError> {
+        let mapping = Mapping::default();
+        mapping.map(readable);
+        self.mapped(&mapping)?;
+        let range = readable.slice(..).get_mapped_range().map_err(|error| RunError::Device(error.to_string()))?;
+        let bytes = range.to_vec();
+        drop(range);
+        readable.unmap();
+        Ok(bytes)
     }
 
     pub(crate) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<(), RunError> {

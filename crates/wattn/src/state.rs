@@ -178,17 +178,12 @@ impl<O: Recurrent> State<O> {
 #[cfg(feature = "states")]
 mod file {
     use std::collections::HashMap;
-    use std::time::Duration;
 
     use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
     use super::{Recurrent, State};
     use crate::engine::Engine;
     use crate::error::RunError;
-    use crate::host::download;
-
-    /// How long the device may take to finish what comes before a save.
-    const TIMEOUT: Duration = Duration::from_secs(120);
 
     impl<O: Recurrent> State<O> {
         /// The states as a safetensors file, bit by bit, with the number of tokens: all that was submitted is waited for.
@@ -196,7 +191,7 @@ mod file {
         /// # Errors
         /// A device that fails or does not finish within two minutes.
         pub fn save(&self) -> Result<Vec<u8>, RunError> {
-            let bytes = download(&self.engine, &self.buffer, TIMEOUT)?;
+            let bytes = self.engine.blocking().download(&self.buffer)?;
             let shape = self.shape.map(|n| n as usize).to_vec();
             let size = shape.iter().product::<usize>() * 4;
             let file = |error: safetensors::SafeTensorError| RunError::File(error.to_string());

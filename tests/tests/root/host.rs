@@ -22,13 +22,14 @@ use crate::linear_calls::refused;
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     type Body = fn(&Gpu) -> Result<()>;
-    let bodies: [(&str, Body); 6] = [
+    let bodies: [(&str, Body); 7] = [
         ("gradients", gradients),
         ("decode", decode),
         ("lightning", lightning_calls),
         ("a_step", a_step),
         ("based", based_calls),
         ("slices_are_refused", slices_are_refused),
+        ("threads_share_a_device", threads_share_a_device),
     ];
     bodies.into_iter().map(|(name, body)| gpu.trial(&format!("host/{name}"), body)).collect()
 }
@@ -218,6 +219,19 @@ fn based_calls(gpu: &Gpu) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whichever thread polls a device runs what others wait for.
+fn threads_share_a_device(gpu: &Gpu) -> Result<()> {
+    let attention = Attention::new(Heads::new(1)?, HeadDim::new(4)?);
+    let values = [1.0; 3 * 4];
+    let operands = HostOperands { q: &values, k: &values, v: &values, ..HostOperands::default() };
+    let calls =
+        || (0..200).try_for_each(|_| gpu.engine.blocking().run(&attention, Extent::new(1, 3, 3), &operands).map(drop));
+    std::thread::scope(|scope| {
+        let threads = [(); 4].map(|()| scope.spawn(calls));
+        threads.into_iter().try_for_each(|thread| Ok(thread.join().expect("no panic")?))
+    })
 }
 
 fn slices_are_refused(gpu: &Gpu) -> Result<()> {

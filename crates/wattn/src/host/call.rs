@@ -1,12 +1,11 @@
 //! A call of which all is submitted, and its results on the way back.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
 
 use wattn_scheduler::shaders::Storage;
-use wgpu::{Buffer, BufferUsages, CommandEncoder, CommandEncoderDescriptor, MapMode, SubmissionIndex};
+use wgpu::{Buffer, BufferUsages, CommandEncoder, CommandEncoderDescriptor, SubmissionIndex};
 
+use super::mapping::Mapping;
 use super::memory::{buffer, unpacked};
 use crate::engine::{Engine, ready};
 use crate::error::{EncodeError, RunError};
@@ -44,7 +43,6 @@ pub(crate) struct Call {
     pub(super) submissions: Vec<SubmissionIndex>,
     /// Copied to where the host can read them.
     results: Vec<Written>,
-    mapping: Arc<Mutex<Mapping>>,
 }
 
 /// A result in a buffer.
@@ -89,18 +87,10 @@ impl Written {
     }
 }
 
-#[derive(Default)]
-struct Mapping {
-    pending: usize,
-    failure: Option<String>,
-    waker: Option<Waker>,
-}
-
 impl Call {
     /// What `make` submits and asks back.
     pub(crate) fn new(engine: &Engine, make: impl FnOnce(&mut Self) -> Result<(), RunError>) -> Result<Self, RunError> {
-        let mut call =
-            Self { engine: engine.clone(), submissions: Vec::new(), results: Vec::new(), mapping: Arc::default() };
+        let mut call = Self { engine: engine.clone(), submissions: Vec::new(), results: Vec::new() };
         // A lost device shows as an error of whatever is done with it next.
         let validation = engine.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let made = make(&mut call);
@@ -145,31 +135,11 @@ impl Call {
         self.engine.device().create_command_encoder(&CommandEncoderDescriptor::default())
     }
 
-    pub(super) fn map(&self) {
-        lock(&self.mapping).pending = self.results.len();
-        for result in &self.results {
-            let mapping = Arc::clone(&self.mapping);
-            result.buffer.slice(..).map_async(MapMode::Read, move |result| {
-                let mut mapping = lock(&mapping);
-                mapping.pending -= 1;
-                if let Err(error) = result {
-                    mapping.failure = Some(error.to_string());
-                }
-                if let Some(waker) = mapping.waker.take() {
-                    waker.wake();
-                }
-            });
-        }
-    }
-
-    /// Whether all results are mapped, or failed; else the waker is kept.
-    pub(super) fn mapped(&self, waker: Option<&Waker>) -> Option<Result<(), RunError>> {
-        let mut mapping = lock(&self.mapping);
-        if mapping.pending > 0 {
-            mapping.waker = waker.cloned();
-            return None;
-        }
-        Some(mapping.failure.take().map_or(Ok(()), |failure| Err(RunError::Device(failure))))
+    /// Asks for all results to be mapped.
+    pub(super) fn map(&self) -> Mapping {
+        let mapping = Mapping::default();
+        self.results.iter().for_each(|result| mapping.map(&result.buffer));
+        mapping
     }
 
     /// The numbers of all results that were asked for, once they are mapped.
@@ -200,8 +170,4 @@ impl Results {
     pub(super) fn take(&mut self, argument: &str) -> Vec<f32> {
         self.0.remove(argument).unwrap_or_default()
     }
-}
-
-fn lock(mapping: &Mutex<Mapping>) -> MutexGuard<'_, Mapping> {
-    mapping.lock().unwrap_or_else(PoisonError::into_inner)
 }

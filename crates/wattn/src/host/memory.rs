@@ -1,15 +1,8 @@
 //! Numbers on their way between host slices and buffers.
 
-#[cfg(feature = "states")]
-use std::sync::{Arc, Mutex, PoisonError};
-#[cfg(feature = "states")]
-use std::time::Duration;
-
 use half::{bf16, f16};
 use wattn_scheduler::shaders::Storage;
 use wgpu::{Buffer, BufferDescriptor, BufferUsages};
-#[cfg(feature = "states")]
-use wgpu::{MapMode, PollType};
 
 use crate::engine::{Engine, ready};
 use crate::error::RunError;
@@ -79,24 +72,4 @@ pub(crate) fn buffer(
         Some(error) => Err(RunError::OutOfMemory { argument, bytes: size, message: error.to_string() }),
         None => Ok(made),
     }
-}
-
-/// A buffer's bytes, once all that was submitted is done.
-#[cfg(feature = "states")]
-pub(crate) fn download(engine: &Engine, buffer: &Buffer, timeout: Duration) -> Result<Vec<u8>, RunError> {
-    let target = self::buffer(engine, "state", buffer.size(), BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
-    let mut encoder = engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    encoder.copy_buffer_to_buffer(buffer, 0, &target, 0, buffer.size());
-    engine.queue().submit([encoder.finish()]);
-    let mapped = Arc::new(Mutex::new(None));
-    let result = Arc::clone(&mapped);
-    target.slice(..).map_async(MapMode::Read, move |mapped| {
-        *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(mapped);
-    });
-    let failed = |error: &dyn std::fmt::Display| RunError::Device(error.to_string());
-    let wait = PollType::Wait { submission_index: None, timeout: Some(timeout) };
-    engine.device().poll(wait).map_err(|error| failed(&error))?;
-    let mapped = mapped.lock().unwrap_or_else(PoisonError::into_inner).take();
-    mapped.unwrap_or(Err(wgpu::BufferAsyncError)).map_err(|error| failed(&error))?;
-    Ok(target.slice(..).get_mapped_range().map_err(|error| failed(&error))?.to_vec())
 }

@@ -79,11 +79,11 @@ impl Engine {
         operands: &HostOperands<'_>,
     ) -> Result<HostOutput, RunError> {
         let call = forward(self, attention, extent, operands)?;
-        call.map();
+        let mapping = call.map();
         poll_fn(|context| {
             // In browsers the device polls itself.
             let lost = self.device().poll(PollType::Poll).err();
-            match (lost, call.mapped(Some(context.waker()))) {
+            match (lost, mapping.poll(context.waker())) {
                 (Some(error), _) => Poll::Ready(Err(RunError::Device(error.to_string()))),
                 (None, Some(result)) => Poll::Ready(result),
                 (None, None) => {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use wgpu::{Buffer, BufferUsages, Features, MapMode, QuerySet, QuerySetDescriptor, QueryType};
+use wgpu::{Buffer, BufferUsages, Features, QuerySet, QuerySetDescriptor, QueryType};
 
 use crate::engine::Engine;
 use crate::error::RunError;
@@ -60,12 +60,7 @@ impl<'a> Clock<'a> {
         let wall = started.elapsed().as_secs_f64();
         let Some(queries) = &self.queries else { return Ok(wall) };
 
-        let slice = queries.readable.slice(..);
-        slice.map_async(MapMode::Read, |_| ());
-        blocking.wait(None)?;
-        let bytes = slice.get_mapped_range().map_err(|error| RunError::Device(error.to_string()))?.to_vec();
-        queries.readable.unmap();
-        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
+        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&blocking.bytes(&queries.readable)?);
         let period = f64::from(self.engine.queue().get_timestamp_period()) * 1e-9;
         Ok(plausible([ticks[0], ticks[1]], period, wall).unwrap_or(wall))
     }
