@@ -118,9 +118,10 @@ fn backward_shapes(
         let mut shape = shape;
         if attention.shape.is_none() {
             // A step multiplies three or four times instead of twice, so its code fits the caches with fewer rows or fewer keys.
-            shape.rows = if shape.lanes > 8 { (shape.rows / 2).max(1) } else { shape.rows.min(8) };
+            let [class, value_class] = [qk, value].map(|dim| table::dim_class(dim).unwrap_or(table::VALUE_SPLIT));
+            let wide = shape.lanes > 8 && class.max(value_class) > 16;
+            shape.rows = if wide { (shape.rows / 2).max(1) } else { shape.rows.min(8) };
             if kernel == Kernel::Broadcast {
-                let [class, value_class] = [qk, value].map(|dim| table::dim_class(dim).unwrap_or(table::VALUE_SPLIT));
                 shape.keys = table::backward_keys(shape.lanes, class, value_class);
             }
         }
@@ -260,7 +261,7 @@ fn lanes(attention: &Attention, device: &Capabilities) -> Result<(Shape, String)
         }
         Some(shape) => return Err(format!("shape {shape} is not on its menu for {lanes} lanes")),
         None => {
-            let rows = lane_rows(class.max(value_class), Kernel::Broadcast, attention);
+            let rows = lane_rows(class.max(value_class), lanes, Kernel::Broadcast, attention);
             LaneShape { lanes, rows, keys: keys(rows) }
         }
     };
@@ -291,11 +292,11 @@ fn allowed_rows(
 }
 
 /// More rows a lane use each load more often, until registers give out.
-fn lane_rows(dim: u32, kernel: Kernel, attention: &Attention) -> u32 {
+fn lane_rows(dim: u32, lanes: u32, kernel: Kernel, attention: &Attention) -> u32 {
     let rows = match dim {
-        0..=16 => 16,
+        0..=16 if lanes <= 8 => 16,
         17..=32 if kernel != Kernel::Broadcast => 16,
-        17..=64 => 8,
+        0..=64 => 8,
         _ => 4,
     };
     // Each score of a bias or a mask has loads of its own, which take longest to compile.
@@ -320,7 +321,7 @@ fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<
         Some(shape) => return Err(format!("shape {shape} is not on its menu")),
         None if cpu && own_rows => {
             let dim = attention.head_dim.qk().max(attention.head_dim.value());
-            let rows = lane_rows(dim, kernel, attention).min(ROWS_CPU.rows);
+            let rows = lane_rows(dim, ROWS_CPU.lanes, kernel, attention).min(ROWS_CPU.rows);
             let (shape, fewer) = allowed_rows(kernel, LaneShape { rows, ..ROWS_CPU }, attention, device);
             return Ok((Shape::Lanes(shape), format!("a CPU driver, {} rows an invocation{fewer}", shape.rows)));
         }
