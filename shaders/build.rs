@@ -1,6 +1,8 @@
 //! Validates the composed kernels with naga, so that a mistake in a shader fails the build with naga's own message.
 #![expect(dead_code, unreachable_pub, reason = "the modules of the library, of which a build script uses a part")]
 
+#[path = "src/append.rs"]
+mod append;
 #[path = "src/based.rs"]
 mod based;
 #[path = "src/compose.rs"]
@@ -18,11 +20,12 @@ mod table;
 #[path = "src/unroll.rs"]
 mod unroll;
 
+use append::AppendKey;
 use based::{BasedKey, BasedOp};
 use flash_backward::{BackwardOp, FlashBackwardKey};
 use key::{Access, FlashKey, Kernel, Key, LaneShape, ScoreOptions, Shape, Storage};
 use linear::{LinearKey, LinearOp};
-use split::{AppendKey, LengthsKey, MergeKey, SplitKey, SplitMatrices};
+use split::{LengthsKey, MergeKey, SplitKey, SplitMatrices};
 
 fn main() {
     println!("cargo::rerun-if-changed=.");

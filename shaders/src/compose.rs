@@ -1,7 +1,8 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
+use crate::append::AppendKey;
 use crate::key::{Access, FlashKey, Kernel, Key, MatrixShape, ScoreOptions, Shape, Storage};
-use crate::split::{AppendKey, LengthsKey, MergeKey, key_places};
+use crate::split::{LengthsKey, MergeKey, key_places};
 use crate::table::{
     KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, matrix_stages_early, row_values, value_keys,
     value_loads,

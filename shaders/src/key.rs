@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use crate::append::AppendKey;
 use crate::based::BasedKey;
 use crate::flash_backward::FlashBackwardKey;
 use crate::linear::LinearKey;
-use crate::split::{AppendKey, LengthsKey, MergeKey, SplitKey};
+use crate::split::{LengthsKey, MergeKey, SplitKey};
 
 /// A kernel design. The names on the command line and in reports are those of [`Kernel::name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod append;
 mod based;
 mod compose;
 mod flash_backward;
@@ -17,6 +18,7 @@ mod split;
 pub mod table;
 mod unroll;
 
+pub use append::AppendKey;
 pub use based::{
     BROADCAST_FEATURES, BasedKey, BasedOp, FEATURE_CLASSES, MATRIX_FEATURES, MAX_FEATURE_DIM, feature_rows,
     gradient_values,
@@ -28,7 +30,7 @@ pub use key::{
 };
 pub use linear::{BROADCAST_CLASS, DECAY_CHUNK, HEAD_CLASSES, LinearKey, LinearOp, MAX_LINEAR_DIM};
 pub use params::{LengthsParams, LinearParams, Params, ScoreView, Segment, Sequence, StateView, View, Walk};
-pub use split::{AppendKey, LengthsKey, MergeKey, SPLIT_ROWS, SplitKey, SplitMatrices};
+pub use split::{LengthsKey, MergeKey, SPLIT_ROWS, SplitKey, SplitMatrices};
 
 /// Changes with anything that kernels are made from: what was measured of other kernels says nothing of these.
 pub const FINGERPRINT: &str = env!("WATTN_SHADERS_FINGERPRINT");

@@ -1,4 +1,4 @@
-//! The kernels of few rows over many keys: their keys, and what each is made of.
+//! The kernels of few rows over many keys, and of their lengths on the device: their keys, and what each is made of.
 
 use std::fmt;
 
@@ -115,19 +115,6 @@ pub struct MergeKey {
     pub device: bool,
 }
 
-/// What a compiled `cache_append` pipeline depends on; its [`Display`](fmt::Display) is the pipeline's label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AppendKey {
-    /// Storage of the new rows.
-    pub from: Storage,
-    /// How they are loaded: not by [`Access::Vec8`].
-    pub access: Access,
-    /// Storage of the cache.
-    pub to: Storage,
-    /// Whether the device knows how long the sequences are.
-    pub device: bool,
-}
-
 /// The pipeline of `flash_lengths`, of which there is one: it makes the work of the others from lengths on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LengthsKey;
@@ -157,7 +144,7 @@ impl fmt::Display for LengthsKey {
 }
 
 /// Parameters, and where the work lies: in `aux`, or in what the device made, bound at `slot`.
-fn params(device: Option<u32>) -> Vec<String> {
+pub(crate) fn params(device: Option<u32>) -> Vec<String> {
     let mut parts = vec![file("view").to_owned(), fill(file("params"), device.is_some())];
     parts.extend(device.map(|slot| file("work_device").replace("$b", &slot.to_string())));
     parts
@@ -168,49 +155,7 @@ fn fill(text: &str, device: bool) -> String {
     text.replace("$work", work).replace("$last", last)
 }
 
-impl AppendKey {
-    /// Invocations a workgroup: one a vec4, or one a row of [`Storage::Int8`].
-    pub const INVOCATIONS: u32 = 64;
-
-    /// Where work that the device made is bound.
-    const WORK: u32 = 2;
-
-    pub(crate) fn bindings(&self) -> Vec<Binding> {
-        let all = [
-            (true, 1, "k", false),
-            (self.device, Self::WORK, "work", false),
-            (true, 3, "out", true),
-            (true, 7, "aux", false),
-        ];
-        all.into_iter().filter(|b| b.0).map(|(_, slot, name, writes)| Binding { slot, name, writes }).collect()
-    }
-
-    pub(crate) fn constants() -> Vec<(&'static str, u32)> {
-        vec![("THREADS", Self::INVOCATIONS)]
-    }
-
-    pub(crate) fn parts(&self) -> Vec<String> {
-        let source =
-            Element { name: "k", slot: 1, dim: "head_dim", storage: self.from, access: self.access, pairs: false };
-        let int8 = self.to == Storage::Int8;
-        let out = Output { name: "out", slot: 3, storage: self.to, access: Access::Vec4, dim: "head" };
-        let outputs = [out];
-        let mut parts = params(self.device.then_some(Self::WORK));
-        parts.extend(elements(&[source], if int8 { &[] } else { &outputs }));
-        let files = ["cache_place", if int8 { "cache_append_int8" } else { "cache_append" }];
-        parts.extend(files.map(|name| file(name).to_owned()));
-        parts
-    }
-}
-
-impl fmt::Display for AppendKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cache_append/{}-{}{}", self.from, self.to, self.access.suffix())?;
-        f.write_str(device_suffix(self.device))
-    }
-}
-
-fn device_suffix(device: bool) -> &'static str {
+pub(crate) fn device_suffix(device: bool) -> &'static str {
     if device { "/device" } else { "" }
 }
 
