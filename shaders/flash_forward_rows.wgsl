@@ -140,7 +140,7 @@ fn main(
             //$ for c in g..g+GROUP step 2
             //$ for h in 0..2
             //$ for b in 0..KEYS step BLOCK
-            //$ if WIDE
+            //$ if BLENDS_BITS
             // Each block but the first, less for what the condition skips than for LLVM, which blends vectors of 16 lanes bit by bit: an
             // output that was written before is no longer read when it is written again, so that both are one place in memory. Else each
             // step ends by copying all of them.

@@ -370,7 +370,7 @@ fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
             ("LAST_ROW", shape.rows - 1),
             ("KEYS", shape.keys),
             ("BLOCK", shape.keys.min(4)),
-            ("WIDE", u32::from(shape.lanes > 8)),
+            ("BLENDS_BITS", u32::from(shape.lanes > 8)),
             ("KEY_ROWS", if key.kernel == Kernel::Broadcast { 1 } else { shape.keys }),
             ("GROUP", if key.kernel == Kernel::Broadcast { 2 * shape.lanes / shape.keys } else { 2 }),
             ("HEAD_CHUNKS", key.head_class / 4),

@@ -119,8 +119,8 @@ fn backward_shapes(
         if attention.shape.is_none() {
             // A step multiplies three or four times instead of twice, so its code fits the caches with fewer rows or fewer keys.
             let [class, value_class] = [qk, value].map(|dim| table::dim_class(dim).unwrap_or(table::VALUE_SPLIT));
-            let wide = shape.lanes > 8 && class.max(value_class) > 16;
-            shape.rows = if wide { (shape.rows / 2).max(1) } else { shape.rows.min(8) };
+            let halved = shape.lanes > 8 && class.max(value_class) > 16;
+            shape.rows = if halved { (shape.rows / 2).max(1) } else { shape.rows.min(8) };
             if kernel == Kernel::Broadcast {
                 shape.keys = table::backward_keys(shape.lanes, class, value_class);
             }

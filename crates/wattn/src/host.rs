@@ -109,12 +109,7 @@ impl Blocking {
     /// The bytes of a buffer on the device, once all that was submitted is done.
     #[cfg(feature = "states")]
     pub(crate) fn download(&self, buffer: &Buffer) -> Result<Vec<u8>, RunError> {
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let readable = memory::buffer(&self.engine, "state", buffer.size(), usage)?;
-        let mut encoder = self.engine.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(buffer, 0, &readable, 0, buffer.size());
-        self.engine.queue().submit([encoder.finish()]);
-        self.bytes(&readable)
+        self.bytes(&memory::readable(&self.engine, "state", buffer)?)
     }
 
     /// The bytes of a buffer that the host can read, once all that was submitted is done.

@@ -226,11 +226,17 @@ fn threads_share_a_device(gpu: &Gpu) -> Result<()> {
     let attention = Attention::new(Heads::new(1)?, HeadDim::new(4)?);
     let values = [1.0; 3 * 4];
     let operands = HostOperands { q: &values, k: &values, v: &values, ..HostOperands::default() };
-    let calls =
-        || (0..200).try_for_each(|_| gpu.engine.blocking().run(&attention, Extent::new(1, 3, 3), &operands).map(drop));
+    let call = || gpu.engine.blocking().run(&attention, Extent::new(1, 3, 3), &operands);
+    let alone = call()?;
+    let calls = || {
+        (0..200).try_for_each(|_| {
+            ensure!(call()? == alone, "another result among threads");
+            Ok(())
+        })
+    };
     std::thread::scope(|scope| {
         let threads = [(); 4].map(|()| scope.spawn(calls));
-        threads.into_iter().try_for_each(|thread| Ok(thread.join().expect("no panic")?))
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
     })
 }
 

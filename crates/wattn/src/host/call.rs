@@ -6,7 +6,7 @@ use wattn_scheduler::shaders::Storage;
 use wgpu::{Buffer, BufferUsages, CommandEncoder, CommandEncoderDescriptor, SubmissionIndex};
 
 use super::mapping::Mapping;
-use super::memory::{buffer, unpacked};
+use super::memory::{buffer, readable, unpacked};
 use crate::engine::{Engine, ready};
 use crate::error::{EncodeError, RunError};
 use crate::view::View;
@@ -107,7 +107,7 @@ impl Call {
         encode: impl Fn(&mut CommandEncoder, u32) -> Result<(), EncodeError>,
     ) -> Result<(), RunError> {
         for slice in 0..slices {
-            let mut encoder = self.encoder();
+            let mut encoder = self.engine.device().create_command_encoder(&CommandEncoderDescriptor::default());
             encode(&mut encoder, slice)?;
             self.submissions.push(self.engine.queue().submit([encoder.finish()]));
         }
@@ -122,17 +122,9 @@ impl Call {
 
     /// Asks for a result back.
     pub(crate) fn read(&mut self, written: &Written) -> Result<(), RunError> {
-        let (source, usage) = (&written.buffer, BufferUsages::MAP_READ | BufferUsages::COPY_DST);
-        let target = buffer(&self.engine, written.argument, source.size(), usage)?;
-        let mut encoder = self.encoder();
-        encoder.copy_buffer_to_buffer(source, 0, &target, 0, source.size());
-        self.engine.queue().submit([encoder.finish()]);
-        self.results.push(Written { buffer: target, ..*written });
+        let buffer = readable(&self.engine, written.argument, &written.buffer)?;
+        self.results.push(Written { buffer, ..*written });
         Ok(())
-    }
-
-    fn encoder(&self) -> CommandEncoder {
-        self.engine.device().create_command_encoder(&CommandEncoderDescriptor::default())
     }
 
     /// Asks for all results to be mapped.

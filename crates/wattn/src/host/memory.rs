@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use wattn_scheduler::shaders::Storage;
-use wgpu::{Buffer, BufferDescriptor, BufferUsages};
+use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoderDescriptor};
 
 use crate::engine::{Engine, ready};
 use crate::error::RunError;
@@ -72,4 +72,13 @@ pub(crate) fn buffer(
         Some(error) => Err(RunError::OutOfMemory { argument, bytes: size, message: error.to_string() }),
         None => Ok(made),
     }
+}
+
+/// A copy of a buffer, submitted, that the host can read once it is mapped.
+pub(super) fn readable(engine: &Engine, argument: &'static str, source: &Buffer) -> Result<Buffer, RunError> {
+    let target = buffer(engine, argument, source.size(), BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
+    let mut encoder = engine.device().create_command_encoder(&CommandEncoderDescriptor::default());
+    encoder.copy_buffer_to_buffer(source, 0, &target, 0, source.size());
+    engine.queue().submit([encoder.finish()]);
+    Ok(target)
 }
