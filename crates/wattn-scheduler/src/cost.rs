@@ -55,8 +55,9 @@ fn bandwidth_share(kind: DeviceKind) -> f64 {
 }
 
 /// Of the FMA rate, what a kernel reaches on long problems. On CPU drivers those of `broadcast` and of the forward pass lie between what
-/// `cargo xtask bench` measured on two kinds of CPU (Mesa 22.3's lavapipe); those of other kernels, which run there only when pinned, and
-/// of GPUs, which have not been measured yet, are guesses: of few queries, from the instructions that NVK takes in tiles for a key.
+/// `cargo xtask bench` measured on a Zen 4 with 8 and with 16 lanes (Mesa 22.3's lavapipe); those of other kernels, which run there only
+/// when pinned, and of GPUs, which have not been measured yet, are guesses: of few queries, from the instructions that NVK takes in tiles
+/// for a key.
 pub(crate) fn share(task: Task, kernel: Kernel, shape: Option<Shape>, kind: DeviceKind) -> f64 {
     if kind != DeviceKind::Cpu {
         return match (task, kernel) {
@@ -67,20 +68,20 @@ pub(crate) fn share(task: Task, kernel: Kernel, shape: Option<Shape>, kind: Devi
     }
     let rows = kernel == Kernel::Broadcast || matches!(shape, Some(Shape::Lanes(_)));
     match (task, kernel) {
-        (Task::Forward | Task::FewQueries, Kernel::Broadcast) => 0.52,
-        (Task::Forward, _) if rows => 0.27,
-        (Task::Forward | Task::FewQueries, _) => 0.065,
-        (Task::Backward, Kernel::Broadcast) => 0.36,
-        (Task::Backward, _) if rows => 0.18,
-        (Task::Backward, _) => 0.05,
-        (Task::Linear, Kernel::Broadcast) => 0.26,
-        (Task::Linear, _) => 0.06,
-        (Task::Decay, Kernel::Broadcast) => 0.16,
-        (Task::Decay, _) => 0.05,
-        (Task::Based, Kernel::Broadcast) => 0.45,
-        (Task::Based, _) => 0.07,
-        (Task::BasedBackward, Kernel::Broadcast) => 0.12,
-        (Task::BasedBackward, _) => 0.04,
+        (Task::Forward | Task::FewQueries, Kernel::Broadcast) => 0.45,
+        (Task::Forward, _) if rows => 0.22,
+        (Task::Forward | Task::FewQueries, _) => 0.035,
+        (Task::Backward, Kernel::Broadcast) => 0.26,
+        (Task::Backward, _) if rows => 0.13,
+        (Task::Backward, _) => 0.03,
+        (Task::Linear, Kernel::Broadcast) => 0.19,
+        (Task::Linear, _) => 0.045,
+        (Task::Decay, Kernel::Broadcast) => 0.12,
+        (Task::Decay, _) => 0.04,
+        (Task::Based, Kernel::Broadcast) => 0.22,
+        (Task::Based, _) => 0.05,
+        (Task::BasedBackward, Kernel::Broadcast) => 0.09,
+        (Task::BasedBackward, _) => 0.03,
     }
 }
 
@@ -115,7 +116,7 @@ fn guess(kind: DeviceKind) -> Rates {
         DeviceKind::Integrated | DeviceKind::Other => {
             Rates { flops: 1_000_000_000_000, bandwidth: 50_000_000_000, dispatch_ns: 10_000 }
         }
-        DeviceKind::Cpu => Rates { flops: 80_000_000_000, bandwidth: 10_000_000_000, dispatch_ns: 30_000 },
+        DeviceKind::Cpu => Rates { flops: 100_000_000_000, bandwidth: 10_000_000_000, dispatch_ns: 30_000 },
     }
 }
 

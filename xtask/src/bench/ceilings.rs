@@ -54,7 +54,7 @@ impl Ceilings {
     /// Tries all probes.
     pub(crate) fn measure(engine: &Engine, clock: &Clock) -> Result<Self> {
         let mut fma: Option<(f64, FmaProbe)> = None;
-        for (entry, chains) in [("vec4_x8", 32), ("vec4_x4", 16), ("f32_x16", 16)] {
+        for (entry, chains) in [("vec4_x8", 32), ("vec4_x4", 16), ("f32_x16", 16), ("f32_x12", 12)] {
             let probe = FmaProbe::new(engine, clock, entry, chains)?;
             let rate = probe.flops() / median_of(SAMPLES, || probe.sample(clock))?;
             if fma.as_ref().is_none_or(|(best, _)| rate > *best) {
