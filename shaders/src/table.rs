@@ -59,7 +59,7 @@ pub const ROWS_CPU: LaneShape = LaneShape { lanes: 8, rows: 16, keys: 2 };
 pub const LANES: [u32; 3] = [4, 8, 16];
 
 /// The rows a lane on the menu of kernels with rows in registers.
-pub const LANE_ROWS: [u32; 5] = [1, 2, 4, 8, 16];
+pub const LANE_ROWS: [u32; 6] = [1, 2, 4, 6, 8, 16];
 
 /// Keys a step on the menu of `broadcast`.
 pub const LANE_KEYS: [u32; 3] = [2, 4, 8];
@@ -76,13 +76,13 @@ pub fn backward_keys(lanes: u32, head_class: u32, value_class: u32) -> u32 {
     least_keys(lanes, head_class, value_class).max(lanes / 4)
 }
 
-/// Keys a step of the forward pass by `broadcast`. More keys touch the output less often, until the code of a step, which is one
-/// straight line, no longer comes from a CPU's first caches. Wider vectors need less code for as many rows.
+/// Keys a step of the forward pass by `broadcast`. More keys touch the output less often; but with two, few rows of a small head dim are
+/// so little code, one straight line, that a CPU keeps it decoded.
 #[must_use]
 pub fn forward_keys(lanes: u32, rows: u32, head_class: u32, value_class: u32) -> u32 {
-    let products = if lanes > 8 { 4096 } else { 1024 };
-    let fit = products / (rows * head_class.max(value_class));
-    fit.max(least_keys(lanes, head_class, value_class)).min(lanes / 2)
+    let short = lanes <= 8 && rows * head_class.max(value_class) <= 192;
+    let keys = if short { 2 } else { lanes / 2 };
+    keys.max(least_keys(lanes, head_class, value_class))
 }
 
 /// Keys whose values a tile kernel takes up a turn of its inner loop.

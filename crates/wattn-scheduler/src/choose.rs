@@ -285,22 +285,27 @@ fn allowed_rows(
         if attention.shape.is_some() || shape.rows == 1 {
             break;
         }
-        shape.rows /= 2;
+        shape.rows = fewer_rows(shape.rows);
         fewer = format!(", not {all}: {quirk}");
     }
     (shape, fewer)
 }
 
-/// More rows a lane use each load more often, until registers give out.
+/// The next smaller number of rows on the menu, at least one.
+fn fewer_rows(rows: u32) -> u32 {
+    table::LANE_ROWS.into_iter().rev().find(|&fewer| fewer < rows).unwrap_or(1)
+}
+
+/// More rows a lane use each load more often, until registers give out, or the cache that keeps decoded code.
 fn lane_rows(dim: u32, lanes: u32, kernel: Kernel, attention: &Attention) -> u32 {
-    let rows = match dim {
-        0..=16 if lanes <= 8 => 16,
-        17..=32 if kernel != Kernel::Broadcast => 16,
+    let rows: u32 = match dim {
+        0..=32 if kernel != Kernel::Broadcast => 16,
+        0..=32 if lanes <= 8 => 6,
         0..=64 => 8,
         _ => 4,
     };
     // Each score of a bias or a mask has loads of its own, which take longest to compile.
-    if attention.options.masks_elements() { rows / 2 } else { rows }
+    if attention.options.masks_elements() { (rows / 2).next_power_of_two() } else { rows }
 }
 
 fn tile(kernel: Kernel, attention: &Attention, device: &Capabilities) -> Result<(Shape, String), String> {

@@ -305,13 +305,18 @@ fn menus_keep_drivers_from_what_they_compile_for_long() {
         other => panic!("{other}"),
     };
     // Dims, with the rows that compile quickly on Mesa 22, 25 and 26; of 25, with 8 and with 16 lanes: each below 5 seconds on 25.0.7.
-    for (dim, by_driver) in [(32, [8, 8, 8, 1]), (64, [8, 4, 8, 1]), (128, [4, 2, 4, 1])] {
+    for (dim, by_driver) in [(32, [6, 6, 6, 1]), (64, [8, 4, 8, 1]), (128, [4, 2, 4, 1])] {
         let found =
             [(22, 8), (25, 8), (26, 8), (25, 16)].map(|(mesa, lanes)| rows(attention(2, dim), device(mesa, lanes)));
         assert_eq!(found, by_driver, "head dim {dim}");
         let alone = Capabilities { subgroups: None, ..device(25, 8) };
         assert!(rows(attention(2, dim), alone) * dim <= 128);
     }
+    // With a bias the rows are fewer, as its loads take long too; keys a step by how much code the rows are.
+    let shape = |attention| Plan::new(&attention, extent, &device(22, 8)).unwrap().key.shape.to_string();
+    let shapes = [16, 32, 64, 128].map(|dim| [attention(2, dim), attention(2, dim).bias()].map(shape));
+    assert_eq!(shapes, [["8of6x4", "8of4x4"], ["8of6x2", "8of4x2"], ["8of8x4", "8of4x4"], ["8of4x4", "8of2x4"]]);
+
     let plan = Plan::new(&attention(2, 64), extent, &device(25, 8)).unwrap();
     assert!(plan.to_string().contains("4 rows a lane, not 8: Mesa 23 to 25 takes"), "{plan}");
 
