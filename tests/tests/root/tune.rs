@@ -219,7 +219,7 @@ fn wrong_candidates_are_never_chosen(gpu: &Gpu) -> Result<()> {
 
 /// The designs that no planner puts first where it has the choice.
 fn is_mutated(kernel: Kernel, shape: Option<Shape>) -> bool {
-    kernel == Kernel::TileUniversal || matches!(shape, Some(Shape::Lanes(LaneShape { rows: 4, .. })))
+    kernel == Kernel::TileUniversal || matches!(shape, Some(Shape::Lanes(LaneShape { rows: 16, .. })))
 }
 
 fn mutated(key: &Key, source: String, mutation: usize) -> String {

@@ -1,6 +1,8 @@
 //! What the device can do at best: the rate of multiply-adds and the bandwidth. Measured, since data sheets know neither the
 //! driver nor who else is using the machine; and measured again beside each case.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wattn::wgpu::{self, BindGroup, Buffer, BufferUsages, ComputePipeline, DeviceType};
@@ -23,8 +25,10 @@ const UNROLLED: u32 = 8;
 pub(crate) struct Ceilings {
     fma: FmaProbe,
     copy: CopyProbe,
-    /// FLOP/s.
+    /// FLOP/s, of the best probe.
     pub(crate) fma_rate: f64,
+    /// FLOP/s of the other probes, by name.
+    pub(crate) other_fma_rates: BTreeMap<String, f64>,
     /// Bytes read plus bytes written, per second; the better of both below.
     pub(crate) bandwidth: f64,
     /// Of `copy_buffer_to_buffer`.
@@ -54,14 +58,17 @@ impl Ceilings {
     /// Tries all probes.
     pub(crate) fn measure(engine: &Engine, clock: &Clock) -> Result<Self> {
         let mut fma: Option<(f64, FmaProbe)> = None;
+        let mut rates = BTreeMap::new();
         for (entry, chains) in [("vec4_x8", 32), ("vec4_x4", 16), ("f32_x16", 16), ("f32_x12", 12)] {
             let probe = FmaProbe::new(engine, clock, entry, chains)?;
             let rate = probe.flops() / median_of(SAMPLES, || probe.sample(clock))?;
+            rates.insert(entry.to_owned(), rate);
             if fma.as_ref().is_none_or(|(best, _)| rate > *best) {
                 fma = Some((rate, probe));
             }
         }
         let (fma_rate, fma) = fma.context("no probe")?;
+        rates.remove(fma.entry);
 
         let mut copy = CopyProbe::new(engine)?;
         let mut bandwidth = |by_kernel| -> Result<f64> {
@@ -72,7 +79,7 @@ impl Ceilings {
         let (buffer_bandwidth, kernel_bandwidth) = (bandwidth(false)?, bandwidth(true)?);
         copy.by_kernel = kernel_bandwidth > buffer_bandwidth;
         let bandwidth = buffer_bandwidth.max(kernel_bandwidth);
-        Ok(Self { fma, copy, fma_rate, bandwidth, buffer_bandwidth, kernel_bandwidth })
+        Ok(Self { fma, copy, fma_rate, other_fma_rates: rates, bandwidth, buffer_bandwidth, kernel_bandwidth })
     }
 
     /// The name of the probe with the highest rate.

@@ -1,5 +1,6 @@
 //! The device under test: opened with timestamps where it has them, and described.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -26,6 +27,9 @@ pub(crate) struct Device {
     pub(crate) fma_gflops: f64,
     /// The probe that reached it.
     pub(crate) fma_probe: String,
+    /// What the other probes reached, GFLOP/s.
+    #[serde(default)]
+    pub(crate) fma_other_gflops: BTreeMap<String, f64>,
     /// Of a CPU driver: what a library that knows the CPU multiplies matrices with, on the same cores.
     #[serde(default)]
     pub(crate) sgemm_gflops: Option<f64>,
@@ -53,6 +57,7 @@ impl Device {
             driver_info: info.driver_info,
             fma_gflops: ceilings.fma_rate / 1e9,
             fma_probe: ceilings.fma_probe().into(),
+            fma_other_gflops: ceilings.other_fma_rates.iter().map(|(name, rate)| (name.clone(), rate / 1e9)).collect(),
             sgemm_gflops: (info.device_type == DeviceType::Cpu).then(host::sgemm_rate).flatten().map(|rate| rate / 1e9),
             copy_gbps: ceilings.bandwidth / 1e9,
             copy_buffer_gbps: ceilings.buffer_bandwidth / 1e9,

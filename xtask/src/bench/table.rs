@@ -38,9 +38,10 @@ pub(crate) fn headline(device: &Device) -> String {
     } else {
         ""
     };
+    let others: String = device.fma_other_gflops.iter().map(|(name, rate)| format!(", {name} {rate:.1}")).collect();
     let sgemm = device.sgemm_gflops.map(|rate| format!(", {rate:.1} GFLOP/s matrix products of a CPU library"));
     format!(
-        "{} ({}){}\nceilings    {:.1} GFLOP/s f32 multiply-adds ({}){}, {:.1} GB/s copied, read plus written \
+        "{} ({}){}\nceilings    {:.1} GFLOP/s f32 multiply-adds ({}{}){}, {:.1} GB/s copied, read plus written \
          (buffer copy {:.1}, kernel {:.1})\ncosts       plan {:.1} us, encode {:.1} us, empty submission {:.1} us, \
          one empty dispatch {:.1} us, each further one {:.1} us",
         device.identity(),
@@ -48,6 +49,7 @@ pub(crate) fn headline(device: &Device) -> String {
         software,
         device.fma_gflops,
         device.fma_probe,
+        others,
         sgemm.unwrap_or_default(),
         device.copy_gbps,
         device.copy_buffer_gbps,
