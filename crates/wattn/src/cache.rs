@@ -114,7 +114,8 @@ impl KvCache {
     }
 
     /// Makes room for new tokens of each sequence, and records the copies of shared pages that will be written. What comes out is good
-    /// for all layers, until the cache changes.
+    /// for all layers, until the cache changes. The host's tables have changed with this call: submit the encoder before others that
+    /// use the cache; if it is dropped instead, pages that were to be copied are not, and their sequences have to be released.
     ///
     /// # Errors
     /// An unknown sequence, one given twice, one that becomes too long, or too few free pages; nothing has changed then.
@@ -142,7 +143,8 @@ impl KvCache {
     /// in the order of the step, stored as `storage`.
     ///
     /// # Errors
-    /// A step of another cache or from before this one has changed, a layer that is not there, or views that do not fit the step.
+    /// A step of another cache or from before this one has changed, a layer that is not there, views that do not fit the step, or 8-bit
+    /// `storage`, which only caches have.
     pub fn append(
         &self,
         encoder: &mut CommandEncoder,
@@ -188,6 +190,11 @@ impl KvCache {
         [k, v]: [View<'_>; 2],
         storage: Storage,
     ) -> Result<(), EncodeError> {
+        if storage == Storage::Int8 {
+            let (given, allowed) =
+                (storage.to_string(), "f32, f16 or bf16: the cache makes 8-bit numbers itself".to_owned());
+            return Err(PlanError::Invalid { argument: "storage", given, allowed }.into());
+        }
         if !self.pages.is_current(step) {
             return Err(EncodeError::OtherStep);
         }
@@ -299,8 +306,8 @@ impl KvCache {
         Resolved::new(name, &pool_view(pool, layout, dim, storage), extent, 1, (storage, Access::Vec4))
     }
 
-    /// Adds pages: larger buffers, into which the present pages are copied by what is recorded. Plans of the layout before do not fit
-    /// it any more.
+    /// Adds pages: larger buffers, into which the present pages are copied by what is recorded; submit the encoder before others that
+    /// use the cache, or what it held is lost. Plans of the layout before refuse steps of it.
     ///
     /// # Errors
     /// Buffers beyond a binding of the device, or a device without the memory; nothing has changed then.
@@ -316,7 +323,7 @@ impl KvCache {
     }
 
     /// Records copies of a sequence's keys and values of one layer, as they are stored, into buffers `[kv heads, tokens, dim]`, without
-    /// the tokens that were evicted.
+    /// the tokens that were evicted; rows of 8-bit numbers are `dim + 4` bytes, the last four their scale, an f32. Returns how many tokens.
     ///
     /// # Errors
     /// An unknown sequence, a layer that is not there, or buffers that are too small or may not be copied to.

@@ -65,6 +65,8 @@ pub(crate) struct Resolved<'a> {
     /// Heads of this tensor per key/value head.
     heads_per_kv: u64,
     element_bytes: u64,
+    /// Elements that follow a row: the scale of 8-bit numbers.
+    tail: u64,
     /// Elements that the kernel loads at once; what strides count in the kernel.
     unit: u64,
 }
@@ -101,6 +103,7 @@ impl<'a> Resolved<'a> {
     ) -> Result<Self, EncodeError> {
         let element_bytes = u64::from(storage.bytes());
         let strides = view.strides(extent);
+        let tail = u64::from(storage.row_bytes(0)) / element_bytes;
         let found = Self {
             name,
             buffer: view.buffer,
@@ -109,6 +112,7 @@ impl<'a> Resolved<'a> {
             strides,
             heads_per_kv,
             element_bytes,
+            tail,
             unit: unit(access, element_bytes),
         };
         found.check_alignment()?;
@@ -120,7 +124,7 @@ impl<'a> Resolved<'a> {
     pub(crate) fn workspace(buffer: &'a Buffer, extent: [u64; 4], heads_per_kv: u64) -> Self {
         let [_, heads, rows, numbers] = extent;
         let strides = [heads * rows * numbers, rows * numbers, numbers, 1];
-        Self { name: "workspace", buffer, offset: 0, extent, strides, heads_per_kv, element_bytes: 4, unit: 4 }
+        Self { name: "workspace", buffer, offset: 0, extent, strides, heads_per_kv, element_bytes: 4, tail: 0, unit: 4 }
     }
 
     /// Whether its entries serve all batch entries or all heads, by a stride of 0.
@@ -209,9 +213,9 @@ impl<'a> Resolved<'a> {
         self.extent.contains(&0)
     }
 
-    /// The last element, from the offset.
+    /// The last element, from the offset; that of its row's scale where it has one.
     fn last(&self) -> u64 {
-        self.extent.iter().zip(self.strides).map(|(n, stride)| (n - 1) * stride).sum()
+        self.extent.iter().zip(self.strides).map(|(n, stride)| (n - 1) * stride).sum::<u64>() + self.tail
     }
 
     /// The binding of all of it.
