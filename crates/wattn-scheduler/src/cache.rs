@@ -1,5 +1,7 @@
 //! How a cache of keys and values is laid out in pages.
 
+use std::fmt;
+
 use wattn_shaders::Storage;
 
 use crate::attention::HeadDim;
@@ -140,5 +142,17 @@ impl CacheLayout {
     #[must_use]
     pub fn pages_for(&self, tokens: u32) -> u32 {
         tokens.div_ceil(self.page)
+    }
+}
+
+impl fmt::Display for CacheLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kv_heads, dims, k, v, page, pages, layers: _ } = self;
+        write!(
+            f,
+            "{pages} pages of {page} tokens, {kv_heads} heads of dims {}/{}, keys {k}, values {v}",
+            dims.qk(),
+            dims.value()
+        )
     }
 }

@@ -35,10 +35,16 @@ impl DecodePlan {
     /// The sequences of a step that fits the plan.
     fn check_step(&self, step: &CacheStep) -> Result<Vec<Sequence>, PlanError> {
         let attention = &self.decode.attention;
-        if self.decode.cache.is_none() {
+        let Some(cache) = self.decode.cache else {
             return Err(PlanError::invalid("step", "a step of a cache", "lengths, since the plan reads no cache"));
+        };
+        // Of layers any number: each has buffers of its own.
+        if step.layout().layers(1) != cache.layers(1) {
+            let [given, planned] = [step.layout(), &cache].map(|layout| format!("a cache of {layout}"));
+            return Err(PlanError::invalid("step", given, format!("{planned}, as planned")));
         }
-        let keys: u64 = step.sequences.iter().map(|s| u64::from(s.tokens)).sum();
+        // Those that are left: a window's sequences go round in few pages.
+        let keys: u64 = step.sequences.iter().map(|s| u64::from(s.tokens - s.evicted)).sum();
         for (argument, given, most) in [
             ("sequences", step.sequences.len() as u64, self.extent.batch),
             ("queries", step.new_tokens().into(), self.extent.queries),
@@ -138,7 +144,7 @@ impl DecodePlan {
         Ok(work)
     }
 
-    /// Whether this work was made by this plan, or by one like it.
+    /// Whether this work was made by this plan, or by one that sees the same keys of the same cache and splits them alike.
     #[must_use]
     pub fn made(&self, work: &Work) -> bool {
         work.splitting == self.splitting

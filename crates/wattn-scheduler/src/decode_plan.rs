@@ -12,7 +12,7 @@ use crate::capabilities::{Capabilities, DeviceKind};
 use crate::choose;
 use crate::cost::{Cost, Estimate, Task, rows_while_reading, share};
 use crate::decode::{Decode, Split};
-use crate::decode_work::{Splitting, Work, partial_bytes};
+use crate::decode_work::{Source, Splitting, Work, partial_bytes};
 use crate::error::PlanError;
 use crate::order::Order;
 use crate::plan::{Part, check, most_keys as most_tile_keys, parts};
@@ -100,6 +100,7 @@ impl DecodePlan {
         });
         let kv_heads = heads.key_value();
         let splitting = Splitting {
+            source: Source { causal: attention.causal, window: attention.window, extent, cache: decode.cache },
             group: heads.group(),
             rows: split.rows,
             most_rows,

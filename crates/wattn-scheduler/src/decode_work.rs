@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use wattn_shaders::Sequence;
 
+use crate::attention::{Causal, Extent};
+use crate::cache::CacheLayout;
 use crate::order::Order;
 use crate::work::{key_range, work_list};
 
-/// What the kernels of one call are told to do, from its lengths. The same for all layers of a model: made once a step.
+/// What the kernels of one call are told to do, from its lengths: made once a step, for all layers whose queries see the same keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Work {
     /// The sequences, and after them the prefixes that some of them share.
@@ -61,9 +63,20 @@ struct RowTile {
     partials: Range<u32>,
 }
 
+/// What tells, besides lengths, which keys a query sees and where they lie: work serves plans in which it is the same.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Source {
+    pub(crate) causal: Causal,
+    pub(crate) window: (Option<u32>, Option<u32>),
+    pub(crate) extent: Extent,
+    pub(crate) cache: Option<CacheLayout>,
+}
+
 /// How a plan turns sequences into work.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Splitting {
+    /// What the sequences are taken from.
+    pub(crate) source: Source,
     /// Query heads of a key/value head.
     pub(crate) group: u32,
     /// Rows of a workgroup.

@@ -72,6 +72,7 @@ pub struct CacheStep {
     /// What must be copied before anything is appended.
     pub copies: Vec<PageCopy>,
     /// Of the pages as they were then.
+    layout: CacheLayout,
     version: u64,
 }
 
@@ -96,10 +97,19 @@ pub struct StepSequence {
 
 impl CacheStep {
     /// The pages of the sequence at this place of the step, without those evicted.
+    ///
+    /// # Panics
+    /// At a place beyond the step's sequences.
     #[must_use]
     pub fn table(&self, at: usize) -> &[u32] {
         let s = &self.sequences[at];
         &self.tables[s.table as usize..(s.table + s.pages) as usize]
+    }
+
+    /// The layout of its cache.
+    #[must_use]
+    pub fn layout(&self) -> &CacheLayout {
+        &self.layout
     }
 
     /// New tokens of all sequences.
@@ -237,7 +247,8 @@ impl Pages {
         }
         self.version = new_version();
         let sequences = Vec::with_capacity(new.len());
-        let mut step = CacheStep { sequences, tables: Vec::new(), copies: Vec::new(), version: self.version };
+        let mut step =
+            CacheStep { sequences, tables: Vec::new(), copies: Vec::new(), layout: self.layout, version: self.version };
         for &(id, tokens) in new {
             let need = self.need(id, tokens)?;
             let mut pages: Vec<u32> = (0..need.pages).filter_map(|_| self.take()).collect();

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use wattn_scheduler::shaders::{Kernel, Storage};
 use wattn_scheduler::{
     Attention, CacheLayout, Capabilities, Decode, DecodePlan, DeviceKind, Driver, Extent, HeadDim, Heads, Lengths,
-    PlanError, Rates, key_range,
+    Pages, PlanError, Rates, key_range,
 };
 
 fn attention(heads: u32, kv_heads: u32, dim: u32) -> Attention {
@@ -140,6 +140,50 @@ fn stretches_take_memory_as_far_as_there_can_be_any() {
     for plan in [few, as_asked, plan(u32::MAX, 300)] {
         let work = plan.device_work(Lengths::Full, &[]).unwrap();
         assert_eq!(plan.bytes_of(work.partial_rows), plan.workspace_bytes);
+    }
+}
+
+#[test]
+fn work_is_for_plans_that_see_the_same_keys() {
+    let extent = Extent::new(1, 1, 4096);
+    let plan = |attention: Attention, extent| DecodePlan::new(&attention.decode(), extent, &device("NVIDIA")).unwrap();
+    let all = plan(attention(8, 2, 64), extent);
+    let work = all.work(Lengths::Full, &[]).unwrap();
+    let on_device = all.device_work(Lengths::Full, &[]).unwrap();
+    let made = |plan: DecodePlan| [plan.made(&work), plan.made_on_device(&on_device)];
+    // What is done to scores is each layer's own.
+    assert_eq!(made(plan(attention(8, 2, 64).softcap(20.0), extent)), [true; 2]);
+    let plain = Attention::new(Heads::grouped(8, 2).unwrap(), HeadDim::new(64).unwrap());
+    for (other, extent) in [
+        (attention(8, 2, 64).sliding(128), extent),
+        (plain, extent),
+        (attention(8, 2, 64), Extent::new(1, 1, 1024)),
+        (attention(8, 2, 64), Extent::packed(1, 1, 4096)),
+    ] {
+        assert_eq!(made(plan(other, extent)), [false; 2], "{extent}");
+    }
+}
+
+#[test]
+fn steps_are_of_the_cache_that_is_planned() {
+    let layout = |page, pages| CacheLayout::new(2, HeadDim::new(64).unwrap(), page, pages).unwrap();
+    let plan = |layout, extent| {
+        DecodePlan::new(&attention(8, 2, 64).sliding(40).decode().cached(layout), extent, &device("NVIDIA")).unwrap()
+    };
+    let planned = plan(layout(16, 5), Extent::packed(1, 16, 80));
+    for other in [layout(32, 5), layout(16, 6), layout(16, 5).storage(Storage::F16, Storage::F32)] {
+        let mut pages = Pages::new(other);
+        let id = pages.create();
+        let error = planned.work_of(&pages.extend(&[(id, 1)]).unwrap()).unwrap_err().to_string();
+        assert!(error.contains(&other.to_string()) && error.contains(&layout(16, 5).to_string()), "{error}");
+    }
+    // Under a window a sequence goes round in as many keys as there are pages for.
+    let mut pages = Pages::new(layout(16, 5).layers(3));
+    let id = pages.create();
+    for _ in 0..40 {
+        let work = planned.work_of(&pages.extend(&[(id, 16)]).unwrap()).unwrap();
+        assert!(planned.bytes_of(work.partial_rows) <= planned.workspace_bytes, "{work}");
+        pages.evict(id, (pages.tokens(id).unwrap() + 1).saturating_sub(40)).unwrap();
     }
 }
 

@@ -471,6 +471,8 @@ fn export_after_growth(gpu: &Gpu) -> Result<()> {
     let mut encoder = gpu.engine.device().create_command_encoder(&wattn::wgpu::CommandEncoderDescriptor::default());
     model.cache.grow(&mut encoder, 2)?;
     gpu.engine.queue().submit([encoder.finish()]);
+    let error = model.step(&mut source, &[(id, 0)]).map(drop).expect_err("a plan of fewer pages reads the cache");
+    ensure!(error.to_string().contains("as planned"), "{error}");
     let decode = model.attention.decode().split_keys(32).cached(*model.cache.layout());
     model.plan = gpu.engine.plan(&decode, MOST)?;
     model.step(&mut source, &[(id, 4)])?.check(gpu)?;
@@ -534,6 +536,8 @@ fn refusals(gpu: &Gpu) -> Result<()> {
     let other = KvCache::new(&gpu.engine, layout)?;
     let row = poisoned(&gpu.engine, 3 * KV_HEADS * DIM);
     let [k, v] = [View::bshd(&row), View::bshd(&row)];
+    let error = cache.append(&mut encoder, &step, 0, k, v, Storage::Int8).unwrap_err().to_string();
+    says(error, "the cache makes 8-bit numbers itself")?;
     cache.append(&mut encoder, &step, 0, k, v, Storage::F32)?;
     says(other.append(&mut encoder, &step, 0, k, v, Storage::F32).unwrap_err().to_string(), "of another cache")?;
     cache.truncate(id, 2)?;
