@@ -49,8 +49,8 @@ fn main(
         chunk_decay(s, head, lane, t0, live);
         let at = decay_at(lane, live);
         let total = decay_total(live);
-        decay += total;
-        let keep = exp(total);
+        decay += log_decay(total);
+        let keep = exp(log_decay(total));
         let k_row = k_base + token * aux.params.k.seq;
         //$ for d in 0..HEAD_DIM step 8
         let k_pair_$d = load_pair_k(k_row, $du / 4u);
@@ -66,7 +66,7 @@ fn main(
         //$ for n in 0..LANES
         var s_$n = 0.0;
         //$ end
-        let read = exp(at) * aux.params.read_scale;
+        let read = exp(log_decay(at)) * aux.params.read_scale;
         //$ for d in 0..HEAD_DIM step 8
         let q_pair_$d = load_pair_q(q_row, $du / 4u);
         let q_$d = within_head($du / 4u, q_pair_$d.a);
@@ -79,7 +79,7 @@ fn main(
         //$ end
         // A lane's row sees the tokens up to its own.
         //$ for n in 0..LANES
-        let w_$n = select(0.0, s_$n * aux.params.score_scale * exp(min(at - subgroupBroadcast(at, $nu), 0.0)), $nu <= lane);
+        let w_$n = select(0.0, s_$n * aux.params.score_scale * exp(log_decay_between(subgroupBroadcast(at, $nu), at)), $nu <= lane);
         //$ end
 
         //$ for r in 0..LANES
@@ -128,7 +128,7 @@ fn main(
         }
         //$ end
 
-        let write = select(0.0, exp(min(total - at, 0.0)) * aux.params.write_scale, lane < live);
+        let write = select(0.0, exp(log_decay_between(at, total)) * aux.params.write_scale, lane < live);
         //$ for d in 0..STATE_ROWS step 4
         {
             let w = k_$d * write;

@@ -98,8 +98,8 @@ fn main(
         let live = min(EDGE, tokens - t0);   // tokens of this chunk; what lies past them repeats the last one
         chunk_decay(s, head, thread, t0, live);
         let total = decay_total(live);
-        decay += total;
-        let keep = exp(total);
+        decay += log_decay(total);
+        let keep = exp(log_decay(total));
 
         //$ for k in 0..4
         var v_$k = vec4<f32>();
@@ -109,7 +109,7 @@ fn main(
             //$ for k in 0..4
             v_$k = load_v(v_base + token_at(s, t0 + min(token + $ku, live - 1u)) * aux.params.v.seq, item.split * FOURS + chunk);
             v_$k = within_value(item.split * FOURS + chunk, v_$k);
-            kept_$k = select(0.0, exp(min(total - decay_at(token + $ku, live), 0.0)), token + $ku < live);
+            kept_$k = select(0.0, exp(log_decay_between(decay_at(token + $ku, live), total)), token + $ku < live);
             //$ end
         }
         var top = 0.0;
@@ -235,7 +235,7 @@ fn main(
             //$ for e in 0..4
             {
                 let key = (first + $cu) * 4u + $eu;
-                let w = x[$e] * aux.params.score_scale * exp(min(at - decay_at(key, live), 0.0));
+                let w = x[$e] * aux.params.score_scale * exp(log_decay_between(decay_at(key, live), at));
                 w_$c[$e] = select(0.0, w, (key <= row) & (key < live));
             }
             //$ end
@@ -264,7 +264,7 @@ fn main(
         }
         //$ end
         workgroupBarrier();   // all sums are there
-        let read = exp(at) * aux.params.read_scale * states.up;
+        let read = exp(log_decay(at)) * aux.params.read_scale * states.up;
         let out_row = out_base + token_at(s, t0 + row) * aux.params.out.seq;
         //$ for c in 0..EACH
         if (row < live) {

@@ -62,7 +62,7 @@ fn main(
         let live = min(CHUNK, s.tokens - t0);   // tokens of this chunk; what lies past them repeats the last one
         chunk_decay(s, head, thread, t0, live);
         let total = decay_total(live);
-        decay += total;
+        decay += log_decay(total);
 
         //$ if OUT
         //$ for r in 0..ROWS
@@ -102,7 +102,7 @@ fn main(
             //$ for k in 0..KEYS
             {
                 let key = tx + $ku * TX;
-                let w = s_$r_$k * aux.params.score_scale * exp(min(at - decay_at(key, live), 0.0));
+                let w = s_$r_$k * aux.params.score_scale * exp(log_decay_between(decay_at(key, live), at));
                 sh_weights[key * WEIGHT_STRIDE + row + $ru] = select(0.0, w, (key <= row + $ru) & (key < live));
             }
             //$ end
@@ -125,12 +125,12 @@ fn main(
             //$ end
         }
         //$ for r in 0..OUT_ROWS
-        o_$r *= exp(decay_at(out_row + $ru, live)) * aux.params.read_scale;
+        o_$r *= exp(log_decay(decay_at(out_row + $ru, live))) * aux.params.read_scale;
         //$ end
         workgroupBarrier();   // the weights are there; the state has been read
         //$ end
 
-        let keep = exp(total);
+        let keep = exp(log_decay(total));
         //$ for d in 0..STATE_ROWS
         state_$d *= keep;
         //$ end
@@ -142,7 +142,7 @@ fn main(
             o_$r += sh_weights[key * WEIGHT_STRIDE + out_row + $ru] * v;
             //$ end
             //$ end
-            let written = v * (exp(min(total - decay_at(key, live), 0.0)) * aux.params.write_scale);
+            let written = v * (exp(log_decay_between(decay_at(key, live), total)) * aux.params.write_scale);
             //$ for d in 0..STATE_ROWS step 4
             let k_$d = load_k(k_base + token * aux.params.k.seq, (state_row + $du) / 4u);
             state_$d += k_$d.x * written;

@@ -116,6 +116,7 @@ files!(
     "state_total_gates",
     "decay_slopes",
     "decay_chunk_slopes",
+    "decay_gate",
     "decay_chunk_gates_lane",
     "decay_chunk_gates_tile",
     "decay_token_slopes",

@@ -153,7 +153,7 @@ impl LinearKey {
     pub fn workgroup_bytes(&self) -> u32 {
         let tile = self.kernel != Kernel::Broadcast;
         let chunk = self.chunk();
-        let gates = if self.gated && tile { 4 * chunk + (4 * (chunk + 1)).next_multiple_of(16) } else { 0 };
+        let gates = if self.gated && tile { 8 * chunk + (8 * (chunk + 1)).next_multiple_of(16) } else { 0 };
         match self.op {
             LinearOp::Chunk | LinearOp::Segment if self.kernel == Kernel::Matrix => {
                 let (factors, sums) = self.square.map_or((0, 0), MatrixSquare::bytes);
@@ -168,11 +168,11 @@ impl LinearKey {
             }
             LinearOp::Segment if tile => gates,
             LinearOp::Step => 16 * THREADS,
-            LinearOp::Decay if !tile => 4 * DECAY_CHUNK * if self.gated { 6 } else { 3 },
+            LinearOp::Decay if !tile => 4 * DECAY_CHUNK * if self.gated { 8 } else { 3 },
             LinearOp::Decay => {
                 let slab = 16 * DECAY_BLOCK * (K_CHUNKS + 1);
                 let pairs = 4 * DECAY_BLOCK * (DECAY_BLOCK + 1);
-                slab + pairs + 4 * THREADS + 4 * DECAY_CHUNK * if self.gated { 7 } else { 4 }
+                slab + pairs + 4 * THREADS + 4 * DECAY_CHUNK * if self.gated { 9 } else { 4 }
             }
             LinearOp::DecaySum => 4 * THREADS,
             _ => 0,
@@ -310,7 +310,7 @@ impl LinearKey {
                 parts.push(StartState::InPlace.fill("state_load"));
                 files.extend(match self.gated {
                     false => vec!["decay_slopes", "decay_gradient_slopes"],
-                    true => vec!["decay_gradient_gates"],
+                    true => vec!["decay_gate", "decay_gradient_gates"],
                 });
                 files.push(if lanes { "lightning_decay_lanes" } else { "lightning_decay_tile" });
             }
@@ -333,8 +333,8 @@ impl LinearKey {
                 }
                 files.extend(match (self.gated, lanes) {
                     (false, _) => vec!["decay_slopes", "decay_chunk_slopes"],
-                    (true, true) => vec!["decay_chunk_gates_lane"],
-                    (true, false) => vec!["decay_chunk_gates_tile"],
+                    (true, true) => vec!["decay_gate", "decay_chunk_gates_lane"],
+                    (true, false) => vec!["decay_gate", "decay_chunk_gates_tile"],
                 });
                 if lanes || matrix {
                     files.push(if self.padded { "head_padded" } else { "head_whole" });

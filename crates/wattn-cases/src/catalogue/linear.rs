@@ -70,6 +70,8 @@ fn decays() -> Vec<LinearRecipe> {
         LinearRecipe { scale: Some(0.125), ..lightning("lightning/scale", 50) },
         decay(Decays::Gates(0.0), with_state(gated("gated_linear/gates_0", 70))),
         decay(Decays::Gates(8.0), with_state(gated("gated_linear/gates_8", 70))),
+        decay(Decays::Resets(0.02), with_state(gated("gated_linear/resets", 130))),
+        decay(Decays::Resets(2.0), dims(32, 32, with_state(gated("gated_linear/resets_2", 70)))),
         LinearRecipe { scale: None, ..gated("gated_linear/scale_1", 50) },
     ]
 }

@@ -18,6 +18,8 @@ pub enum Decays {
     Alibi,
     /// A gate per token: minus this times the square of a normal value, but for one in ten, which is 0.
     Gates(f32),
+    /// The same with -1e6 in the place of 0: nothing is left of what came before, but all of what comes after.
+    Resets(f32),
 }
 
 /// A decayed linear attention problem. `..LinearRecipe::default()` is a plain one: f32, one batch entry, two heads, 64
@@ -119,8 +121,9 @@ impl LinearRecipe {
             Decays::Slopes(&[slope]) => Decay::Slopes(vec![slope; self.heads]),
             Decays::Slopes(slopes) => Decay::Slopes(slopes.to_vec()),
             Decays::Alibi => Decay::Slopes(alibi_slopes(self.heads)),
-            Decays::Gates(size) => {
-                let mut gate = || if source.chance(0.1) { 0.0 } else { -size * source.normal().powi(2) };
+            Decays::Gates(size) | Decays::Resets(size) => {
+                let some = if matches!(self.decay, Decays::Resets(_)) { -1e6 } else { 0.0 };
+                let mut gate = || if source.chance(0.1) { some } else { -size * source.normal().powi(2) };
                 let shape = case.gates_shape();
                 let gates = (0..shape.iter().product()).map(|_| gate()).collect();
                 Decay::Gates(Tensor::new(Storage::F32, &shape, gates))
