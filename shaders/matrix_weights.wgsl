@@ -26,7 +26,7 @@ fn weigh(thread: u32, row: u32, tx: u32, i: u32, j0: u32, lo: u32, seen_keys: u3
     //$ end
     //$ end
     top = row_max(thread, vec4<f32>(top)).x;
-    let rises = top > before.m + MARGIN;
+    let rises = top - before.m > MARGIN;   // exact for those near each other, unlike the sum
     if (rises & (before.l > 0.0)) {
         atomicOr(&sh_risen, 1u);
     }

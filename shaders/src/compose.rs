@@ -519,7 +519,8 @@ fn score(options: ScoreOptions, slope: bool) -> String {
     let (field, result) = match (slope, options.softcap) {
         (false, _) => ("", ""),
         (true, false) => ("    slope: f32,\n", ", 1.0"),
-        (true, true) => ("    slope: f32,\n", ", softcap_slope(dot)"),
+        // Of what is hidden the product may be NaN.
+        (true, true) => ("    slope: f32,\n", ", select(0.0, softcap_slope(dot), visible)"),
     };
     format!(
         "struct Scored {{\n    value: f32,\n    visible: bool,\n{field}}}\n\n\

@@ -384,6 +384,14 @@ impl MergeKey {
     /// Where work that the device made is bound.
     const WORK: u32 = 1;
 
+    /// Turns of its loops for a row of so many parts.
+    #[must_use]
+    pub fn turns(parts: u64, value_dim: u32) -> u64 {
+        let columns = u64::from(value_dim.div_ceil(4).div_ceil(Self::INVOCATIONS));
+        // The maximum, the sum, and each column; every loop has a last turn, which ends it.
+        (2 + columns) * (parts + 1) + columns + 1
+    }
+
     pub(crate) fn bindings(&self) -> Vec<Binding> {
         let all = [
             (true, 0, "partials", false),

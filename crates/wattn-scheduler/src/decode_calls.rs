@@ -1,6 +1,6 @@
 //! The work of the calls of a plan for few queries: from lengths, or from a step of a cache.
 
-use wattn_shaders::Sequence;
+use wattn_shaders::{MergeKey, Sequence};
 
 use crate::decode::Split;
 use crate::decode_plan::{DecodePlan, LEAST_KEYS};
@@ -91,7 +91,7 @@ impl DecodePlan {
         let attention = &self.decode.attention;
         let placed = work::placed(attention, self.extent, most, causal_offsets)?;
         let templates = placed.iter().map(|p| work::template(attention, p)).collect();
-        DeviceWork::new(&self.splitting, templates, Vec::new(), self.extent.queries, self.device.loop_turns)
+        self.on_device(templates, Vec::new(), self.extent.queries)
     }
 
     /// The work of a step of the cache that the plan reads, of which only the device knows how many tokens each sequence has: the new
@@ -119,7 +119,28 @@ impl DecodePlan {
         };
         let placed = sequences.iter().zip(&step.sequences).map(placed);
         let templates = placed.map(|p| work::template(attention, &p)).collect();
-        DeviceWork::new(&self.splitting, templates, step.tables.clone(), step.new_tokens(), self.device.loop_turns)
+        self.on_device(templates, step.tables.clone(), step.new_tokens())
+    }
+
+    fn on_device(&self, templates: Vec<Sequence>, tables: Vec<u32>, queries: u32) -> Result<DeviceWork, PlanError> {
+        let longest = templates.iter().map(|s| s.keys).max().unwrap_or(0);
+        self.check_parts(self.splitting.most_stretches(1, longest.into()))?;
+        DeviceWork::new(&self.splitting, templates, tables, queries, self.device.loop_turns)
+    }
+
+    /// Refuses more parts of a row than the driver's loops can merge.
+    fn check_parts(&self, parts: u64) -> Result<(), PlanError> {
+        let turns = MergeKey::turns(parts, self.decode.attention.head_dim.value());
+        match self.device.loop_turns {
+            Some(most) if turns > most.into() => Err(PlanError::Limit {
+                argument: "keys",
+                needed: turns,
+                available: most.into(),
+                unit: "turns of the loops that merge a row's stretches",
+                advice: "; longer stretches would do",
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn check_uncached(&self) -> Result<(), PlanError> {
@@ -138,6 +159,7 @@ impl DecodePlan {
                 |&[record, tile]: &[u32; 2]| work::tile_keys(&work.sequences[record as usize], tile * size, size);
             check_span(work.tiles.iter().map(walked).max().unwrap_or(0), self.most_tile_keys)?;
         }
+        self.check_parts(work.rows.iter().map(|&[.., parts]| parts).max().unwrap_or(0).into())?;
         let (heads, splits) = (attention.heads, u64::from(self.splits));
         check_workgroups(work.tiles.len() as u64 * u64::from(heads.query()) * splits)?;
         check_workgroups(work.stretches.len().max(work.rows.len()) as u64 * u64::from(heads.key_value()) * splits)?;

@@ -238,9 +238,25 @@ fn lengths_on_the_device_are_bounded() {
     assert!(error.contains("keys of all row tiles"), "{error}");
     let device = Capabilities { loop_turns: Some(65_535), ..device };
     let fine = attention(8, 4, 64).decode().split_keys(1);
-    let plan = DecodePlan::new(&fine, Extent::new(1, 1, 1 << 20), &device).unwrap();
+    let plan = DecodePlan::new(&fine, Extent::new(100, 1, 10_000), &device).unwrap();
     let error = plan.device_work(Lengths::Full, &[]).unwrap_err().to_string();
     assert!(error.contains("turns of the driver's loops"), "{error}");
+}
+
+#[test]
+fn a_row_has_no_more_stretches_than_loops_can_merge() {
+    let device = Capabilities { binding_bytes: 1 << 50, loop_turns: Some(65_535), ..Capabilities::webgpu_defaults() };
+    let plan = |keys| {
+        let fine = attention(1, 1, 64).decode().split_keys(1);
+        DecodePlan::new(&fine, Extent::new(1, 1, keys), &device).unwrap()
+    };
+    // Three loops over the parts, a last turn of each, and one of the columns'.
+    let fits = plan(21_842);
+    assert_eq!(fits.work(Lengths::Full, &[]).unwrap().rows[0][3], 21_842);
+    for refused in [plan(21_844).work(Lengths::Full, &[]).map(drop), fits.device_work(Lengths::Full, &[]).map(drop)] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("merge a row's stretches") && error.contains("longer stretches"), "{error}");
+    }
 }
 
 proptest! {
