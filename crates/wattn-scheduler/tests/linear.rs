@@ -43,6 +43,17 @@ fn few_heads_are_cut_into_segments() {
 }
 
 #[test]
+fn segments_follow_the_tokens_of_one_sequence() {
+    let plan = |heads, extent| LinearPlan::new(&lightning(heads, 64), extent, &gpu()).unwrap();
+    let batch = plan(8, Tokens::new(8, 2048));
+    assert_eq!((batch.schedule, batch.segment_tokens), (Schedule::Segments, 512), "{batch}");
+    // Sequences of 1,024 tokens on average.
+    let packed = plan(2, Tokens::packed(16, 16_384));
+    assert_eq!((packed.schedule, packed.segment_tokens), (Schedule::Segments, 128), "{packed}");
+    assert_eq!(plan(2, Tokens::packed(16, 16 * 511)).schedule, Schedule::Sequential, "too short to be worth a scan");
+}
+
+#[test]
 fn workspace_does_not_grow_with_tokens() {
     let bytes = |tokens| LinearPlan::new(&lightning(4, 64), Tokens::new(1, tokens), &gpu()).unwrap().workspace_bytes;
     assert_eq!(bytes(1 << 16), bytes(1 << 20));
