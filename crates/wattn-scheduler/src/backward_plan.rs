@@ -13,7 +13,9 @@ use crate::capabilities::Capabilities;
 use crate::choose::{self, BackwardShapes};
 use crate::cost::{Cost, Estimate, Task, share, walked_scores};
 use crate::error::PlanError;
-use crate::plan::{Part, Rows, SLICE_SECONDS, check, fit_parts, full_scores, grid, head_block, head_bytes};
+use crate::plan::{
+    Part, Rows, SLICE_SECONDS, check, check_workgroups, fit_parts, full_scores, grid, head_block, head_bytes, tiles,
+};
 
 /// One pass: a kernel over all queries or keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -303,7 +305,9 @@ fn check_steps(
     const SPARE: u64 = 1024;
     let attention = &backward.attention;
     let heads = attention.heads;
-    let (batch, queries, keys) = (u64::from(extent.batch), u64::from(extent.queries), u64::from(extent.keys));
+    // Packed sequences are one batch entry to all that does not walk them.
+    let batch = if extent.packed { 1 } else { u64::from(extent.batch) };
+    let (queries, keys) = (u64::from(extent.queries), u64::from(extent.keys));
     let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
     for BackwardStep { key, splits } in steps {
         let buffers = bindings(&Key::FlashBackward(*key)).len() as u64;
@@ -316,10 +320,12 @@ fn check_steps(
                 advice: "; ask for a higher max_storage_buffers_per_shader_stage",
             });
         }
-        let (tile, splits) = (u64::from(key.tile()), u64::from(*splits));
+        let tile = u64::from(key.tile());
         let square = u64::from(DBIAS_TILE);
         let query_heads = batch.saturating_mul(heads.query().into());
-        let kv_heads = batch.saturating_mul(heads.key_value().into());
+        let walks = |rows: u32, heads: u32| {
+            tiles(extent, rows, key.tile()).saturating_mul(u64::from(heads) * u64::from(*splits))
+        };
         let window = |rows: u64| match attention.window {
             (Some(left), Some(right)) => rows.min(u64::from(left) + u64::from(right) + 1 + tile),
             _ => rows,
@@ -334,24 +340,13 @@ fn check_steps(
                 query_heads.saturating_mul(queries.div_ceil(square)).saturating_mul(keys.div_ceil(square)),
                 query_heads.saturating_mul(u64::from(qk / 4 + value / 4 + 4)),
             ),
-            BackwardOp::Dq { .. } => (
-                query_heads.saturating_mul(queries.div_ceil(tile) + 1).saturating_mul(splits),
-                turns(keys, key.turns(qk, value)),
-            ),
+            BackwardOp::Dq { .. } => (walks(extent.queries, heads.query()), turns(keys, key.turns(qk, value))),
             BackwardOp::DkDv | BackwardOp::Dk | BackwardOp::Dv => (
-                kv_heads.saturating_mul(keys.div_ceil(tile) + 1).saturating_mul(splits),
+                walks(extent.keys, heads.key_value()),
                 turns(queries, key.turns(qk, value)).saturating_mul(heads.group().into()),
             ),
         };
-        if workgroups >= 1 << 32 {
-            return Err(PlanError::Limit {
-                argument: "extent",
-                needed: workgroups,
-                available: (1 << 32) - 1,
-                unit: "workgroups",
-                advice: "; plan the batch in pieces",
-            });
-        }
+        check_workgroups(workgroups)?;
         if let Some(most) = device.loop_turns.map(|most| u64::from(most) - SPARE).filter(|&most| turns > most) {
             return Err(PlanError::Limit {
                 argument: "extent",

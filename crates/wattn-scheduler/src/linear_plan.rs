@@ -10,7 +10,7 @@ use crate::cost::{Cost, Estimate, Task, share};
 use crate::decay_plan::PlannedDecay;
 use crate::error::{PlanError, refuse_int8};
 use crate::lightning::{Lightning, Pass, Schedule, Tokens};
-use crate::plan::{MAX_LENGTH, Part, Rows, SLICE_SECONDS, fit_parts, grid};
+use crate::plan::{MAX_LENGTH, Part, Rows, SLICE_SECONDS, check_workgroups, fit_parts, grid};
 use crate::segments::{schedule, segments};
 use crate::sweep::{Sweep, Tensor};
 
@@ -144,15 +144,7 @@ impl LinearPlan {
         // Saturating, here and below: what does not fit 64 bits is beyond every limit.
         let largest = u64::from(segments.max(extent.batch).max(kept)).saturating_mul(heads * most);
         let scan = (u64::from(extent.batch) * heads).saturating_mul(state_size(lightning).div_ceil(64).into());
-        if largest.max(scan) >= 1 << 32 {
-            return Err(PlanError::Limit {
-                argument: "extent",
-                needed: largest.max(scan),
-                available: (1 << 32) - 1,
-                unit: "workgroups",
-                advice: "; plan the batch in pieces",
-            });
-        }
+        check_workgroups(largest.max(scan))?;
         match schedule {
             Schedule::Segments => sweeps.iter_mut().for_each(PlannedSweep::segment),
             Schedule::Sequential if extent.tokens > segment_tokens => sweeps.iter_mut().for_each(PlannedSweep::stretch),

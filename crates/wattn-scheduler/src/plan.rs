@@ -82,14 +82,9 @@ impl Plan {
         let heads = attention.heads;
 
         let tile = key.shape.tile_queries();
-        // Packed sequences may each leave a part of a tile empty.
-        let tiles = if extent.packed {
-            u64::from(extent.queries / tile) + u64::from(extent.batch)
-        } else {
-            u64::from(extent.batch) * u64::from(extent.queries.div_ceil(tile))
-        };
         // Saturating, here and below: what does not fit 64 bits is beyond every limit.
-        let workgroups = tiles.saturating_mul(u64::from(heads.query()) * u64::from(splits));
+        let workgroups =
+            tiles(extent, extent.queries, tile).saturating_mul(u64::from(heads.query()) * u64::from(splits));
         check_workgroups(workgroups)?;
 
         let parts = parts(attention, extent, device)?;
@@ -222,6 +217,16 @@ pub(crate) fn check_span(keys: u32, most: u32) -> Result<(), PlanError> {
         });
     }
     Ok(())
+}
+
+/// Tiles of the queries or keys of all sequences, `rows` a batch entry, at most.
+pub(crate) fn tiles(extent: Extent, rows: u32, tile: u32) -> u64 {
+    if extent.packed {
+        // Each sequence may leave a part of one empty.
+        u64::from(rows / tile) + u64::from(extent.batch)
+    } else {
+        u64::from(extent.batch) * u64::from(rows.div_ceil(tile))
+    }
 }
 
 /// Workgroups are numbered by 32 bits.

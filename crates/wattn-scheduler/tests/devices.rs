@@ -247,6 +247,24 @@ fn loops_that_a_driver_would_end_are_refused() {
 }
 
 #[test]
+fn packed_sequences_share_the_limits_of_one_batch_entry() {
+    let cpu = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
+    let backward = attention(1, 16).sinks().alibi().backward();
+    let gradients = backward.sinks_gradient().slopes_gradient();
+    BackwardPlan::new(&gradients, Extent::packed(256, 16_384, 16_384), &cpu).unwrap();
+    // As a batch, a kernel would add up the parts of four million queries.
+    let error = BackwardPlan::new(&gradients, Extent::new(256, 16_384, 16_384), &cpu).unwrap_err();
+    assert!(error.to_string().contains("65536 turns"), "{error}");
+    // A tile is a workgroup, and so is what each sequence leaves of one: 2^28 and not 2^43.
+    let most = 1 << 14;
+    let short = attention(1 << 14, 4).backward();
+    let gpu = Capabilities { binding_bytes: 1 << 50, ..Capabilities::webgpu_defaults() };
+    BackwardPlan::new(&short, Extent::packed(most, most, most), &gpu).unwrap();
+    let error = BackwardPlan::new(&short, Extent::packed(1 << 18, most, most), &gpu).unwrap_err();
+    assert!(error.to_string().contains("workgroups"), "{error}");
+}
+
+#[test]
 fn work_is_counted_from_visible_scores() {
     let device = Capabilities::webgpu_defaults();
     let plan = |a: Attention| Plan::new(&a, Extent::new(1, 100, 100), &device).unwrap();
