@@ -14,7 +14,8 @@ use crate::choose::{self, BackwardShapes};
 use crate::cost::{Cost, Estimate, Task, share, walked_scores};
 use crate::error::PlanError;
 use crate::plan::{
-    Part, Rows, SLICE_SECONDS, check, check_workgroups, fit_parts, full_scores, grid, head_block, head_bytes, tiles,
+    Part, Rows, SLICE_SECONDS, check, check_workgroups, fit_parts, full_scores, grid, head_block, head_bytes, span,
+    tiles,
 };
 
 /// One pass: a kernel over all queries or keys.
@@ -326,13 +327,11 @@ fn check_steps(
         let walks = |rows: u32, heads: u32| {
             tiles(extent, rows, key.tile()).saturating_mul(u64::from(heads) * u64::from(*splits))
         };
-        let window = |rows: u64| match attention.window {
-            (Some(left), Some(right)) => rows.min(u64::from(left) + u64::from(right) + 1 + tile),
-            _ => rows,
-        };
         // Workgroups, and turns of one of them.
-        let turns =
-            |rows: u64, step: u32| window(rows).div_ceil(u64::from(key.shape.tile_keys())).saturating_mul(step.into());
+        let turns = |rows: u32| {
+            let steps = span(attention, rows, key.tile()).div_ceil(key.shape.tile_keys());
+            u64::from(steps) * u64::from(key.turns(qk, value))
+        };
         let (workgroups, turns) = match key.op {
             BackwardOp::Delta { .. } => (query_heads.saturating_mul(queries).div_ceil(tile), u64::from(value / 4)),
             BackwardOp::Dsinks | BackwardOp::Dslopes => (heads.query().into(), batch.saturating_mul(queries) / tile),
@@ -340,11 +339,10 @@ fn check_steps(
                 query_heads.saturating_mul(queries.div_ceil(square)).saturating_mul(keys.div_ceil(square)),
                 query_heads.saturating_mul(u64::from(qk / 4 + value / 4 + 4)),
             ),
-            BackwardOp::Dq { .. } => (walks(extent.queries, heads.query()), turns(keys, key.turns(qk, value))),
-            BackwardOp::DkDv | BackwardOp::Dk | BackwardOp::Dv => (
-                walks(extent.keys, heads.key_value()),
-                turns(queries, key.turns(qk, value)).saturating_mul(heads.group().into()),
-            ),
+            BackwardOp::Dq { .. } => (walks(extent.queries, heads.query()), turns(extent.keys)),
+            BackwardOp::DkDv | BackwardOp::Dk | BackwardOp::Dv => {
+                (walks(extent.keys, heads.key_value()), turns(extent.queries).saturating_mul(heads.group().into()))
+            }
         };
         check_workgroups(workgroups)?;
         if let Some(most) = device.loop_turns.map(|most| u64::from(most) - SPARE).filter(|&most| turns > most) {

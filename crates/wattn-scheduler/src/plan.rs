@@ -190,11 +190,21 @@ pub(crate) fn check(attention: &Attention, extent: Extent, device: &Capabilities
 
 /// Some drivers end long loops without a word: keys that these would not reach are refused.
 fn check_turns(attention: &Attention, extent: Extent, key: &FlashKey, device: &Capabilities) -> Result<(), PlanError> {
-    let span = match attention.window {
-        (Some(left), Some(right)) => left.saturating_add(right).saturating_add(1 + key.shape.tile_queries()),
-        _ => extent.keys,
+    let span = span(attention, extent.keys, key.shape.tile_queries());
+    check_span(span, most_keys(attention, key, device))
+}
+
+/// Of `rows` keys or queries, those that a tile of the others walks at most.
+pub(crate) fn span(attention: &Attention, rows: u32, tile: u32) -> u32 {
+    let right = match attention.causal {
+        Causal::BottomRight => Some(0),
+        // Where a top-left diagonal lies is not known before a call.
+        Causal::No | Causal::TopLeft => attention.window.1,
     };
-    check_span(span.min(extent.keys), most_keys(attention, key, device))
+    match (attention.window.0, right) {
+        (Some(left), Some(right)) => left.saturating_add(right).saturating_add(1).saturating_add(tile).min(rows),
+        _ => rows,
+    }
 }
 
 /// Keys that a workgroup may walk before the driver ends its loops.

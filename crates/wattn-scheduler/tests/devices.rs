@@ -241,7 +241,15 @@ fn loops_that_a_driver_would_end_are_refused() {
     let long = Extent::new(1, 1, 1 << 20);
     let error = Plan::new(&attention(1, 16), long, &cpu).unwrap_err();
     assert!(error.to_string().contains("keys: 1048576"), "{error}");
-    Plan::new(&attention(1, 16).sliding(1000), long, &cpu).unwrap();
+    for bounded in [attention(1, 16).sliding(1000), attention(1, 16).causal().window(999, None)] {
+        Plan::new(&bounded, long, &cpu).unwrap();
+        BackwardPlan::new(&bounded.backward(), long, &cpu).unwrap();
+    }
+    // A top-left diagonal may lie anywhere, and without a left side nothing is too far.
+    for open in [attention(1, 16).causal_top_left().window(999, None), attention(1, 16).causal()] {
+        Plan::new(&open, long, &cpu).unwrap_err();
+        BackwardPlan::new(&open.backward(), long, &cpu).unwrap_err();
+    }
     let other = Capabilities { loop_turns: None, ..cpu };
     Plan::new(&attention(1, 16), long, &other).unwrap();
 }
