@@ -83,7 +83,7 @@ impl DeviceWork {
             });
         }
         #[expect(clippy::cast_possible_truncation, reason = "the plan has made sure that the workspace holds them")]
-        let stretches = if rows == 0 { 0 } else { stretches as u32 };
+        let stretches = if keys == 0 { 0 } else { stretches as u32 };
         let partial_rows = stretches * splitting.rows;
         Ok(Self { templates, row_tiles, rows, tables, queries, stretches, partial_rows, splitting: *splitting })
     }

@@ -152,7 +152,11 @@ impl LinearPlan {
         }
 
         let rows = rows(lightning, extent, segments, schedule, decay.as_ref());
-        let parts = fit_parts(&rows, lightning.heads, batches(extent), device)?;
+        let mut parts = fit_parts(&rows, lightning.heads, batches(extent), device)?;
+        if parts.is_empty() && decay.is_some() {
+            // Sums over nothing are zeros that someone has to write.
+            parts.push(all);
+        }
         let tokens = u64::from(extent.tokens) * u64::from(batches(extent));
         let state = u64::from(state_size(lightning));
         let flops = (4 * state)

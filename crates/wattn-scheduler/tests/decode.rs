@@ -144,6 +144,16 @@ fn stretches_take_memory_as_far_as_there_can_be_any() {
 }
 
 #[test]
+fn work_on_the_device_without_keys_takes_no_memory() {
+    let decode = attention(8, 2, 64).decode();
+    for keys in [0, 8192] {
+        let plan = DecodePlan::new(&decode, Extent::new(1, 1, keys), &device("NVIDIA")).unwrap();
+        let work = plan.device_work(Lengths::Keys(&[0]), &[]).unwrap();
+        assert_eq!((work.rows, work.stretches, work.partial_rows), (4, 0, 0));
+    }
+}
+
+#[test]
 fn the_kernel_of_few_queries_may_be_another_one() {
     let extent = Extent::packed(4, 400, 4000);
     let plan = |decode: Decode| DecodePlan::new(&decode, extent, &device("NVIDIA")).unwrap();

@@ -172,6 +172,17 @@ fn states_for_the_gradient_of_the_decay_do_not_grow_with_tokens() {
 }
 
 #[test]
+fn gradients_of_slopes_are_written_without_any_tokens() {
+    let backward = lightning(4, 64).decay(Decay::transnormer(0, 2)).backward();
+    for extent in [Tokens::new(0, 100), Tokens::new(3, 0), Tokens::packed(0, 0)] {
+        let plan = LinearPlan::new(&backward.clone().decay_gradient(), extent, &gpu()).unwrap();
+        let [part] = &plan.parts[..] else { panic!("{plan}") };
+        assert_eq!((part.kv_heads.clone(), plan.workspace_bytes), (0..4, 0), "{plan}");
+    }
+    assert!(LinearPlan::new(&backward, Tokens::new(0, 100), &gpu()).unwrap().parts.is_empty(), "nothing to write");
+}
+
+#[test]
 fn walks_that_a_driver_would_end_come_in_stretches() {
     let plan = |lightning: &Lightning, tokens| LinearPlan::new(lightning, Tokens::new(2, tokens), &lavapipe()).unwrap();
     let (forward, backward) = (lightning(8, 64), lightning(8, 64).final_state().backward());
