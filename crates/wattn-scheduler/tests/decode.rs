@@ -144,6 +144,19 @@ fn stretches_take_memory_as_far_as_there_can_be_any() {
 }
 
 #[test]
+fn balance_is_that_of_the_busiest_worker() {
+    // Four workers: two heads of a stretch each leave two of them idle, of two stretches none.
+    let balance = |keys| {
+        let decode = attention(8, 2, 64).decode().split_keys(128);
+        let plan = DecodePlan::new(&decode, Extent::new(1, 1, keys), &device("lavapipe")).unwrap();
+        let work = plan.work(Lengths::Full, &[]).unwrap();
+        assert!(work.to_string().contains(&format!("balance {:.2}", work.balance())), "{work}");
+        work.balance()
+    };
+    assert_eq!([0, 128, 256].map(balance), [1.0, 2.0, 1.0]);
+}
+
+#[test]
 fn work_on_the_device_without_keys_takes_no_memory() {
     let decode = attention(8, 2, 64).decode();
     for keys in [0, 8192] {
