@@ -144,6 +144,28 @@ fn stretches_take_memory_as_far_as_there_can_be_any() {
 }
 
 #[test]
+fn what_a_window_hides_takes_neither_memory_nor_time() {
+    let plan = |attention: Attention| {
+        let decode = attention.decode().split_keys(128);
+        DecodePlan::new(&decode, Extent::new(4, 1, 1 << 16), &device("NVIDIA")).unwrap()
+    };
+    let [open, causal, sliding] =
+        [attention(8, 2, 64), attention(8, 2, 64).window(1023, None), attention(8, 2, 64).sliding(1024)].map(plan);
+    assert_eq!(causal.workspace_bytes, sliding.workspace_bytes);
+    // A row tile of 1,024 keys, and of what its queries are apart: eight stretches, and one more at either end.
+    assert_eq!(sliding.workspace_bytes, sliding.bytes_of(4 * (8 + 2) * sliding.split.rows));
+    let moved = |plan: &DecodePlan| {
+        let work = plan.work(Lengths::Full, &[]).unwrap();
+        let on_device = plan.device_work(Lengths::Full, &[]).unwrap();
+        assert_eq!(plan.bytes_of(on_device.partial_rows), plan.workspace_bytes);
+        plan.moved_bytes(&work)
+    };
+    let hidden = 4 * ((1 << 16) - 1024);
+    assert_eq!(moved(&open) - moved(&sliding), hidden * 2 * (64 + 64) * 4);
+    assert_eq!(moved(&causal), moved(&sliding));
+}
+
+#[test]
 fn balance_is_that_of_the_busiest_worker() {
     // Four workers: two heads of a stretch each leave two of them idle, of two stretches none.
     let balance = |keys| {
@@ -232,7 +254,7 @@ proptest! {
         lengths in prop::collection::vec(0..900_u32, 1..9),
         split in prop::option::of(1..200_u32),
         stretches in prop::option::of(prop_oneof![1..100_u32, Just(u32::MAX)]),
-        window in prop::option::of(0..300_u32),
+        window in (prop::option::of(0..300_u32), prop::option::of(0..300_u32), any::<bool>()),
         cpu in any::<bool>(),
         loop_turns in prop::option::of(1500..4096_u32),
     ) {
@@ -241,7 +263,9 @@ proptest! {
             kind: if cpu { DeviceKind::Cpu } else { DeviceKind::Integrated },
             ..Capabilities::webgpu_defaults()
         };
-        let decode = attention(2 * group, 2, 8).window(window, None).decode();
+        let (left, right, causal) = window;
+        let plain = Attention::new(Heads::grouped(2 * group, 2).unwrap(), HeadDim::new(8).unwrap());
+        let decode = if causal { plain.causal() } else { plain }.window(left, right).decode();
         let decode = stretches.map_or(decode, |stretches| decode.split_into(stretches));
         let decode = split.map_or(decode, |keys| decode.split_keys(keys));
         let batch = u32::try_from(lengths.len()).unwrap();
