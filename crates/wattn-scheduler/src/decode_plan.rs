@@ -427,7 +427,12 @@ impl fmt::Display for DecodePlan {
             Split::Device => {
                 writeln!(f, "  stretches   as many as keep the device busy, {} keys at least", self.splitting.step)?
             }
-            Split::Keys(keys) => writeln!(f, "  stretches   of {keys} keys, whatever else is in the batch")?,
+            Split::Keys(asked) => {
+                let keys = asked.min(self.splitting.most_keys);
+                let cut =
+                    if keys < asked { format!(", not {asked}: this driver ends longer loops") } else { String::new() };
+                writeln!(f, "  stretches   of {keys} keys, whatever else is in the batch{cut}")?;
+            }
             Split::Stretches(most) => {
                 writeln!(f, "  stretches   about {most} a key/value head, {} keys at least", self.splitting.step)?
             }

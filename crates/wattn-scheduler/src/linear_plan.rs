@@ -456,16 +456,20 @@ impl fmt::Display for LinearPlan {
         writeln!(f, "{name}{pass}: {}, {heads} heads, head dim {qk}/{value}", self.extent)?;
         let kernel = self.sweeps.first().map_or("none", |s| s.walk.kernel.name());
         writeln!(f, "  kernel      {kernel} ({})", self.reason)?;
-        let chunk = self.sweeps.first().map_or(0, |s| s.walk.chunk());
-        writeln!(
-            f,
-            "  schedule    {}, {} segments of at most {} tokens, chunks of {chunk}, {} sweeps, {} dispatches",
-            self.schedule,
-            u64::from(self.segments) * u64::from(self.stretches()),
-            self.segment_tokens,
-            self.sweeps.len(),
-            self.dispatches()
-        )?;
+        let dispatches = self.dispatches();
+        if matches!(lightning.pass, Pass::Step { .. }) {
+            writeln!(f, "  schedule    one token of each sequence, {dispatches} dispatches")?;
+        } else {
+            let chunk = self.sweeps.first().map_or(0, |s| s.walk.chunk());
+            writeln!(
+                f,
+                "  schedule    {}, {} segments of at most {} tokens, chunks of {chunk}, {} sweeps, {dispatches} dispatches",
+                self.schedule,
+                u64::from(self.segments) * u64::from(self.stretches()),
+                self.segment_tokens,
+                self.sweeps.len(),
+            )?;
+        }
         if let Some(decay) = &self.decay {
             let lengths: Vec<String> = decay.stretches.iter().map(ToString::to_string).collect();
             writeln!(f, "  decay       its gradient by stretches of {} tokens", lengths.join(", then of "))?;

@@ -166,6 +166,21 @@ fn what_a_window_hides_takes_neither_memory_nor_time() {
 }
 
 #[test]
+fn stretches_are_printed_as_they_are_cut() {
+    let plan = |keys| {
+        let decode = attention(8, 2, 16).decode().split_keys(keys);
+        DecodePlan::new(&decode, Extent::new(1, 1, 1 << 20), &device("lavapipe")).unwrap()
+    };
+    assert!(plan(256).to_string().contains("stretches   of 256 keys, whatever else is in the batch\n"));
+    let cut = plan(u32::MAX);
+    let longest = cut.work(Lengths::Full, &[]).unwrap().longest;
+    let line = format!(
+        "stretches   of {longest} keys, whatever else is in the batch, not 4294967295: this driver ends longer"
+    );
+    assert!(longest < 1 << 20 && cut.to_string().contains(&line), "{cut}");
+}
+
+#[test]
 fn balance_is_that_of_the_busiest_worker() {
     // Four workers: two heads of a stretch each leave two of them idle, of two stretches none.
     let balance = |keys| {

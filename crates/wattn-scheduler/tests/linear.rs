@@ -146,6 +146,17 @@ fn matrices_that_cannot_serve_are_refused_with_the_reason() {
 }
 
 #[test]
+fn a_step_prints_no_chunks() {
+    let plan = |lightning: &Lightning| LinearPlan::new(lightning, Tokens::new(3, 1), &gpu()).unwrap().to_string();
+    let step = plan(&lightning(4, 64).step());
+    assert!(
+        step.contains("schedule    one token of each sequence, 1 dispatches\n") && !step.contains("chunks"),
+        "{step}"
+    );
+    assert!(plan(&lightning(4, 64)).contains("chunks of 32"));
+}
+
+#[test]
 fn backward_is_three_sweeps_of_the_same() {
     let plan = LinearPlan::new(&lightning(8, 64).backward(), Tokens::new(1, 512), &lavapipe()).unwrap();
     assert_eq!(plan.sweeps.len(), 3);
