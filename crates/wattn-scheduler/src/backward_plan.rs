@@ -1,6 +1,7 @@
 //! A plan of the backward pass of softmax attention: its passes, in order, and what they cost.
 
 use std::fmt;
+use std::ops::Range;
 
 use wattn_shaders::{
     Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, LaneShape, MatrixShape, ScoreOptions, Shape,
@@ -78,11 +79,11 @@ impl BackwardPlan {
         check_options(backward)?;
         let (kernel, shapes, reason) = choose::backward(attention, device)?;
         let steps = steps(backward, kernel, shapes, device);
-        check_steps(backward, extent, &steps, device)?;
 
         let value_chunks = attention.head_dim.value().div_ceil(4);
         let record = if attention.options.masks_elements() { 1 + value_chunks } else { 1 };
         let mut parts = parts(backward, extent, record, device)?;
+        check_steps(backward, extent, &steps, &parts, device)?;
         if parts.is_empty() {
             // Sums over nothing are zeros that someone has to write.
             parts.push(Part { batch: 0..0, kv_heads: 0..attention.heads.key_value() });
@@ -300,16 +301,19 @@ fn check_steps(
     backward: &AttentionBackward,
     extent: Extent,
     steps: &[BackwardStep],
+    parts: &[Part],
     device: &Capabilities,
 ) -> Result<(), PlanError> {
-    /// Turns left for what comes before and after a walk.
-    const SPARE: u64 = 1024;
     let attention = &backward.attention;
     let heads = attention.heads;
     // Packed sequences are one batch entry to all that does not walk them.
     let batch = if extent.packed { 1 } else { u64::from(extent.batch) };
     let (queries, keys) = (u64::from(extent.queries), u64::from(extent.keys));
     let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
+    // What sums over batch entries, and over heads, does so part by part.
+    let entries = |range: &Range<u32>| u64::from(range.end - range.start);
+    let batches = parts.iter().map(|part| entries(&part.batch)).max().unwrap_or(0);
+    let planes = parts.iter().map(|part| entries(&part.batch) * entries(&part.kv_heads)).max().unwrap_or(0);
     for BackwardStep { key, splits } in steps {
         let buffers = bindings(&Key::FlashBackward(*key)).len() as u64;
         if buffers > u64::from(device.storage_buffers) {
@@ -334,10 +338,10 @@ fn check_steps(
         };
         let (workgroups, turns) = match key.op {
             BackwardOp::Delta { .. } => (query_heads.saturating_mul(queries).div_ceil(tile), u64::from(value / 4)),
-            BackwardOp::Dsinks | BackwardOp::Dslopes => (heads.query().into(), batch.saturating_mul(queries) / tile),
+            BackwardOp::Dsinks | BackwardOp::Dslopes => (heads.query().into(), batches.saturating_mul(queries) / tile),
             BackwardOp::Dbias => (
                 query_heads.saturating_mul(queries.div_ceil(square)).saturating_mul(keys.div_ceil(square)),
-                query_heads.saturating_mul(u64::from(qk / 4 + value / 4 + 4)),
+                planes.saturating_mul(bias_turns(attention)).saturating_mul(heads.group().into()),
             ),
             BackwardOp::Dq { .. } => (walks(extent.queries, heads.query()), turns(extent.keys)),
             BackwardOp::DkDv | BackwardOp::Dk | BackwardOp::Dv => {
@@ -345,7 +349,7 @@ fn check_steps(
             }
         };
         check_workgroups(workgroups)?;
-        if let Some(most) = device.loop_turns.map(|most| u64::from(most) - SPARE).filter(|&most| turns > most) {
+        if let Some(most) = most_turns(device).filter(|&most| turns > most) {
             return Err(PlanError::Limit {
                 argument: "extent",
                 needed: turns,
@@ -393,7 +397,24 @@ fn parts(
     let rows: Vec<Rows> =
         used.into_iter().filter(|u| u.0).map(|(_, argument, bytes)| Rows { argument, bytes }).collect();
     let batch = if extent.packed { 1 } else { extent.batch };
-    fit_parts(&rows, attention.heads.key_value(), batch, device)
+    // The gradient of a bias goes through all heads and batch entries that share it, for all that is known before a call.
+    let most = match most_turns(device).filter(|_| backward.bias_gradient) {
+        Some(most) => most / bias_turns(attention).saturating_mul(group),
+        None => u64::MAX,
+    };
+    fit_parts(&rows, [batch, attention.heads.key_value()], most, device)
+}
+
+/// Turns of loops that a walk may take, where the driver ends long ones.
+fn most_turns(device: &Capabilities) -> Option<u64> {
+    /// Turns left for what comes before and after a walk.
+    const SPARE: u32 = 1024;
+    device.loop_turns.map(|turns| u64::from(turns - SPARE))
+}
+
+/// Turns of loops that the gradient of the bias takes for a head of a batch entry.
+fn bias_turns(attention: &Attention) -> u64 {
+    u64::from(attention.head_dim.qk() / 4 + attention.head_dim.value() / 4 + 4)
 }
 
 impl fmt::Display for BackwardPlan {

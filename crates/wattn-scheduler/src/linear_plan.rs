@@ -152,7 +152,7 @@ impl LinearPlan {
         }
 
         let rows = rows(lightning, extent, segments, schedule, decay.as_ref());
-        let mut parts = fit_parts(&rows, lightning.heads, batches(extent), device)?;
+        let mut parts = fit_parts(&rows, [batches(extent), lightning.heads], u64::MAX, device)?;
         if parts.is_empty() && decay.is_some() {
             // Sums over nothing are zeros that someone has to write.
             parts.push(all);

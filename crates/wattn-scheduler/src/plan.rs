@@ -318,14 +318,15 @@ pub(crate) fn parts(attention: &Attention, extent: Extent, device: &Capabilities
     let rows: Vec<Rows> =
         used.into_iter().filter(|u| u.0).map(|(_, argument, bytes)| Rows { argument, bytes }).collect();
     let batch = if extent.packed { 1 } else { extent.batch };
-    fit_parts(&rows, attention.heads.key_value(), batch, device)
+    fit_parts(&rows, [batch, attention.heads.key_value()], u64::MAX, device)
 }
 
-/// As few dispatches as bindings of the device's size allow: whole batches together, else heads of one batch entry.
+/// As few dispatches as bindings of the device's size allow, of `most` batch entries times heads each: whole batches together, else heads
+/// of one batch entry.
 pub(crate) fn fit_parts(
     rows: &[Rows],
-    kv_heads: u32,
-    batch: u32,
+    [batch, kv_heads]: [u32; 2],
+    most: u64,
     device: &Capabilities,
 ) -> Result<Vec<Part>, PlanError> {
     // A binding starts at an aligned byte, so that it may hold that much more than its part.
@@ -340,11 +341,11 @@ pub(crate) fn fit_parts(
             advice: "; ask for a higher max_storage_buffer_binding_size",
         });
     }
+    let most = room.checked_div(largest).map_or(most, |n| n.min(most)).max(1);
     #[expect(clippy::cast_possible_truncation, reason = "bounded by a u32")]
-    let fit = |count: u32, bytes: u64| room.checked_div(bytes).map_or(count, |n| n.min(u64::from(count)) as u32).max(1);
-    let heads_at_once = fit(kv_heads, largest);
-    let batches_at_once =
-        if heads_at_once == kv_heads { fit(batch, largest.saturating_mul(u64::from(kv_heads))) } else { 1 };
+    let fit = |count: u32, most: u64| most.min(u64::from(count)).max(1) as u32;
+    let heads_at_once = fit(kv_heads, most);
+    let batches_at_once = if heads_at_once == kv_heads { fit(batch, most / u64::from(kv_heads.max(1))) } else { 1 };
     let count = u64::from(batch.div_ceil(batches_at_once)) * u64::from(kv_heads.div_ceil(heads_at_once));
     if count > MAX_PARTS {
         return Err(PlanError::Limit {

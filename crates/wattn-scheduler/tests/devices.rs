@@ -257,7 +257,7 @@ fn loops_that_a_driver_would_end_are_refused() {
 #[test]
 fn packed_sequences_share_the_limits_of_one_batch_entry() {
     let cpu = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
-    let backward = attention(1, 16).sinks().alibi().backward();
+    let backward = attention(1, 4).sinks().alibi().backward();
     let gradients = backward.sinks_gradient().slopes_gradient();
     BackwardPlan::new(&gradients, Extent::packed(256, 16_384, 16_384), &cpu).unwrap();
     // As a batch, a kernel would add up the parts of four million queries.
@@ -270,6 +270,24 @@ fn packed_sequences_share_the_limits_of_one_batch_entry() {
     BackwardPlan::new(&short, Extent::packed(most, most, most), &gpu).unwrap();
     let error = BackwardPlan::new(&short, Extent::packed(1 << 18, most, most), &gpu).unwrap_err();
     assert!(error.to_string().contains("workgroups"), "{error}");
+}
+
+#[test]
+fn gradients_that_sum_over_entries_come_in_parts_that_a_driver_does_not_end() {
+    let cpu = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
+    let extent = Extent::new(64, 16, 16);
+    let parts = |backward| BackwardPlan::new(&backward, extent, &cpu).unwrap().parts;
+    let bias = attention(32, 64).bias().backward();
+    assert_eq!(parts(bias).len(), 1);
+    // Of 36 turns a head, 64,511 are 1,791 heads.
+    let entries: Vec<u32> = parts(bias.bias_gradient()).iter().map(|p| p.batch.end - p.batch.start).collect();
+    assert_eq!(entries, [55, 9]);
+    // Each part goes through its own queries alone: those of 256 batch entries would be too many.
+    let sinks = attention(1, 64).sinks().backward().sinks_gradient();
+    BackwardPlan::new(&sinks, Extent::new(256, 16_384, 16), &cpu).unwrap();
+    let group = Attention::new(Heads::grouped(2048, 1).unwrap(), HeadDim::new(64).unwrap()).bias().backward();
+    let error = BackwardPlan::new(&group.bias_gradient(), Extent::new(1, 16, 16), &cpu).unwrap_err();
+    assert!(error.to_string().contains("73728 turns"), "{error}");
 }
 
 #[test]
