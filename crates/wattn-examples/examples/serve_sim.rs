@@ -162,7 +162,7 @@ impl Server {
         }
         self.engine.queue().submit([encoder.finish()]);
         self.engine.device().poll(PollType::wait_indefinitely()).context("waiting for the device")?;
-        Ok(work.balance)
+        Ok(work.balance())
     }
 }
 

@@ -1,6 +1,7 @@
 //! A plan of the backward pass of softmax attention: its passes, in order, and what they cost.
 
 use std::fmt;
+use std::ops::Range;
 
 use wattn_shaders::{
     Access, BackwardOp, DBIAS_TILE, FlashBackwardKey, Kernel, Key, LaneShape, MatrixShape, ScoreOptions, Shape,
@@ -13,7 +14,10 @@ use crate::capabilities::Capabilities;
 use crate::choose::{self, BackwardShapes};
 use crate::cost::{Cost, Estimate, Task, share, walked_scores};
 use crate::error::PlanError;
-use crate::plan::{Part, Rows, SLICE_SECONDS, check, fit_parts, full_scores, grid, head_block, head_bytes};
+use crate::plan::{
+    Part, Rows, SLICE_SECONDS, check, check_workgroups, fit_parts, full_scores, grid, head_block, head_bytes, span,
+    tiles,
+};
 
 /// One pass: a kernel over all queries or keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,11 +79,11 @@ impl BackwardPlan {
         check_options(backward)?;
         let (kernel, shapes, reason) = choose::backward(attention, device)?;
         let steps = steps(backward, kernel, shapes, device);
-        check_steps(backward, extent, &steps, device)?;
 
         let value_chunks = attention.head_dim.value().div_ceil(4);
         let record = if attention.options.masks_elements() { 1 + value_chunks } else { 1 };
         let mut parts = parts(backward, extent, record, device)?;
+        check_steps(backward, extent, &steps, &parts, device)?;
         if parts.is_empty() {
             // Sums over nothing are zeros that someone has to write.
             parts.push(Part { batch: 0..0, kv_heads: 0..attention.heads.key_value() });
@@ -297,14 +301,19 @@ fn check_steps(
     backward: &AttentionBackward,
     extent: Extent,
     steps: &[BackwardStep],
+    parts: &[Part],
     device: &Capabilities,
 ) -> Result<(), PlanError> {
-    /// Turns left for what comes before and after a walk.
-    const SPARE: u64 = 1024;
     let attention = &backward.attention;
     let heads = attention.heads;
-    let (batch, queries, keys) = (u64::from(extent.batch), u64::from(extent.queries), u64::from(extent.keys));
+    // Packed sequences are one batch entry to all that does not walk them.
+    let batch = if extent.packed { 1 } else { u64::from(extent.batch) };
+    let (queries, keys) = (u64::from(extent.queries), u64::from(extent.keys));
     let (qk, value) = (attention.head_dim.qk(), attention.head_dim.value());
+    // What sums over batch entries, and over heads, does so part by part.
+    let entries = |range: &Range<u32>| u64::from(range.end - range.start);
+    let batches = parts.iter().map(|part| entries(&part.batch)).max().unwrap_or(0);
+    let planes = parts.iter().map(|part| entries(&part.batch) * entries(&part.kv_heads)).max().unwrap_or(0);
     for BackwardStep { key, splits } in steps {
         let buffers = bindings(&Key::FlashBackward(*key)).len() as u64;
         if buffers > u64::from(device.storage_buffers) {
@@ -316,43 +325,31 @@ fn check_steps(
                 advice: "; ask for a higher max_storage_buffers_per_shader_stage",
             });
         }
-        let (tile, splits) = (u64::from(key.tile()), u64::from(*splits));
+        let tile = u64::from(key.tile());
         let square = u64::from(DBIAS_TILE);
         let query_heads = batch.saturating_mul(heads.query().into());
-        let kv_heads = batch.saturating_mul(heads.key_value().into());
-        let window = |rows: u64| match attention.window {
-            (Some(left), Some(right)) => rows.min(u64::from(left) + u64::from(right) + 1 + tile),
-            _ => rows,
+        let walks = |rows: u32, heads: u32| {
+            tiles(extent, rows, key.tile()).saturating_mul(u64::from(heads) * u64::from(*splits))
         };
         // Workgroups, and turns of one of them.
-        let turns =
-            |rows: u64, step: u32| window(rows).div_ceil(u64::from(key.shape.tile_keys())).saturating_mul(step.into());
+        let turns = |rows: u32| {
+            let steps = span(attention, rows, key.tile()).div_ceil(key.shape.tile_keys());
+            u64::from(steps) * u64::from(key.turns(qk, value))
+        };
         let (workgroups, turns) = match key.op {
             BackwardOp::Delta { .. } => (query_heads.saturating_mul(queries).div_ceil(tile), u64::from(value / 4)),
-            BackwardOp::Dsinks | BackwardOp::Dslopes => (heads.query().into(), batch.saturating_mul(queries) / tile),
+            BackwardOp::Dsinks | BackwardOp::Dslopes => (heads.query().into(), batches.saturating_mul(queries) / tile),
             BackwardOp::Dbias => (
                 query_heads.saturating_mul(queries.div_ceil(square)).saturating_mul(keys.div_ceil(square)),
-                query_heads.saturating_mul(u64::from(qk / 4 + value / 4 + 4)),
+                planes.saturating_mul(bias_turns(attention)).saturating_mul(heads.group().into()),
             ),
-            BackwardOp::Dq { .. } => (
-                query_heads.saturating_mul(queries.div_ceil(tile) + 1).saturating_mul(splits),
-                turns(keys, key.turns(qk, value)),
-            ),
-            BackwardOp::DkDv | BackwardOp::Dk | BackwardOp::Dv => (
-                kv_heads.saturating_mul(keys.div_ceil(tile) + 1).saturating_mul(splits),
-                turns(queries, key.turns(qk, value)).saturating_mul(heads.group().into()),
-            ),
+            BackwardOp::Dq { .. } => (walks(extent.queries, heads.query()), turns(extent.keys)),
+            BackwardOp::DkDv | BackwardOp::Dk | BackwardOp::Dv => {
+                (walks(extent.keys, heads.key_value()), turns(extent.queries).saturating_mul(heads.group().into()))
+            }
         };
-        if workgroups >= 1 << 32 {
-            return Err(PlanError::Limit {
-                argument: "extent",
-                needed: workgroups,
-                available: (1 << 32) - 1,
-                unit: "workgroups",
-                advice: "; plan the batch in pieces",
-            });
-        }
-        if let Some(most) = device.loop_turns.map(|most| u64::from(most) - SPARE).filter(|&most| turns > most) {
+        check_workgroups(workgroups)?;
+        if let Some(most) = most_turns(device).filter(|&most| turns > most) {
             return Err(PlanError::Limit {
                 argument: "extent",
                 needed: turns,
@@ -400,7 +397,24 @@ fn parts(
     let rows: Vec<Rows> =
         used.into_iter().filter(|u| u.0).map(|(_, argument, bytes)| Rows { argument, bytes }).collect();
     let batch = if extent.packed { 1 } else { extent.batch };
-    fit_parts(&rows, attention.heads.key_value(), batch, device)
+    // The gradient of a bias goes through all heads and batch entries that share it, for all that is known before a call.
+    let most = match most_turns(device).filter(|_| backward.bias_gradient) {
+        Some(most) => most / bias_turns(attention).saturating_mul(group),
+        None => u64::MAX,
+    };
+    fit_parts(&rows, [batch, attention.heads.key_value()], most, device)
+}
+
+/// Turns of loops that a walk may take, where the driver ends long ones.
+fn most_turns(device: &Capabilities) -> Option<u64> {
+    /// Turns left for what comes before and after a walk.
+    const SPARE: u32 = 1024;
+    device.loop_turns.map(|turns| u64::from(turns - SPARE))
+}
+
+/// Turns of loops that the gradient of the bias takes for a head of a batch entry.
+fn bias_turns(attention: &Attention) -> u64 {
+    u64::from(attention.head_dim.qk() / 4 + attention.head_dim.value() / 4 + 4)
 }
 
 impl fmt::Display for BackwardPlan {

@@ -146,7 +146,7 @@ impl BasedPlan {
             bytes: compulsory_bytes(based, extent),
             estimate: Estimate { seconds: 0.0, measured: false },
         };
-        plan.parts = fit_parts(&plan.rows(), based.heads, batches(extent), device)?;
+        plan.parts = fit_parts(&plan.rows(), [batches(extent), based.heads], u64::MAX, device)?;
         plan.workspace_bytes = plan.parts.iter().map(|part| plan.workspace(part).none.end).max().unwrap_or(0);
         // Saturating: what does not fit 64 bits is beyond every limit.
         let tokens = (u64::from(extent.tokens) * u64::from(batches(extent))).saturating_mul(heads);

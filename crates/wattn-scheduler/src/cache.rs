@@ -6,6 +6,7 @@ use wattn_shaders::Storage;
 
 use crate::attention::HeadDim;
 use crate::error::PlanError;
+use crate::plan::MAX_LENGTH;
 
 /// The layout of a cache: pages of `page` tokens, each `[kv heads, page, dim]`, in one buffer of keys and one of values a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,16 +27,17 @@ impl CacheLayout {
     /// `pages` pages of `page` tokens, a power of two from 16, for one layer in f32. Dims are multiples of four.
     ///
     /// # Errors
-    /// No heads or pages, a page that is no power of two from 16, or dims that are no multiples of four.
+    /// No heads or pages, a page that is no power of two from 16 on, more tokens than the longest sequence may have, or dims that are no multiples of four.
     pub fn new(kv_heads: u32, dims: HeadDim, page: u32, pages: u32) -> Result<Self, PlanError> {
         if kv_heads == 0 {
             return Err(PlanError::invalid("kv_heads", kv_heads, "at least 1"));
         }
-        if !page.is_power_of_two() || page < MIN_PAGE {
-            return Err(PlanError::invalid("page", page, format!("a power of two from {MIN_PAGE}")));
+        if !page.is_power_of_two() || !(MIN_PAGE..=MAX_LENGTH).contains(&page) {
+            let allowed = format!("a power of two from {MIN_PAGE} to {MAX_LENGTH}");
+            return Err(PlanError::invalid("page", page, allowed));
         }
-        if pages == 0 || u64::from(pages) * u64::from(page) > 1 << 29 {
-            return Err(PlanError::invalid("pages", pages, format!("1 to {}", (1 << 29) / page)));
+        if pages == 0 || pages > MAX_LENGTH / page {
+            return Err(PlanError::invalid("pages", pages, format!("1 to {}", MAX_LENGTH / page)));
         }
         for (argument, dim) in [("head_dim", dims.qk()), ("value_head_dim", dims.value())] {
             if !dim.is_multiple_of(4) {
@@ -48,10 +50,12 @@ impl CacheLayout {
     /// One page a sequence, which holds `capacity` tokens rounded up to a power of two: contiguous keys and values.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// As [`new`](Self::new), or a capacity beyond the longest sequence.
     pub fn contiguous(kv_heads: u32, dims: HeadDim, capacity: u32, sequences: u32) -> Result<Self, PlanError> {
-        let page = capacity.checked_next_power_of_two().unwrap_or(0).max(MIN_PAGE);
-        Self::new(kv_heads, dims, page, sequences)
+        if capacity > MAX_LENGTH {
+            return Err(PlanError::invalid("capacity", capacity, format!("at most {MAX_LENGTH}")));
+        }
+        Self::new(kv_heads, dims, capacity.next_power_of_two().max(MIN_PAGE), sequences)
     }
 
     /// The same with so many pages.
@@ -129,13 +133,15 @@ impl CacheLayout {
     }
 
     fn page_bytes(&self, dim: u32, storage: Storage) -> u64 {
-        u64::from(self.kv_heads) * u64::from(self.page) * u64::from(storage.row_bytes(dim))
+        // Saturating, here and below: what does not fit 64 bits is beyond every device's memory.
+        (u64::from(self.kv_heads) * u64::from(self.page)).saturating_mul(storage.row_bytes(dim).into())
     }
 
     /// Bytes of all pages of all layers, keys and values.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        (self.k_page_bytes() + self.v_page_bytes()) * u64::from(self.pages) * u64::from(self.layers)
+        let page = self.k_page_bytes().saturating_add(self.v_page_bytes());
+        page.saturating_mul(self.pages.into()).saturating_mul(self.layers.into())
     }
 
     /// Pages that `tokens` tokens take.
@@ -154,5 +160,36 @@ impl fmt::Display for CacheLayout {
             dims.qk(),
             dims.value()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dims() -> HeadDim {
+        HeadDim::new(576).unwrap()
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused_by_name() {
+        for (layout, needle) in [
+            (CacheLayout::contiguous(1, dims(), u32::MAX, 1), "capacity: 4294967295"),
+            (CacheLayout::contiguous(1, dims(), (1 << 29) + 1, 1), "at most 536870912"),
+            (CacheLayout::new(1, dims(), 1 << 30, 1), "page: 1073741824"),
+            (CacheLayout::new(1, dims(), 1 << 30, 1), "a power of two from 16 to 536870912"),
+            (CacheLayout::new(1, dims(), 1 << 29, 2), "1 to 1"),
+        ] {
+            let error = layout.unwrap_err();
+            assert!(error.to_string().contains(needle), "{error}");
+        }
+        assert_eq!(CacheLayout::contiguous(1, dims(), 0, 1).unwrap().page(), 16);
+        assert_eq!(CacheLayout::contiguous(1, dims(), 1 << 29, 1).unwrap().page(), 1 << 29);
+    }
+
+    #[test]
+    fn bytes_beyond_all_memory_do_not_wrap() {
+        let layout = CacheLayout::contiguous(u32::MAX, dims(), 1 << 29, 1).unwrap().layers(u32::MAX);
+        assert_eq!((layout.k_page_bytes(), layout.v_page_bytes(), layout.bytes()), (u64::MAX, u64::MAX, u64::MAX));
     }
 }

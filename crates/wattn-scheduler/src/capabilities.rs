@@ -85,10 +85,10 @@ impl Capabilities {
         }
     }
 
-    /// Whether rows may be loaded by 64-bit words. Sixteen of them fit no register of a CPU: drivers build such a vector in memory, word by
-    /// word.
+    /// Whether rows may be loaded by 64-bit words: not on GPUs, which load vec4 at once, and whose plans take strides of such whatever is
+    /// tuned. Sixteen of them fit no register of a CPU: drivers build such a vector in memory, word by word.
     pub(crate) fn loads_wide(&self) -> bool {
-        self.int64 && self.subgroups.is_none_or(|(lanes, _)| lanes < 16)
+        self.kind == DeviceKind::Cpu && self.int64 && self.subgroups.is_none_or(|(lanes, _)| lanes < 16)
     }
 
     /// A guess of the cache that workgroups share, bytes: of one core on a CPU.

@@ -201,7 +201,10 @@ impl DecodePlan {
                     let s = &step.sequences[end];
                     #[expect(clippy::cast_possible_truncation, reason = "pages of a table")]
                     let shared = (common(first, end) as u32 * page).min(s.tokens - s.new).min(keys) / unit * unit;
-                    if shared < LEAST_KEYS.min(unit.max(page)) {
+                    // What is saved now, by all but the first, and what would be saved with one more.
+                    let members = (end - first) as u64;
+                    let (saved, joined) = ((members - 1) * u64::from(keys), members * u64::from(shared));
+                    if shared < LEAST_KEYS.min(unit.max(page)) || joined < saved {
                         break;
                     }
                     keys = shared;

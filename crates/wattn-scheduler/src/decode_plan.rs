@@ -3,7 +3,7 @@
 use std::fmt;
 
 use wattn_shaders::{
-    Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, SplitKey, SplitMatrices, Storage, table,
+    Access, FlashKey, Kernel, MergeKey, SPLIT_ROWS, ScoreOptions, Sequence, SplitKey, SplitMatrices, Storage, table,
 };
 
 use crate::attention::{Attention, Causal, Extent};
@@ -15,7 +15,7 @@ use crate::decode::{Decode, Split};
 use crate::decode_work::{Source, Splitting, Work, partial_bytes};
 use crate::error::PlanError;
 use crate::order::Order;
-use crate::plan::{Part, check, most_keys as most_tile_keys, parts};
+use crate::plan::{Part, check, most_keys as most_tile_keys, parts, span};
 use crate::work::{self, UNBOUNDED};
 
 /// Row tiles of a sequence that still counts as having few queries.
@@ -120,7 +120,7 @@ impl DecodePlan {
             order: Order::of(device),
             workers: if device.kind == DeviceKind::Cpu { 4 } else { device.width() },
         };
-        let workspace_bytes = splitting.most_bytes(extent, attention.head_dim.value(), decode.cascade);
+        let workspace_bytes = splitting.most_bytes(attention, extent, decode.cascade);
         if workspace_bytes > device.binding_bytes {
             return Err(PlanError::Limit {
                 argument: "workspace",
@@ -173,18 +173,20 @@ impl DecodePlan {
         scores.saturating_mul(2 * numbers * u64::from(attention.heads.query()))
     }
 
-    /// Bytes that a call moves at least: queries, outputs, and every key and value once.
+    /// Bytes that a call moves at least: queries, outputs, and every key and value that some query may see once.
     #[must_use]
     pub fn moved_bytes(&self, work: &Work) -> u64 {
         let attention = &self.decode.attention;
         let (qk, value) = (u64::from(attention.head_dim.qk()), u64::from(attention.head_dim.value()));
         let own = &work.sequences[..work.sequences.len() - work.prefixes];
         let queries: u64 = own.iter().map(|s| u64::from(s.queries)).sum();
+        let beyond = |s: &Sequence| u64::from(s.keys - work::tile_keys(s, 0, s.queries));
+        let unseen: u64 = own.iter().filter(|s| s.queries > 0).map(beyond).sum();
         let key = u64::from(self.split.k.row_bytes(attention.head_dim.qk()))
             + u64::from(self.split.v.row_bytes(attention.head_dim.value()));
         let key = u64::from(attention.heads.key_value()) * key;
         let query = u64::from(attention.heads.query()) * (qk + value) * u64::from(attention.q.bytes());
-        work.keys.saturating_mul(key).saturating_add(queries.saturating_mul(query))
+        (work.keys - unseen).saturating_mul(key).saturating_add(queries.saturating_mul(query))
     }
 
     /// A rough estimate of the time of a call.
@@ -369,23 +371,30 @@ fn pay(wanted: u32, device: &Capabilities) -> Result<(), String> {
 
 impl Splitting {
     /// Workspace of any call within `extent`.
-    fn most_bytes(&self, extent: Extent, value_dim: u32, cascade: bool) -> u64 {
-        let (batch, queries, keys) = (u64::from(extent.batch), u64::from(extent.queries), u64::from(extent.keys));
+    fn most_bytes(&self, attention: &Attention, extent: Extent, cascade: bool) -> u64 {
+        let (batch, queries) = (u64::from(extent.batch), u64::from(extent.queries));
+        let keys = u64::from(extent.keys);
+        let walked = u64::from(span(attention, extent.keys, self.reach()));
         let group = u64::from(self.group);
         // Of packed sequences, the most row tiles that one may have; keys are those of all.
         let one = (queries * group).min(self.most_rows.into()).div_ceil(self.rows.into());
         let (tiles, tile_keys) = if extent.packed {
             let tiles = (one * batch).min(batch + (queries * group).div_ceil(self.rows.into()));
-            (tiles, keys.saturating_mul(one))
+            (tiles, keys.saturating_mul(one).min(walked.saturating_mul(tiles)))
         } else if queries * group > u64::from(self.most_rows) {
             (0, 0)
         } else {
-            (one * batch, keys.saturating_mul(one * batch))
+            (one * batch, walked.saturating_mul(one * batch))
         };
         // Prefixes have tiles of their own.
         let tiles = if cascade { 2 * tiles } else { tiles };
         let stretches = if tile_keys == 0 { 0 } else { self.most_stretches(tiles, tile_keys) };
-        partial_bytes(stretches.saturating_mul(self.rows.into()), self.kv_heads, value_dim)
+        partial_bytes(stretches.saturating_mul(self.rows.into()), self.kv_heads, attention.head_dim.value())
+    }
+
+    /// Queries of a row tile after its first one, at most.
+    pub(crate) fn reach(&self) -> u32 {
+        self.rows.div_ceil(self.group)
     }
 
     /// Stretches of so many row tiles, whose keys are so many together, at most.
@@ -419,7 +428,12 @@ impl fmt::Display for DecodePlan {
             Split::Device => {
                 writeln!(f, "  stretches   as many as keep the device busy, {} keys at least", self.splitting.step)?
             }
-            Split::Keys(keys) => writeln!(f, "  stretches   of {keys} keys, whatever else is in the batch")?,
+            Split::Keys(asked) => {
+                let keys = asked.min(self.splitting.most_keys);
+                let cut =
+                    if keys < asked { format!(", not {asked}: this driver ends longer loops") } else { String::new() };
+                writeln!(f, "  stretches   of {keys} keys, whatever else is in the batch{cut}")?;
+            }
             Split::Stretches(most) => {
                 writeln!(f, "  stretches   about {most} a key/value head, {} keys at least", self.splitting.step)?
             }

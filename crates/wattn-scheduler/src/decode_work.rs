@@ -34,12 +34,21 @@ pub struct Work {
     pub parts: Vec<u32>,
     /// Partial rows of a key/value head.
     pub partial_rows: u32,
-    /// The load of the busiest of the device's workers over their mean, by keys: 1 is even.
-    pub balance: f64,
     /// The longest stretch that any workgroup walks.
     pub longest: u32,
     /// Of the plan that made it.
     pub(crate) splitting: Splitting,
+}
+
+impl Work {
+    /// The load of the busiest of the device's workers over their mean, by keys: 1 is even. Calculated anew at each call.
+    #[must_use]
+    pub fn balance(&self) -> f64 {
+        let Splitting { order, workers, kv_heads, .. } = self.splitting;
+        let lengths = self.stretches.iter().map(|[_, _, first, end, _]| end - first);
+        let workgroups: Vec<u32> = lengths.flat_map(|keys| std::iter::repeat_n(keys, kv_heads as usize)).collect();
+        order.balance(&workgroups, workers)
+    }
 }
 
 /// Keys that neighbouring sequences share.
@@ -184,10 +193,7 @@ impl Splitting {
                 rows.push([count(record), row, first, count(parts.len()) - first]);
             }
         }
-        let lengths = stretches.iter().map(|[_, _, first, end, _]| end - first);
-        let longest = lengths.clone().max().unwrap_or(0);
-        let workgroups: Vec<u32> = lengths.flat_map(|keys| std::iter::repeat_n(keys, self.kv_heads as usize)).collect();
-        let balance = self.order.balance(&workgroups, self.workers);
+        let longest = stretches.iter().map(|[_, _, first, end, _]| end - first).max().unwrap_or(0);
         Work {
             sequences,
             prefixes: prefixes.len(),
@@ -199,7 +205,6 @@ impl Splitting {
             rows,
             parts,
             partial_rows,
-            balance,
             longest,
             splitting: *self,
         }
@@ -247,7 +252,7 @@ impl fmt::Display for Work {
             self.stretches.len(),
             self.longest,
             self.rows.len(),
-            self.balance,
+            self.balance(),
             self.tiles.len(),
         )
     }

@@ -55,7 +55,7 @@ impl DeviceWork {
             }
             for tile in 0..(s.queries * splitting.group).div_ceil(splitting.rows) {
                 row_tiles.push([record, tile, rows + tile * splitting.rows]);
-                keys += u64::from(s.keys);
+                keys += u64::from(walked(s, splitting));
             }
             rows += s.queries * splitting.group;
         }
@@ -83,7 +83,7 @@ impl DeviceWork {
             });
         }
         #[expect(clippy::cast_possible_truncation, reason = "the plan has made sure that the workspace holds them")]
-        let stretches = if rows == 0 { 0 } else { stretches as u32 };
+        let stretches = if keys == 0 { 0 } else { stretches as u32 };
         let partial_rows = stretches * splitting.rows;
         Ok(Self { templates, row_tiles, rows, tables, queries, stretches, partial_rows, splitting: *splitting })
     }
@@ -153,4 +153,13 @@ impl DeviceWork {
             spans: self.spans_at(),
         }
     }
+}
+
+/// Keys that a row tile of a sequence walks, at most.
+fn walked(template: &Sequence, splitting: &Splitting) -> u32 {
+    let [left, right] = [template.lo_shift, template.hi_shift].map(i32::unsigned_abs);
+    if i64::from(left.max(right)) == UNBOUNDED {
+        return template.keys;
+    }
+    template.keys.min(left + right + 1 + splitting.reach())
 }

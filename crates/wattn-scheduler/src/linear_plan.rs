@@ -10,7 +10,7 @@ use crate::cost::{Cost, Estimate, Task, share};
 use crate::decay_plan::PlannedDecay;
 use crate::error::{PlanError, refuse_int8};
 use crate::lightning::{Lightning, Pass, Schedule, Tokens};
-use crate::plan::{MAX_LENGTH, Part, Rows, SLICE_SECONDS, fit_parts, grid};
+use crate::plan::{MAX_LENGTH, Part, Rows, SLICE_SECONDS, check_workgroups, fit_parts, grid};
 use crate::segments::{schedule, segments};
 use crate::sweep::{Sweep, Tensor};
 
@@ -144,15 +144,7 @@ impl LinearPlan {
         // Saturating, here and below: what does not fit 64 bits is beyond every limit.
         let largest = u64::from(segments.max(extent.batch).max(kept)).saturating_mul(heads * most);
         let scan = (u64::from(extent.batch) * heads).saturating_mul(state_size(lightning).div_ceil(64).into());
-        if largest.max(scan) >= 1 << 32 {
-            return Err(PlanError::Limit {
-                argument: "extent",
-                needed: largest.max(scan),
-                available: (1 << 32) - 1,
-                unit: "workgroups",
-                advice: "; plan the batch in pieces",
-            });
-        }
+        check_workgroups(largest.max(scan))?;
         match schedule {
             Schedule::Segments => sweeps.iter_mut().for_each(PlannedSweep::segment),
             Schedule::Sequential if extent.tokens > segment_tokens => sweeps.iter_mut().for_each(PlannedSweep::stretch),
@@ -160,7 +152,11 @@ impl LinearPlan {
         }
 
         let rows = rows(lightning, extent, segments, schedule, decay.as_ref());
-        let parts = fit_parts(&rows, lightning.heads, batches(extent), device)?;
+        let mut parts = fit_parts(&rows, [batches(extent), lightning.heads], u64::MAX, device)?;
+        if parts.is_empty() && decay.is_some() {
+            // Sums over nothing are zeros that someone has to write.
+            parts.push(all);
+        }
         let tokens = u64::from(extent.tokens) * u64::from(batches(extent));
         let state = u64::from(state_size(lightning));
         let flops = (4 * state)
@@ -460,16 +456,20 @@ impl fmt::Display for LinearPlan {
         writeln!(f, "{name}{pass}: {}, {heads} heads, head dim {qk}/{value}", self.extent)?;
         let kernel = self.sweeps.first().map_or("none", |s| s.walk.kernel.name());
         writeln!(f, "  kernel      {kernel} ({})", self.reason)?;
-        let chunk = self.sweeps.first().map_or(0, |s| s.walk.chunk());
-        writeln!(
-            f,
-            "  schedule    {}, {} segments of at most {} tokens, chunks of {chunk}, {} sweeps, {} dispatches",
-            self.schedule,
-            u64::from(self.segments) * u64::from(self.stretches()),
-            self.segment_tokens,
-            self.sweeps.len(),
-            self.dispatches()
-        )?;
+        let dispatches = self.dispatches();
+        if matches!(lightning.pass, Pass::Step { .. }) {
+            writeln!(f, "  schedule    one token of each sequence, {dispatches} dispatches")?;
+        } else {
+            let chunk = self.sweeps.first().map_or(0, |s| s.walk.chunk());
+            writeln!(
+                f,
+                "  schedule    {}, {} segments of at most {} tokens, chunks of {chunk}, {} sweeps, {dispatches} dispatches",
+                self.schedule,
+                u64::from(self.segments) * u64::from(self.stretches()),
+                self.segment_tokens,
+                self.sweeps.len(),
+            )?;
+        }
         if let Some(decay) = &self.decay {
             let lengths: Vec<String> = decay.stretches.iter().map(ToString::to_string).collect();
             writeln!(f, "  decay       its gradient by stretches of {} tokens", lengths.join(", then of "))?;

@@ -234,13 +234,15 @@ impl Pages {
     /// # Errors
     /// An unknown sequence, one given twice, one that becomes too long, or too few free pages.
     pub fn extend(&mut self, new: &[(SequenceId, u32)]) -> Result<CacheStep, CacheError> {
-        let mut needed = 0_u32;
+        let mut needs = Vec::with_capacity(new.len());
+        let mut copies = BTreeMap::new();
         for (at, &(id, tokens)) in new.iter().enumerate() {
             if new[..at].iter().any(|(other, _)| *other == id) {
                 return Err(CacheError::Twice { id });
             }
-            needed = needed.saturating_add(self.need(id, tokens)?.pages);
+            needs.push(self.need(id, tokens, &mut copies)?);
         }
+        let needed = needs.iter().fold(0_u32, |sum, need| sum.saturating_add(need.pages));
         let available = self.free();
         if needed > available {
             return Err(CacheError::Full { needed, available });
@@ -249,8 +251,7 @@ impl Pages {
         let sequences = Vec::with_capacity(new.len());
         let mut step =
             CacheStep { sequences, tables: Vec::new(), copies: Vec::new(), layout: self.layout, version: self.version };
-        for &(id, tokens) in new {
-            let need = self.need(id, tokens)?;
+        for (&(id, tokens), need) in new.iter().zip(needs) {
             let mut pages: Vec<u32> = (0..need.pages).filter_map(|_| self.take()).collect();
             let held = self.sequences.get_mut(&id).ok_or(CacheError::Unknown { id })?;
             if need.copy {
@@ -277,7 +278,8 @@ impl Pages {
         Ok(step)
     }
 
-    fn need(&self, id: SequenceId, new: u32) -> Result<Need, CacheError> {
+    /// What a sequence takes after others of the step that made `copies` of pages that they share: the last holder writes to its page.
+    fn need(&self, id: SequenceId, new: u32, copies: &mut BTreeMap<u32, u32>) -> Result<Need, CacheError> {
         let held = self.held(id)?;
         let most = 1 << 29;
         let Some(tokens) = held.tokens.checked_add(new).filter(|&tokens| tokens <= most) else {
@@ -285,8 +287,14 @@ impl Pages {
             return Err(CacheError::Length { id, given: new, allowed });
         };
         let pages = self.layout.pages_for(tokens) - held.evicted - count(held.pages.len());
-        let part_filled = !held.tokens.is_multiple_of(self.layout.page());
-        let copy = new > 0 && part_filled && held.pages.last().is_some_and(|&page| self.holders[page as usize] > 1);
+        let written = new > 0 && !held.tokens.is_multiple_of(self.layout.page());
+        let copy = written
+            && held.pages.last().is_some_and(|&page| {
+                let made = copies.entry(page).or_default();
+                let shared = self.holders[page as usize] - *made > 1;
+                *made += u32::from(shared);
+                shared
+            });
         Ok(Need { pages: pages + u32::from(copy), copy })
     }
 

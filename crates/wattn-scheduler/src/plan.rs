@@ -82,14 +82,9 @@ impl Plan {
         let heads = attention.heads;
 
         let tile = key.shape.tile_queries();
-        // Packed sequences may each leave a part of a tile empty.
-        let tiles = if extent.packed {
-            u64::from(extent.queries / tile) + u64::from(extent.batch)
-        } else {
-            u64::from(extent.batch) * u64::from(extent.queries.div_ceil(tile))
-        };
         // Saturating, here and below: what does not fit 64 bits is beyond every limit.
-        let workgroups = tiles.saturating_mul(u64::from(heads.query()) * u64::from(splits));
+        let workgroups =
+            tiles(extent, extent.queries, tile).saturating_mul(u64::from(heads.query()) * u64::from(splits));
         check_workgroups(workgroups)?;
 
         let parts = parts(attention, extent, device)?;
@@ -195,11 +190,21 @@ pub(crate) fn check(attention: &Attention, extent: Extent, device: &Capabilities
 
 /// Some drivers end long loops without a word: keys that these would not reach are refused.
 fn check_turns(attention: &Attention, extent: Extent, key: &FlashKey, device: &Capabilities) -> Result<(), PlanError> {
-    let span = match attention.window {
-        (Some(left), Some(right)) => left.saturating_add(right).saturating_add(1 + key.shape.tile_queries()),
-        _ => extent.keys,
+    let span = span(attention, extent.keys, key.shape.tile_queries());
+    check_span(span, most_keys(attention, key, device))
+}
+
+/// Of `rows` keys or queries, those that a tile of the others walks at most.
+pub(crate) fn span(attention: &Attention, rows: u32, tile: u32) -> u32 {
+    let right = match attention.causal {
+        Causal::BottomRight => Some(0),
+        // Where a top-left diagonal lies is not known before a call.
+        Causal::No | Causal::TopLeft => attention.window.1,
     };
-    check_span(span.min(extent.keys), most_keys(attention, key, device))
+    match (attention.window.0, right) {
+        (Some(left), Some(right)) => left.saturating_add(right).saturating_add(1).saturating_add(tile).min(rows),
+        _ => rows,
+    }
 }
 
 /// Keys that a workgroup may walk before the driver ends its loops.
@@ -222,6 +227,16 @@ pub(crate) fn check_span(keys: u32, most: u32) -> Result<(), PlanError> {
         });
     }
     Ok(())
+}
+
+/// Tiles of the queries or keys of all sequences, `rows` a batch entry, at most.
+pub(crate) fn tiles(extent: Extent, rows: u32, tile: u32) -> u64 {
+    if extent.packed {
+        // Each sequence may leave a part of one empty.
+        u64::from(rows / tile) + u64::from(extent.batch)
+    } else {
+        u64::from(extent.batch) * u64::from(rows.div_ceil(tile))
+    }
 }
 
 /// Workgroups are numbered by 32 bits.
@@ -303,14 +318,15 @@ pub(crate) fn parts(attention: &Attention, extent: Extent, device: &Capabilities
     let rows: Vec<Rows> =
         used.into_iter().filter(|u| u.0).map(|(_, argument, bytes)| Rows { argument, bytes }).collect();
     let batch = if extent.packed { 1 } else { extent.batch };
-    fit_parts(&rows, attention.heads.key_value(), batch, device)
+    fit_parts(&rows, [batch, attention.heads.key_value()], u64::MAX, device)
 }
 
-/// As few dispatches as bindings of the device's size allow: whole batches together, else heads of one batch entry.
+/// As few dispatches as bindings of the device's size allow, of `most` batch entries times heads each: whole batches together, else heads
+/// of one batch entry.
 pub(crate) fn fit_parts(
     rows: &[Rows],
-    kv_heads: u32,
-    batch: u32,
+    [batch, kv_heads]: [u32; 2],
+    most: u64,
     device: &Capabilities,
 ) -> Result<Vec<Part>, PlanError> {
     // A binding starts at an aligned byte, so that it may hold that much more than its part.
@@ -325,11 +341,11 @@ pub(crate) fn fit_parts(
             advice: "; ask for a higher max_storage_buffer_binding_size",
         });
     }
+    let most = room.checked_div(largest).map_or(most, |n| n.min(most)).max(1);
     #[expect(clippy::cast_possible_truncation, reason = "bounded by a u32")]
-    let fit = |count: u32, bytes: u64| room.checked_div(bytes).map_or(count, |n| n.min(u64::from(count)) as u32).max(1);
-    let heads_at_once = fit(kv_heads, largest);
-    let batches_at_once =
-        if heads_at_once == kv_heads { fit(batch, largest.saturating_mul(u64::from(kv_heads))) } else { 1 };
+    let fit = |count: u32, most: u64| most.min(u64::from(count)).max(1) as u32;
+    let heads_at_once = fit(kv_heads, most);
+    let batches_at_once = if heads_at_once == kv_heads { fit(batch, most / u64::from(kv_heads.max(1))) } else { 1 };
     let count = u64::from(batch.div_ceil(batches_at_once)) * u64::from(kv_heads.div_ceil(heads_at_once));
     if count > MAX_PARTS {
         return Err(PlanError::Limit {

@@ -20,7 +20,7 @@ pub(crate) fn schedule(
     reason: &mut String,
 ) -> Result<Schedule, PlanError> {
     let width = u64::from(device.width());
-    let enough = u64::from(extent.tokens) >= 4 * u64::from(MIN_SEGMENT) * u64::from(extent.batch);
+    let enough = u64::from(extent.tokens) >= 4 * u64::from(MIN_SEGMENT) * together(extent);
     let (schedule, why) = match pinned {
         Some(Schedule::Sequential) if extent.tokens > longest => {
             return Err(PlanError::invalid(
@@ -46,8 +46,9 @@ pub(crate) fn schedule(
 /// Tokens of a segment, and how many segments all sequences have together at most.
 pub(crate) fn segments(extent: Tokens, items: u64, longest: u32, device: &Capabilities) -> (u32, u32) {
     let wanted = u64::from(device.width()).div_ceil(items.max(1)).clamp(1, u64::from(MAX_SEGMENTS));
-    #[expect(clippy::cast_possible_truncation, reason = "at most MAX_SEGMENTS")]
-    let tokens = extent.tokens.div_ceil(wanted as u32).max(MIN_SEGMENT).min(longest);
+    let tokens = u64::from(extent.tokens).div_ceil(wanted * together(extent));
+    #[expect(clippy::cast_possible_truncation, reason = "at most the tokens of the extent")]
+    let tokens = (tokens as u32).max(MIN_SEGMENT).min(longest);
     // Packed sequences may each leave a part of one empty.
     let segments = if extent.packed {
         u64::from(extent.tokens / tokens) + u64::from(extent.batch)
@@ -56,4 +57,9 @@ pub(crate) fn segments(extent: Tokens, items: u64, longest: u32, device: &Capabi
     };
     // More than 2^32 workgroups are refused in any case.
     (tokens, u32::try_from(segments).unwrap_or(u32::MAX))
+}
+
+/// Sequences that share the tokens of an extent.
+fn together(extent: Tokens) -> u64 {
+    if extent.packed { u64::from(extent.batch.max(1)) } else { 1 }
 }

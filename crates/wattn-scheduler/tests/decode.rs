@@ -188,6 +188,66 @@ fn steps_are_of_the_cache_that_is_planned() {
 }
 
 #[test]
+fn what_a_window_hides_takes_neither_memory_nor_time() {
+    let plan = |attention: Attention| {
+        let decode = attention.decode().split_keys(128);
+        DecodePlan::new(&decode, Extent::new(4, 1, 1 << 16), &device("NVIDIA")).unwrap()
+    };
+    let [open, causal, sliding] =
+        [attention(8, 2, 64), attention(8, 2, 64).window(1023, None), attention(8, 2, 64).sliding(1024)].map(plan);
+    assert_eq!(causal.workspace_bytes, sliding.workspace_bytes);
+    // A row tile of 1,024 keys, and of what its queries are apart: eight stretches, and one more at either end.
+    assert_eq!(sliding.workspace_bytes, sliding.bytes_of(4 * (8 + 2) * sliding.split.rows));
+    let moved = |plan: &DecodePlan| {
+        let work = plan.work(Lengths::Full, &[]).unwrap();
+        let on_device = plan.device_work(Lengths::Full, &[]).unwrap();
+        assert_eq!(plan.bytes_of(on_device.partial_rows), plan.workspace_bytes);
+        plan.moved_bytes(&work)
+    };
+    let hidden = 4 * ((1 << 16) - 1024);
+    assert_eq!(moved(&open) - moved(&sliding), hidden * 2 * (64 + 64) * 4);
+    assert_eq!(moved(&causal), moved(&sliding));
+}
+
+#[test]
+fn stretches_are_printed_as_they_are_cut() {
+    let plan = |keys| {
+        let decode = attention(8, 2, 16).decode().split_keys(keys);
+        DecodePlan::new(&decode, Extent::new(1, 1, 1 << 20), &device("lavapipe")).unwrap()
+    };
+    assert!(plan(256).to_string().contains("stretches   of 256 keys, whatever else is in the batch\n"));
+    let cut = plan(u32::MAX);
+    let longest = cut.work(Lengths::Full, &[]).unwrap().longest;
+    let line = format!(
+        "stretches   of {longest} keys, whatever else is in the batch, not 4294967295: this driver ends longer"
+    );
+    assert!(longest < 1 << 20 && cut.to_string().contains(&line), "{cut}");
+}
+
+#[test]
+fn balance_is_that_of_the_busiest_worker() {
+    // Four workers: two heads of a stretch each leave two of them idle, of two stretches none.
+    let balance = |keys| {
+        let decode = attention(8, 2, 64).decode().split_keys(128);
+        let plan = DecodePlan::new(&decode, Extent::new(1, 1, keys), &device("lavapipe")).unwrap();
+        let work = plan.work(Lengths::Full, &[]).unwrap();
+        assert!(work.to_string().contains(&format!("balance {:.2}", work.balance())), "{work}");
+        work.balance()
+    };
+    assert_eq!([0, 128, 256].map(balance), [1.0, 2.0, 1.0]);
+}
+
+#[test]
+fn work_on_the_device_without_keys_takes_no_memory() {
+    let decode = attention(8, 2, 64).decode();
+    for keys in [0, 8192] {
+        let plan = DecodePlan::new(&decode, Extent::new(1, 1, keys), &device("NVIDIA")).unwrap();
+        let work = plan.device_work(Lengths::Keys(&[0]), &[]).unwrap();
+        assert_eq!((work.rows, work.stretches, work.partial_rows), (4, 0, 0));
+    }
+}
+
+#[test]
 fn the_kernel_of_few_queries_may_be_another_one() {
     let extent = Extent::packed(4, 400, 4000);
     let plan = |decode: Decode| DecodePlan::new(&decode, extent, &device("NVIDIA")).unwrap();
@@ -269,7 +329,7 @@ proptest! {
         lengths in prop::collection::vec(0..900_u32, 1..9),
         split in prop::option::of(1..200_u32),
         stretches in prop::option::of(prop_oneof![1..100_u32, Just(u32::MAX)]),
-        window in prop::option::of(0..300_u32),
+        window in (prop::option::of(0..300_u32), prop::option::of(0..300_u32), any::<bool>()),
         cpu in any::<bool>(),
         loop_turns in prop::option::of(1500..4096_u32),
     ) {
@@ -278,7 +338,9 @@ proptest! {
             kind: if cpu { DeviceKind::Cpu } else { DeviceKind::Integrated },
             ..Capabilities::webgpu_defaults()
         };
-        let decode = attention(2 * group, 2, 8).window(window, None).decode();
+        let (left, right, causal) = window;
+        let plain = Attention::new(Heads::grouped(2 * group, 2).unwrap(), HeadDim::new(8).unwrap());
+        let decode = if causal { plain.causal() } else { plain }.window(left, right).decode();
         let decode = stretches.map_or(decode, |stretches| decode.split_into(stretches));
         let decode = split.map_or(decode, |keys| decode.split_keys(keys));
         let batch = u32::try_from(lengths.len()).unwrap();
@@ -323,4 +385,27 @@ proptest! {
         prop_assert_eq!(work.rows.len() as u32, batch * queries * group);
         prop_assert!(next_part.len() as u32 <= work.partial_rows);
     }
+}
+
+#[test]
+fn who_shares_little_does_not_shorten_what_others_share() {
+    let layout = CacheLayout::new(2, HeadDim::new(64).unwrap(), 16, 3000).unwrap();
+    let decode = attention(8, 2, 64).decode().cached(layout).cascade();
+    let plan = DecodePlan::new(&decode, Extent::packed(4, 4, 40_000), &device("NVIDIA")).unwrap();
+    // Three that share 8,000 tokens at most, the last of them as many as given.
+    let prefixes = |last: u32| {
+        let mut pages = Pages::new(layout);
+        let a = pages.create();
+        pages.extend(&[(a, last)]).unwrap();
+        let c = pages.fork(a).unwrap();
+        pages.extend(&[(a, 8000 - last)]).unwrap();
+        let b = pages.fork(a).unwrap();
+        let step = pages.extend(&[(a, 1), (b, 1), (c, 1)]).unwrap();
+        let work = plan.work_of(&step).unwrap();
+        work.sequences[3..].iter().map(|s| (s.queries, s.keys)).collect::<Vec<_>>()
+    };
+    assert_eq!(prefixes(512), [(2, 8000)]);
+    assert_eq!(prefixes(3984), [(2, 8000)]);
+    assert_eq!(prefixes(4000), [(3, 4000)], "as much read as without it");
+    assert_eq!(prefixes(6400), [(3, 6400)]);
 }

@@ -241,9 +241,53 @@ fn loops_that_a_driver_would_end_are_refused() {
     let long = Extent::new(1, 1, 1 << 20);
     let error = Plan::new(&attention(1, 16), long, &cpu).unwrap_err();
     assert!(error.to_string().contains("keys: 1048576"), "{error}");
-    Plan::new(&attention(1, 16).sliding(1000), long, &cpu).unwrap();
+    for bounded in [attention(1, 16).sliding(1000), attention(1, 16).causal().window(999, None)] {
+        Plan::new(&bounded, long, &cpu).unwrap();
+        BackwardPlan::new(&bounded.backward(), long, &cpu).unwrap();
+    }
+    // A top-left diagonal may lie anywhere, and without a left side nothing is too far.
+    for open in [attention(1, 16).causal_top_left().window(999, None), attention(1, 16).causal()] {
+        Plan::new(&open, long, &cpu).unwrap_err();
+        BackwardPlan::new(&open.backward(), long, &cpu).unwrap_err();
+    }
     let other = Capabilities { loop_turns: None, ..cpu };
     Plan::new(&attention(1, 16), long, &other).unwrap();
+}
+
+#[test]
+fn packed_sequences_share_the_limits_of_one_batch_entry() {
+    let cpu = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
+    let backward = attention(1, 4).sinks().alibi().backward();
+    let gradients = backward.sinks_gradient().slopes_gradient();
+    BackwardPlan::new(&gradients, Extent::packed(256, 16_384, 16_384), &cpu).unwrap();
+    // As a batch, a kernel would add up the parts of four million queries.
+    let error = BackwardPlan::new(&gradients, Extent::new(256, 16_384, 16_384), &cpu).unwrap_err();
+    assert!(error.to_string().contains("65536 turns"), "{error}");
+    // A tile is a workgroup, and so is what each sequence leaves of one: 2^28 and not 2^43.
+    let most = 1 << 14;
+    let short = attention(1 << 14, 4).backward();
+    let gpu = Capabilities { binding_bytes: 1 << 50, ..Capabilities::webgpu_defaults() };
+    BackwardPlan::new(&short, Extent::packed(most, most, most), &gpu).unwrap();
+    let error = BackwardPlan::new(&short, Extent::packed(1 << 18, most, most), &gpu).unwrap_err();
+    assert!(error.to_string().contains("workgroups"), "{error}");
+}
+
+#[test]
+fn gradients_that_sum_over_entries_come_in_parts_that_a_driver_does_not_end() {
+    let cpu = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
+    let extent = Extent::new(64, 16, 16);
+    let parts = |backward| BackwardPlan::new(&backward, extent, &cpu).unwrap().parts;
+    let bias = attention(32, 64).bias().backward();
+    assert_eq!(parts(bias).len(), 1);
+    // Of 36 turns a head, 64,511 are 1,791 heads.
+    let entries: Vec<u32> = parts(bias.bias_gradient()).iter().map(|p| p.batch.end - p.batch.start).collect();
+    assert_eq!(entries, [55, 9]);
+    // Each part goes through its own queries alone: those of 256 batch entries would be too many.
+    let sinks = attention(1, 64).sinks().backward().sinks_gradient();
+    BackwardPlan::new(&sinks, Extent::new(256, 16_384, 16), &cpu).unwrap();
+    let group = Attention::new(Heads::grouped(2048, 1).unwrap(), HeadDim::new(64).unwrap()).bias().backward();
+    let error = BackwardPlan::new(&group.bias_gradient(), Extent::new(1, 16, 16), &cpu).unwrap_err();
+    assert!(error.to_string().contains("73728 turns"), "{error}");
 }
 
 #[test]

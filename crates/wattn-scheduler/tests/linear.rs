@@ -43,6 +43,17 @@ fn few_heads_are_cut_into_segments() {
 }
 
 #[test]
+fn segments_follow_the_tokens_of_one_sequence() {
+    let plan = |heads, extent| LinearPlan::new(&lightning(heads, 64), extent, &gpu()).unwrap();
+    let batch = plan(8, Tokens::new(8, 2048));
+    assert_eq!((batch.schedule, batch.segment_tokens), (Schedule::Segments, 512), "{batch}");
+    // Sequences of 1,024 tokens on average.
+    let packed = plan(2, Tokens::packed(16, 16_384));
+    assert_eq!((packed.schedule, packed.segment_tokens), (Schedule::Segments, 128), "{packed}");
+    assert_eq!(plan(2, Tokens::packed(16, 16 * 511)).schedule, Schedule::Sequential, "too short to be worth a scan");
+}
+
+#[test]
 fn workspace_does_not_grow_with_tokens() {
     let bytes = |tokens| LinearPlan::new(&lightning(4, 64), Tokens::new(1, tokens), &gpu()).unwrap().workspace_bytes;
     assert_eq!(bytes(1 << 16), bytes(1 << 20));
@@ -135,6 +146,17 @@ fn matrices_that_cannot_serve_are_refused_with_the_reason() {
 }
 
 #[test]
+fn a_step_prints_no_chunks() {
+    let plan = |lightning: &Lightning| LinearPlan::new(lightning, Tokens::new(3, 1), &gpu()).unwrap().to_string();
+    let step = plan(&lightning(4, 64).step());
+    assert!(
+        step.contains("schedule    one token of each sequence, 1 dispatches\n") && !step.contains("chunks"),
+        "{step}"
+    );
+    assert!(plan(&lightning(4, 64)).contains("chunks of 32"));
+}
+
+#[test]
 fn backward_is_three_sweeps_of_the_same() {
     let plan = LinearPlan::new(&lightning(8, 64).backward(), Tokens::new(1, 512), &lavapipe()).unwrap();
     assert_eq!(plan.sweeps.len(), 3);
@@ -158,6 +180,17 @@ fn states_for_the_gradient_of_the_decay_do_not_grow_with_tokens() {
     assert_eq!(plan(5000).dispatches(), 3 + 4 + 2 * 6);
     let packed = LinearPlan::new(&slopes(), Tokens::packed(300, 4096), &gpu()).unwrap();
     assert_eq!(packed.workspace_bytes, 2 * (64 + 300) * (state / 2));
+}
+
+#[test]
+fn gradients_of_slopes_are_written_without_any_tokens() {
+    let backward = lightning(4, 64).decay(Decay::transnormer(0, 2)).backward();
+    for extent in [Tokens::new(0, 100), Tokens::new(3, 0), Tokens::packed(0, 0)] {
+        let plan = LinearPlan::new(&backward.clone().decay_gradient(), extent, &gpu()).unwrap();
+        let [part] = &plan.parts[..] else { panic!("{plan}") };
+        assert_eq!((part.kv_heads.clone(), plan.workspace_bytes), (0..4, 0), "{plan}");
+    }
+    assert!(LinearPlan::new(&backward, Tokens::new(0, 100), &gpu()).unwrap().parts.is_empty(), "nothing to write");
 }
 
 #[test]

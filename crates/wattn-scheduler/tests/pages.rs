@@ -13,6 +13,7 @@ enum Operation {
     Create,
     Extend(usize, u32),
     ExtendTwo(usize, usize, u32),
+    ExtendAll(u32),
     Fork(usize),
     Truncate(usize, u32),
     Evict(usize, u32),
@@ -25,6 +26,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => Just(Operation::Create),
         4 => (any.clone(), 0..40_u32).prop_map(|(id, n)| Operation::Extend(id, n)),
         2 => (any.clone(), any.clone(), 0..40_u32).prop_map(|(a, b, n)| Operation::ExtendTwo(a, b, n)),
+        1 => (0..4_u32).prop_map(Operation::ExtendAll),
         1 => any.clone().prop_map(Operation::Fork),
         1 => (any.clone(), 0..101_u32).prop_map(|(id, share)| Operation::Truncate(id, share)),
         1 => (any.clone(), 0..101_u32).prop_map(|(id, share)| Operation::Evict(id, share)),
@@ -46,18 +48,34 @@ impl Model {
         self.sequences.keys().nth(index % self.sequences.len().max(1)).copied()
     }
 
+    /// Pages that are held once these are extended: what is written to is held by one alone.
+    fn pages_after(&self, pages: &Pages, new: &[(SequenceId, u32)]) -> u32 {
+        let added = |id| new.iter().find(|(other, _)| *other == id).map_or(0, |&(_, tokens)| tokens);
+        let (mut shared, mut own) = (std::collections::BTreeSet::new(), 0);
+        for &id in self.sequences.keys() {
+            let (table, kept, added) = (pages.table(id).unwrap(), pages.kept(id).unwrap(), added(id));
+            let untouched = if added > 0 { kept / PAGE } else { kept.div_ceil(PAGE) };
+            shared.extend(table[..untouched as usize].iter().copied());
+            own += (kept + added).div_ceil(PAGE) - untouched;
+        }
+        u32::try_from(shared.len()).unwrap() + own
+    }
+
     fn extend(&mut self, pages: &mut Pages, new: &[(SequenceId, u32)]) {
+        let wanted = self.pages_after(pages, new);
         let before = (pages.free(), new.iter().map(|&(id, _)| pages.tokens(id).unwrap()).collect::<Vec<_>>());
         let step = match pages.extend(new) {
             Ok(step) => step,
             Err(CacheError::Full { needed, available }) => {
                 assert!(needed > available);
+                assert_eq!(needed, wanted - pages.used(), "as many as it would take");
                 assert_eq!(before.0, pages.free(), "a refusal changes nothing");
                 assert_eq!(before.1, new.iter().map(|&(id, _)| pages.tokens(id).unwrap()).collect::<Vec<_>>());
                 return;
             }
             Err(error) => panic!("{error}"),
         };
+        assert_eq!(pages.used(), wanted);
         for copy in &step.copies {
             let held = self.pages.get(&copy.from).cloned().unwrap_or_default();
             self.pages.insert(copy.to, held);
@@ -90,6 +108,10 @@ impl Model {
                         self.extend(pages, &[(a, n), (b, n / 2)]);
                     }
                 }
+            }
+            Operation::ExtendAll(n) => {
+                let all: Vec<_> = self.sequences.keys().map(|&id| (id, n)).collect();
+                self.extend(pages, &all);
             }
             Operation::Fork(index) => {
                 if let Some(id) = self.id(index) {

@@ -3,10 +3,10 @@
 mod common;
 
 use common::devices;
-use wattn_scheduler::shaders::{Kernel, Shape, Storage};
+use wattn_scheduler::shaders::{Access, Kernel, Shape, Storage};
 use wattn_scheduler::{
     Attention, BackwardPlan, Based, CacheLayout, Capabilities, Choice, Decode, DecodePlan, DeviceKind, Driver, Extent,
-    HeadDim, Heads, Lightning, Schedule, Tokens, Tunable,
+    HeadDim, Heads, Lightning, LinearPlan, Plan, Schedule, Tokens, Tunable,
 };
 
 fn attention(dim: u32) -> Attention {
@@ -112,6 +112,34 @@ fn nothing_is_measured_of_which_no_call_can_be_made() {
     DecodePlan::new(&decode, extent, &device).unwrap();
     let error = decode.candidates(extent, &device).unwrap_err().to_string();
     assert!(error.contains("keys in one loop"), "{error}");
+}
+
+/// What worked untuned works tuned: wider loads would refuse strides that are multiples of four.
+#[test]
+fn no_kernel_of_a_gpu_takes_wider_strides_than_the_planners() {
+    let device = Capabilities {
+        kind: DeviceKind::Integrated,
+        subgroups: Some((8, 8)),
+        int64: true,
+        workgroup_bytes: 32 << 10,
+        ..Capabilities::webgpu_defaults()
+    };
+    let (softmax, linear) = (attention(64), Lightning::new(4, HeadDim::new(64).unwrap()));
+    let (extent, tokens) = (Extent::new(1, 512, 512), Tokens::new(1, 4096));
+    let pinned = |choices: Vec<Choice>| {
+        assert!(choices.iter().any(|choice| choice.kernel == Kernel::Broadcast), "{choices:?}");
+        choices.into_iter().filter(|choice| choice.kernel != Kernel::Matrix)
+    };
+    for choice in pinned(softmax.menu(extent, &device)) {
+        let plan = Plan::new(&softmax.with(choice), extent, &device).unwrap();
+        assert_eq!(plan.key.access, Access::Vec4, "{choice}");
+        let plan = BackwardPlan::new(&softmax.with(choice).backward(), extent, &device).unwrap();
+        assert!(plan.steps.iter().all(|step| step.key.access == Access::Vec4), "{choice}");
+    }
+    for choice in pinned(linear.menu(tokens, &device)) {
+        let plan = LinearPlan::new(&linear.with(choice), tokens, &device).unwrap();
+        assert!(plan.sweeps.iter().all(|sweep| sweep.walk.access == Access::Vec4), "{choice}");
+    }
 }
 
 #[test]

@@ -380,7 +380,7 @@ fn buffers(engine: &Engine, layout: &CacheLayout) -> Result<Vec<[Buffer; 2]>, Ru
     let device = engine.device();
     let limit = engine.capabilities().binding_bytes.min(device.limits().max_buffer_size);
     let sizes = [("k", layout.k_page_bytes()), ("v", layout.v_page_bytes())]
-        .map(|(name, page)| (name, page * u64::from(layout.pages())));
+        .map(|(name, page)| (name, page.saturating_mul(layout.pages().into())));
     for (argument, needed) in sizes {
         if needed > limit {
             let (available, unit) = (limit, "bytes of pages in one layer");
