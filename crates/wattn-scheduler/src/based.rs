@@ -306,6 +306,7 @@ impl Based {
                 return Err(PlanError::invalid(argument, dim, "even dims in 16-bit storage (pad with a zero)"));
             }
         }
+        self.pass.check(self.schedule, self.initial_state)?;
         if !self.effective_scale().is_finite() {
             return Err(PlanError::invalid("scale", self.effective_scale(), "a finite number"));
         }

@@ -60,5 +60,6 @@ pub use sweep::{Sweep, Tensor};
 pub use tune::{Choice, Tunable};
 pub use wattn_shaders as shaders;
 pub use work::{
-    Lengths, key_range, key_work_list, query_range, sequences, tile_keys, tile_queries, visited_scores, work_list,
+    Lengths, check_bounds, key_range, key_work_list, query_range, sequences, tile_keys, tile_queries, visited_scores,
+    work_list,
 };

@@ -22,6 +22,25 @@ pub enum Pass {
     },
 }
 
+impl Pass {
+    /// Refuses what one token leaves no choice of.
+    pub(crate) fn check(self, schedule: Option<Schedule>, initial_state: bool) -> Result<(), PlanError> {
+        let Self::Step { in_place } = self else { return Ok(()) };
+        if let Some(schedule) = schedule {
+            return Err(PlanError::invalid("schedule", schedule, "none for a step, which takes one token"));
+        }
+        if in_place && initial_state {
+            let allowed = "a state that the step replaces, or a step out of place";
+            return Err(PlanError::invalid(
+                "initial_state",
+                "a state to start from beside the one that is replaced",
+                allowed,
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// How the tokens of a sequence are shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Schedule {
@@ -269,6 +288,7 @@ impl Lightning {
         if !self.scale.is_finite() {
             return Err(PlanError::invalid("scale", self.scale, "a finite number"));
         }
+        self.pass.check(self.schedule, self.initial_state)?;
         if self.decay_gradient && self.pass != Pass::Backward {
             let pass = if self.pass == Pass::Forward { "the forward pass" } else { "a step" };
             return Err(PlanError::invalid("decay_gradient", pass, "the backward pass"));

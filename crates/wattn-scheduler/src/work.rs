@@ -127,7 +127,11 @@ fn check_offsets(attention: &Attention, count: usize, offsets: &[i32]) -> Result
     Ok(())
 }
 
-fn check_bounds(argument: &'static str, bounds: &[u32], count: usize, total: u32) -> Result<(), PlanError> {
+/// Refuses what is not the bounds of `count` sequences, `total` tokens together: rising, from 0 to that.
+///
+/// # Errors
+/// What was given and what is allowed, under the name of `argument`.
+pub fn check_bounds(argument: &'static str, bounds: &[u32], count: usize, total: u32) -> Result<(), PlanError> {
     let rises = bounds.windows(2).all(|w| w[0] <= w[1]);
     if bounds.len() != count + 1 || bounds[0] != 0 || bounds[count] != total || !rises {
         let given = match bounds {

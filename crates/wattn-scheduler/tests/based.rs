@@ -260,7 +260,7 @@ fn walks_that_leave_no_states_are_cut() {
 #[test]
 fn a_step_has_one_dispatch() {
     for (step, in_place) in [(based(8, 64).step(), true), (based(8, 64).step_out_of_place(), false)] {
-        let plan = plan(&step.schedule(Schedule::Segments), 1, &gpu());
+        let plan = plan(&step, 1, &gpu());
         assert_eq!((ops(&plan), plan.workspace_bytes), (vec!["step"], 0));
         assert!(matches!(plan.steps[0].key, Key::Based(key) if key.state == in_place));
     }
@@ -283,4 +283,16 @@ fn extents_beyond_all_limits_are_refused_without_overflow() {
             }
         }
     }
+}
+
+#[test]
+fn a_step_takes_no_schedule_and_in_place_no_other_state() {
+    let refused = |operator: Based| BasedPlan::new(&operator, Tokens::new(3, 1), &gpu()).unwrap_err().to_string();
+    for schedule in [Schedule::Sequential, Schedule::Segments] {
+        let error = refused(based(2, 64).step().schedule(schedule));
+        assert!(error.contains(&format!("schedule: {schedule}")), "{error}");
+    }
+    let error = refused(based(2, 64).step().initial_state());
+    assert!(error.contains("initial_state") && error.contains("out of place"), "{error}");
+    assert!(BasedPlan::new(&based(2, 64).step_out_of_place().initial_state(), Tokens::new(3, 1), &gpu()).is_ok());
 }

@@ -388,3 +388,11 @@ fn matrices_that_a_driver_may_only_pretend_to_have_are_for_who_pins_them() {
     let plan = Plan::new(&half.kernel(Kernel::Matrix), Extent::new(1, 64, 64), &amd).unwrap();
     assert!(plan.to_string().contains("pinned although AMD's own driver"), "{plan}");
 }
+
+#[test]
+fn the_readme_shows_a_plan_as_it_is_printed() {
+    let lavapipe = devices().into_iter().find(|d| d.0 == "lavapipe").unwrap().1;
+    let plan = Plan::new(&attention(8, 64), Extent::new(1, 1024, 1024), &lavapipe).unwrap();
+    let shown = include_str!("../../../README.md").split("## Reading a plan\n\n```text\n").nth(1).unwrap();
+    assert_eq!(shown.split("```").next().unwrap().trim_end(), plan.to_string());
+}

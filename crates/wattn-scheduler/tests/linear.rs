@@ -235,3 +235,15 @@ fn extents_beyond_all_limits_are_refused_without_overflow() {
         }
     }
 }
+
+#[test]
+fn a_step_takes_no_schedule_and_in_place_no_other_state() {
+    let refused = |operator: Lightning| LinearPlan::new(&operator, Tokens::new(3, 1), &gpu()).unwrap_err().to_string();
+    for schedule in [Schedule::Sequential, Schedule::Segments] {
+        let error = refused(lightning(2, 64).step().schedule(schedule));
+        assert!(error.contains(&format!("schedule: {schedule}")), "{error}");
+    }
+    let error = refused(lightning(2, 64).step().initial_state());
+    assert!(error.contains("initial_state") && error.contains("out of place"), "{error}");
+    assert!(LinearPlan::new(&lightning(2, 64).step_out_of_place().initial_state(), Tokens::new(3, 1), &gpu()).is_ok());
+}

@@ -65,7 +65,9 @@ impl<'a> Call<'a> {
         let mut extent = plan.extent;
         extent.queries = work.queries();
         let checked = Checked::new(attention, extent, access, plan.decode.cache(), operands)?;
-        checked.check_apart("workspace", workspace)?;
+        if workspace_bytes > 0 {
+            checked.check_apart("workspace", workspace)?;
+        }
         if let AnyWork::Device(work) = work {
             checked.check_apart("work", work.buffer())?;
         }

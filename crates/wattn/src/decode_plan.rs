@@ -75,7 +75,8 @@ impl DecodePlan {
     }
 
     /// Records a call into `encoder`, in a compute pass of its own. Nothing is submitted. Lengths and offsets are those of `work`;
-    /// `workspace` is not looked at where the work needs none.
+    /// `workspace` is not looked at where the work needs none. It is one submission however long the prompts are, where
+    /// [`Plan`](crate::Plan) has slices: where drivers reset a GPU that is busy for seconds, give long ones in pieces.
     ///
     /// # Errors
     /// Operands that do not fit the plan or the work or overlap; work that the device was not told to make; a kernel that the device

@@ -9,7 +9,7 @@ use wgpu::{
 };
 
 use crate::engine::{Engine, Pipeline};
-use crate::error::EncodeError;
+use crate::error::{EncodeError, PlanError};
 use crate::operands::Span;
 use crate::ring::Slot;
 
@@ -40,6 +40,11 @@ impl Dispatch {
     ) -> Result<Self, EncodeError> {
         let pipeline = engine.pipeline(key)?;
         let bytes: &[u8] = bytemuck::cast_slice(words);
+        let (needed, available) = (bytes.len() as u64, engine.capabilities().binding_bytes);
+        if needed > available {
+            let (unit, advice) = ("bytes of lengths and lists of work", "; fewer sequences at a time would do");
+            return Err(PlanError::Limit { argument: "extent", needed, available, unit, advice }.into());
+        }
         let slot = engine.inner.ring.slot(engine.device(), bytes.len() as u64);
         engine.queue().write_buffer(&slot.buffer, slot.offset, bytes);
         let entries: Vec<BindGroupEntry<'_>> = bindings(key)

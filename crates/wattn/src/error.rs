@@ -13,7 +13,9 @@ pub enum EncodeError {
         argument: &'static str,
     },
     /// An operand that the plan does not use.
-    #[error("{argument}: given, but the plan does not have this option")]
+    #[error(
+        "{argument}: given, but no call of this plan takes it: the plan does not have this option, or the work tells"
+    )]
     Unused {
         /// The operand.
         argument: &'static str,

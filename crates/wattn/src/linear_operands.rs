@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use wattn_scheduler::shaders::{Access, Storage};
-use wattn_scheduler::{LinearPlan, PlannedSweep, Tensor, Tokens};
+use wattn_scheduler::{LinearPlan, PlannedSweep, Tensor, Tokens, check_bounds};
 use wgpu::{Buffer, BufferUsages};
 
-use crate::error::{EncodeError, PlanError};
+use crate::error::EncodeError;
 use crate::operands::{Resolved, present};
 use crate::view::View;
 
@@ -243,14 +243,6 @@ pub(crate) fn sequences(extent: Tokens, bounds: &[u32]) -> Result<Vec<(u32, u32)
             _ => Err(EncodeError::Unused { argument: "bounds" }),
         };
     }
-    let rises = bounds.windows(2).all(|w| w[0] <= w[1]);
-    let fits = bounds.first() == Some(&0) && bounds.last() == Some(&extent.tokens);
-    if bounds.len() != extent.batch as usize + 1 || !rises || !fits {
-        return Err(EncodeError::Lengths(PlanError::Invalid {
-            argument: "bounds",
-            given: format!("{} bounds{}", bounds.len(), if rises { "" } else { " that do not rise" }),
-            allowed: format!("{} rising bounds from 0 to {}", extent.batch + 1, extent.tokens),
-        }));
-    }
+    check_bounds("bounds", bounds, extent.batch as usize, extent.tokens)?;
     Ok(bounds.windows(2).map(|w| (w[0], w[1] - w[0])).collect())
 }

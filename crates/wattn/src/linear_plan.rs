@@ -36,7 +36,8 @@ impl LinearPlan {
         &self.plan
     }
 
-    /// Bytes of scratch memory that each call needs: 0, the states of segments, or those that stretches hand on.
+    /// Bytes of scratch memory that each call needs: 0, the states of segments, those that stretches hand on, or what the gradient of the
+    /// decay takes.
     #[must_use]
     pub fn workspace_bytes(&self) -> u64 {
         self.plan.workspace_bytes

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use wattn::{
-    Attention, Extent, HeadDim, Heads, HostIncoming, HostLayout, HostLinear, HostLinearOutput, HostOperands,
-    HostScores, Lengths, Tokens,
+    Attention, Based, Decay as Decays, Extent, HeadDim, Heads, HostIncoming, HostLayout, HostLinear, HostLinearOutput,
+    HostOperands, HostScores, Lengths, Lightning, Tokens,
 };
 use wattn_cases::{
     Decay, Layout, LinearCase, Recipe, Rows, SoftmaxCase, based_catalogue, catalogue, compare, decode_catalogue,
@@ -22,12 +22,14 @@ use crate::linear_calls::refused;
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     type Body = fn(&Gpu) -> Result<()>;
-    let bodies: [(&str, Body); 7] = [
+    let bodies: [(&str, Body); 9] = [
         ("gradients", gradients),
         ("decode", decode),
         ("lightning", lightning_calls),
         ("a_step", a_step),
         ("based", based_calls),
+        ("without_tokens", without_tokens),
+        ("a_gate_forgets", a_gate_forgets),
         ("slices_are_refused", slices_are_refused),
         ("threads_share_a_device", threads_share_a_device),
     ];
@@ -128,7 +130,7 @@ fn rows(case: &LinearCase) -> HostLinear<'_> {
         q: &case.q.values,
         k: &case.k.values,
         v: &case.v.values,
-        state: case.state.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
+        state0: case.state.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
         gate: match &case.decay {
             Decay::Gates(gates) => &gates.values,
             Decay::Slopes(_) => &[],
@@ -145,7 +147,7 @@ fn result<'a>(got: &'a HostLinearOutput, name: &str) -> &'a [f32] {
         "dq" => &got.dq,
         "dk" => &got.dk,
         "dv" => &got.dv,
-        "dg" => &got.dgate,
+        "dg" => &got.dg,
         "dslopes" => &got.dslopes,
         _ => &got.dstate,
     }
@@ -200,7 +202,7 @@ fn based_calls(gpu: &Gpu) -> Result<()> {
             q: &case.q.values,
             k: &case.k.values,
             v: &case.v.values,
-            state: &state,
+            state0: &state,
             bounds: case.cu_seqlens.as_deref().unwrap_or_default(),
             key_lengths: case.kv_lens.as_deref().unwrap_or_default(),
             ..HostLinear::default()
@@ -217,6 +219,48 @@ fn based_calls(gpu: &Gpu) -> Result<()> {
             };
             gpu.check(&compare(name, got, want, &case.rules(name)))?;
         }
+    }
+    Ok(())
+}
+
+/// States go through calls without tokens as they are, and so do their gradients.
+fn without_tokens(gpu: &Gpu) -> Result<()> {
+    let blocking = gpu.engine.blocking();
+    let (tokens, state) = (Tokens::new(1, 0), [0.5, -1.0, 2.0, 0.25].repeat(4 * 3));
+    let lightning = Lightning::new(3, HeadDim::new(4)?).initial_state().final_state();
+    let forward = blocking.lightning(&lightning, tokens, &HostLinear { state0: &state, ..HostLinear::default() })?;
+    ensure!(forward.out.is_empty() && forward.state == state, "{forward:?}");
+    let gradients = HostLinear { state0: &state, grad_state: &state, ..HostLinear::default() };
+    let backward = blocking.lightning(&lightning.backward(), tokens, &gradients)?;
+    ensure!(backward.dq.is_empty() && backward.dv.is_empty() && backward.dstate == state, "{backward:?}");
+    let based = Based::new(1, HeadDim::new(4)?);
+    ensure!(blocking.based(&based, tokens, &HostLinear::default())?.out.is_empty(), "numbers of no tokens");
+    Ok(())
+}
+
+/// A log decay of -inf leaves nothing of what came before, as any that is large does.
+fn a_gate_forgets(gpu: &Gpu) -> Result<()> {
+    let lightning = Lightning::new(1, HeadDim::new(4)?).decay(Decays::Gates).initial_state().final_state();
+    let values = [0.5, -1.0, 2.0, 0.25].repeat(40);
+    let outputs = |operator: &Lightning, gate: f32| {
+        let mut gates = [-0.01; 40];
+        gates[20] = gate;
+        let (grad_out, grad_state) = (&values[..], &values[..16]);
+        let rows = HostLinear {
+            q: &values,
+            k: &values,
+            v: &values,
+            state0: &values[..16],
+            gate: &gates,
+            ..HostLinear::default()
+        };
+        let rows = if *operator == lightning { rows } else { HostLinear { grad_out, grad_state, ..rows } };
+        gpu.engine.blocking().lightning(operator, Tokens::new(1, 40), &rows)
+    };
+    for operator in [lightning.clone(), lightning.clone().backward().decay_gradient()] {
+        let forgotten = outputs(&operator, f32::NEG_INFINITY)?;
+        ensure!(forgotten == outputs(&operator, -1e9)?, "-inf is another gate than -1e9");
+        ensure!(forgotten.dg.get(20).is_none_or(|&x| x == 0.0), "{:?}", forgotten.dg);
     }
     Ok(())
 }
@@ -257,17 +301,17 @@ fn slices_are_refused(gpu: &Gpu) -> Result<()> {
     refused(blocking.attention_backward(&biased, extent, &rows, &given), &["bias", "missing"])?;
     refused(blocking.decode(&attention.decode(), Extent::new(1, 3, 2), &rows), &["q", "8", "12"])?;
 
-    let lightning = wattn::Lightning::new(1, HeadDim::new(4)?);
+    let lightning = Lightning::new(1, HeadDim::new(4)?);
     let rows = HostLinear { q: &[0.0; 8], k: &[0.0; 8], v: &[0.0; 8], ..HostLinear::default() };
     let two = Tokens::new(1, 2);
     let stateless = lightning.clone().initial_state();
     refused(blocking.lightning(&stateless, two, &rows), &["state0", "0", "16"])?;
-    let stateful = HostLinear { state: &[0.0; 16], ..rows };
+    let stateful = HostLinear { state0: &[0.0; 16], ..rows };
     refused(blocking.lightning(&lightning, two, &stateful), &["state", "16", "0"])?;
     let gated = HostLinear { gate: &[0.0; 2], ..rows };
     refused(blocking.lightning(&lightning, two, &gated), &["gate", "2", "0"])?;
     refused(blocking.lightning(&lightning.clone().backward(), two, &rows), &["grad_out", "0", "8"])?;
     let counted = HostLinear { key_lengths: &[1], ..rows };
     refused(blocking.lightning(&lightning, two, &counted), &["key_lengths", "1", "0"])?;
-    refused(blocking.based(&wattn::Based::new(1, HeadDim::new(4)?), two, &gated), &["gate", "2", "0"])
+    refused(blocking.based(&Based::new(1, HeadDim::new(4)?), two, &gated), &["gate", "2", "0"])
 }

@@ -31,7 +31,7 @@ pub struct HostLinear<'a> {
     pub v: &'a [f32],
     /// States to start from, and before a step: [sequences, heads, key dim, value dim], of BASED
     /// [sequences, heads, [state rows](Based::state_rows), value dim + 1].
-    pub state: &'a [f32],
+    pub state0: &'a [f32],
     /// Log decays, [batch, heads, tokens] (packed: [heads, total]), at most 0.
     pub gate: &'a [f32],
     /// Backward: the gradient of the output.
@@ -60,7 +60,7 @@ pub struct HostLinearOutput {
     /// That of the states to start from, where there are any.
     pub dstate: Vec<f32>,
     /// That of the log decays, where asked for.
-    pub dgate: Vec<f32>,
+    pub dg: Vec<f32>,
     /// That of the slopes, one a head, where asked for.
     pub dslopes: Vec<f32>,
 }
@@ -68,8 +68,8 @@ pub struct HostLinearOutput {
 impl HostLinearOutput {
     fn of(mut results: Results) -> Self {
         let [out, state, dq, dk] = ["out", "state", "dq", "dk"].map(|name| results.take(name));
-        let [dv, dstate, dgate, dslopes] = ["dv", "dstate", "dg", "dslopes"].map(|name| results.take(name));
-        Self { out, state, dq, dk, dv, dstate, dgate, dslopes }
+        let [dv, dstate, dg, dslopes] = ["dv", "dstate", "dg", "dslopes"].map(|name| results.take(name));
+        Self { out, state, dq, dk, dv, dstate, dg, dslopes }
     }
 }
 
@@ -368,12 +368,12 @@ impl Tensors {
         // A step in place has the state before it where that after it will be.
         let before = written.get(&Tensor::State).filter(|_| in_place);
         if let Some(state) = before {
-            check("state", host.state.len(), form(Tensor::State).0)?;
-            engine.queue().write_buffer(&state.buffer, 0, bytemuck::cast_slice(host.state));
+            check("state0", host.state0.len(), form(Tensor::State).0)?;
+            engine.queue().write_buffer(&state.buffer, 0, bytemuck::cast_slice(host.state0));
         } else if used.contains(&Tensor::State0) {
-            read.insert(Tensor::State0, load(Tensor::State0, host.state)?);
+            read.insert(Tensor::State0, load(Tensor::State0, host.state0)?);
         } else {
-            check("state", host.state.len(), 0)?;
+            check("state0", host.state0.len(), 0)?;
         }
         Ok(Self { rows, read, written })
     }

@@ -54,7 +54,7 @@ pub(crate) fn upload(engine: &Engine, argument: &'static str, bytes: &[u8]) -> R
     Ok(made)
 }
 
-/// A buffer of at least `bytes` (wgpu has no empty ones); refused memory is an error.
+/// A buffer of at least `bytes`; refused memory is an error. wgpu has no empty ones, and kernels bind a vec4 of what they might write.
 pub(crate) fn buffer(
     engine: &Engine,
     argument: &'static str,
@@ -64,7 +64,7 @@ pub(crate) fn buffer(
     let device = engine.device();
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    let size = bytes.max(4).next_multiple_of(4);
+    let size = bytes.max(16).next_multiple_of(4);
     let made =
         device.create_buffer(&BufferDescriptor { label: Some(argument), size, usage, mapped_at_creation: false });
     let errors = [ready(validation.pop()), ready(memory.pop())];

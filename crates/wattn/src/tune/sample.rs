@@ -161,7 +161,7 @@ impl Sample for Lightning {
         let gate = if self.is_gated() { numbers(&[batch, heads, extent.tokens], 5) } else { Vec::new() };
         // Log decays are at most 0.
         let gate: Vec<f32> = gate.into_iter().map(|x| (x - 1.0) / 16.0).collect();
-        let host = HostLinear { state: &state, gate: &gate, ..rows.host() };
+        let host = HostLinear { state0: &state, gate: &gate, ..rows.host() };
         plans.first().map_or(Ok(()), |plan| then(&LoadedLinear::new(engine, plan, &host, workspace)?))
     }
 }
@@ -189,7 +189,7 @@ impl Sample for Based {
         let rows = Rows::new(self.pass(), extent, heads, dims, self.has_final_state(), of_state);
         let items = if self.has_initial_state() { extent.batch * heads } else { 0 };
         let state: Vec<f32> = (0..items).flat_map(|item| moments(dims, item)).collect();
-        let host = HostLinear { state: &state, ..rows.host() };
+        let host = HostLinear { state0: &state, ..rows.host() };
         plans.first().map_or(Ok(()), |plan| then(&LoadedBased::new(engine, plan, &host, workspace)?))
     }
 }
