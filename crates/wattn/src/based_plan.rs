@@ -27,6 +27,12 @@ impl BasedPlan {
         Self { engine, plan }
     }
 
+    /// The engine it was planned on.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// What the scheduler decided: kernel, memory, FLOPs, bytes.
     #[must_use]
     pub fn details(&self) -> &wattn_scheduler::BasedPlan {

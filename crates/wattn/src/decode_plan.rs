@@ -31,7 +31,9 @@ impl DecodePlan {
         &self.plan
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
+    /// The engine it was planned on.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
         &self.engine
     }
 

@@ -62,4 +62,6 @@ pub use wattn_scheduler::{
     DecayModel, Decode, DeviceKind, Driver, Estimate, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Rates,
     Schedule, SequenceId, Split, Tokens, Tunable, Work,
 };
+/// What plans are made of, as plain data: the types of their `details`.
+pub use wattn_scheduler as scheduler;
 pub use wgpu;

@@ -30,6 +30,12 @@ impl LinearPlan {
         Self { engine, plan }
     }
 
+    /// The engine it was planned on.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     /// What the scheduler decided: kernel, schedule, memory, FLOPs, bytes.
     #[must_use]
     pub fn details(&self) -> &wattn_scheduler::LinearPlan {
