@@ -5,14 +5,20 @@
 mod append;
 #[path = "src/based.rs"]
 mod based;
+#[path = "src/based_sizes.rs"]
+mod based_sizes;
 #[path = "src/compose.rs"]
 mod compose;
 #[path = "src/flash_backward.rs"]
 mod flash_backward;
+#[path = "src/flash_forward.rs"]
+mod flash_forward;
 #[path = "src/key.rs"]
 mod key;
 #[path = "src/linear.rs"]
 mod linear;
+#[path = "src/score.rs"]
+mod score;
 #[path = "src/split.rs"]
 mod split;
 #[path = "src/table.rs"]

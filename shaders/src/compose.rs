@@ -1,12 +1,8 @@
 //! From a key to WGSL: a generated header of constants, then the fragments of the kernel's table entry, unrolled.
 
 use crate::append::AppendKey;
-use crate::key::{Access, FlashKey, Kernel, Key, MatrixShape, ScoreOptions, Shape, Storage};
-use crate::split::{LengthsKey, MergeKey, key_places};
-use crate::table::{
-    KEY_STEP, columns, kernel_files, matrix_head_dims, matrix_slab, matrix_stages_early, row_values, value_keys,
-    value_loads,
-};
+use crate::key::{Access, Kernel, Key, MatrixShape, Storage};
+use crate::split::{LengthsKey, MergeKey};
 use crate::unroll::unroll;
 
 macro_rules! files {
@@ -173,7 +169,7 @@ pub struct Binding {
 #[must_use]
 pub fn bindings(key: &Key) -> Vec<Binding> {
     match key {
-        Key::Flash(key) => flash_bindings(key),
+        Key::Flash(key) => key.bindings(),
         Key::Split(key) => key.bindings(),
         Key::Merge(key) => key.bindings(),
         Key::Append(key) => key.bindings(),
@@ -184,21 +180,6 @@ pub fn bindings(key: &Key) -> Vec<Binding> {
     }
 }
 
-fn flash_bindings(key: &FlashKey) -> Vec<Binding> {
-    let options = key.options;
-    let all = [
-        (true, "q", false),
-        (true, "k", false),
-        (true, "v", false),
-        (true, "out", true),
-        (options.lse, "lse", true),
-        (options.bias, "bias", false),
-        (options.mask, "mask", false),
-        (true, "aux", false),
-    ];
-    (0..).zip(all).filter_map(|(slot, (used, name, writes))| used.then_some(Binding { slot, name, writes })).collect()
-}
-
 /// The WGSL of a key's kernel, entry point `main`.
 ///
 /// # Panics
@@ -206,7 +187,7 @@ fn flash_bindings(key: &FlashKey) -> Vec<Binding> {
 #[must_use]
 pub fn compose(key: &Key) -> String {
     let (constants, parts) = match key {
-        Key::Flash(key) => (constants(key), parts(key)),
+        Key::Flash(key) => (key.constants(), key.parts()),
         Key::Split(key) => (key.constants(), key.parts()),
         Key::Merge(key) => (MergeKey::constants(), key.parts()),
         Key::Append(key) => (AppendKey::constants(), key.parts()),
@@ -356,71 +337,6 @@ pub(crate) fn elements(tensors: &[Element], outputs: &[Output]) -> Vec<String> {
     parts
 }
 
-/// Columns that a loop over rows stores, at most. Each store is a branch, and SwiftShader walks all ways through a loop's branches to compile
-/// it: for 16 in a row that is nothing yet, for 32 it takes more than 12 GB.
-const LOOP_STORES: u32 = 16;
-
-/// The numbers of the header: those that shape registers, and the tile.
-fn constants(key: &FlashKey) -> Vec<(&'static str, u32)> {
-    let value_chunks = key.value_class / 4;
-    match key.shape {
-        Shape::Lanes(shape) => vec![
-            ("LANES", shape.lanes),
-            ("LANES_LOG2", shape.lanes.ilog2()),
-            ("ROWS", shape.rows),
-            ("LAST_ROW", shape.rows - 1),
-            ("KEYS", shape.keys),
-            ("BLOCK", shape.keys.min(4)),
-            ("BLENDS_BITS", u32::from(shape.lanes > 8)),
-            ("KEY_ROWS", if key.kernel == Kernel::Broadcast { 1 } else { shape.keys }),
-            ("GROUP", if key.kernel == Kernel::Broadcast { 2 * shape.lanes / shape.keys } else { 2 }),
-            ("HEAD_CHUNKS", key.head_class / 4),
-            ("VALUE_CHUNKS", value_chunks),
-            ("STORED", value_chunks.min(LOOP_STORES)),
-        ],
-        Shape::Tile(shape) => {
-            vec![
-                ("TX", shape.tx),
-                ("TY", shape.ty),
-                ("TX_LOG2", shape.tx.ilog2()),
-                ("THREADS", shape.tx * shape.ty),
-                ("ROWS", shape.rows),
-                ("KEYS", shape.keys),
-                ("KEY_STEP", KEY_STEP),
-                ("VALUE_CHUNKS", value_chunks),
-                ("COLUMNS", columns(shape, key.value_class)),
-                ("K_CHUNKS", shape.k_chunks),
-                ("BLOCK_KEYS", row_values(shape, key.value_class)),
-                ("K_LOADS", shape.keys * shape.k_chunks / shape.ty),
-                ("V_KEYS", value_keys(shape, key.value_class)),
-                ("V_LOADS", value_keys(shape, key.value_class) * columns(shape, key.value_class) / shape.ty),
-            ]
-        }
-        Shape::Matrix(shape) => {
-            let value_blocks = key.value_class / shape.side;
-            let (slab, values_at) = matrix_slab(shape, key);
-            let (held, early) = (key.head_class > 0, matrix_stages_early(key));
-            let mut all = matrix_constants(shape);
-            all.extend([
-                ("HEAD_BLOCKS", matrix_head_dims(key) / shape.side),
-                ("VALUE_BLOCKS", value_blocks),
-                ("VALUE_CHUNKS", value_chunks),
-                ("GROUP", shape.key_blocks.min(value_blocks)),
-                ("SLAB", slab),
-                ("VALUES_AT", values_at),
-                ("K_LOADS", key.shape.tile_keys() * matrix_head_dims(key) / 4 / shape.threads),
-                ("V_LOADS", value_loads(key.shape.tile_keys(), key.value_class, shape.threads)),
-                ("V_EVEN", (key.shape.tile_keys() * key.value_class / 16).is_multiple_of(shape.threads).into()),
-                ("HELD", held.into()),
-                ("STREAMED", (!held).into()),
-                ("EARLY", early.into()),
-                ("LATE", (!early).into()),
-            ]);
-            all
-        }
-    }
-}
-
 /// The numbers of the header that a shape of matrices tells.
 pub(crate) fn matrix_constants(shape: MatrixShape) -> Vec<(&'static str, u32)> {
     let tx = shape.threads / (shape.strips * shape.side);
@@ -436,45 +352,6 @@ pub(crate) fn matrix_constants(shape: MatrixShape) -> Vec<(&'static str, u32)> {
         ("KEY_BLOCKS", shape.key_blocks),
         ("KEY_CHUNKS", shape.key_blocks * shape.side / tx / 4),
     ]
-}
-
-fn parts(key: &FlashKey) -> Vec<String> {
-    let options = key.options;
-    let mut parts = vec![file("view").to_owned(), params(), file("item_tile").to_owned()];
-    let lanes = matches!(key.shape, Shape::Lanes(_));
-    let element = |name, slot, dim, storage| Element { name, slot, dim, storage, access: key.access, pairs: lanes };
-    let tensors =
-        [element("q", 0, "head_dim", key.q), element("k", 1, "head_dim", key.k), element("v", 2, "value_dim", key.v)];
-    parts.extend(elements(&tensors, &[Output::of_values(key.q, key.access)]));
-    parts.extend(key_places(key.paged));
-    parts.extend(score_parts(options, false));
-    parts.push(file(if options.sinks { "finish_sinks" } else { "finish" }).to_owned());
-    parts.push(if options.lse { file("lse").to_owned() } else { NO_LSE.to_owned() });
-    if lanes || key.kernel == Kernel::Matrix {
-        parts.push(file(if key.padded { "head_padded" } else { "head_whole" }).to_owned());
-    }
-    if let Shape::Matrix(shape) = key.shape {
-        parts.push(matrix_types(shape.side));
-    }
-    parts.extend(kernel_files(key).into_iter().map(|name| key_sharing(key.kernel, &["k_$h", "v_$h"], file(name))));
-    parts
-}
-
-/// How a weight is taken, and the chain from a dot product to a score.
-pub(crate) fn score_parts(options: ScoreOptions, slope: bool) -> Vec<String> {
-    let mut parts = vec![file(if options.bias { "weight_natural" } else { "weight_log2" }).to_owned()];
-    for (on, name) in
-        [(options.softcap, "softcap"), (options.alibi, "alibi"), (options.bias, "bias"), (options.mask, "mask")]
-    {
-        if on {
-            parts.push(file(&format!("score_{name}")).to_owned());
-        }
-    }
-    if options.softcap && slope {
-        parts.push(file("score_softcap_slope").to_owned());
-    }
-    parts.push(score(options, slope));
-    parts
 }
 
 pub(crate) const NO_LSE: &str = "fn store_lse(s: Sequence, head: u32, i: u32, f: Finish) {}\n";
@@ -494,37 +371,4 @@ pub(crate) fn key_sharing(kernel: Kernel, names: &[&str], text: &str) -> String 
         };
         text.replace(&format!("SHARED({name})"), &shared)
     })
-}
-
-/// The chain from a scaled dot product to a score: softcap, then ALiBi, then bias, then what hides it; with `slope` also how the score
-/// moves with the dot product.
-fn score(options: ScoreOptions, slope: bool) -> String {
-    let mut begin = String::new();
-    let mut body = String::from("    var value = dot;\n    var visible = in_range;\n");
-    if options.softcap {
-        body += "    value = softcapped(value);\n";
-    }
-    if options.alibi {
-        begin += "    begin_alibi(s, head);\n";
-        body += "    value += alibi(i, j);\n";
-    }
-    if options.bias {
-        begin += "    begin_bias(s, head);\n";
-        body += "    let bits = bias_bits(i, j);\n    value += bitcast<f32>(bits);\n    visible = visible & (bits != 0xff800000u);\n";
-    }
-    if options.mask {
-        begin += "    begin_mask(s, head);\n";
-        body += "    visible = visible & mask_bit(i, j);\n";
-    }
-    let (field, result) = match (slope, options.softcap) {
-        (false, _) => ("", ""),
-        (true, false) => ("    slope: f32,\n", ", 1.0"),
-        // Of what is hidden the product may be NaN.
-        (true, true) => ("    slope: f32,\n", ", select(0.0, softcap_slope(dot), visible)"),
-    };
-    format!(
-        "struct Scored {{\n    value: f32,\n    visible: bool,\n{field}}}\n\n\
-         fn begin_scores(s: Sequence, head: u32) {{\n{begin}}}\n\n\
-         fn score(dot: f32, i: u32, j: u32, in_range: bool) -> Scored {{\n{body}    return Scored(value, visible{result});\n}}\n"
-    )
 }

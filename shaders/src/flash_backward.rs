@@ -2,10 +2,9 @@
 
 use std::fmt;
 
-use crate::compose::{
-    Binding, Element, Output, elements, file, key_sharing, matrix_constants, matrix_types, params, score_parts,
-};
+use crate::compose::{Binding, Element, Output, elements, file, key_sharing, matrix_constants, matrix_types, params};
 use crate::key::{Access, Kernel, MatrixShape, ScoreOptions, Shape, Storage};
+use crate::score::score_parts;
 use crate::table::{KEY_STEP, STREAM_DIMS, columns, row_values, seen_bytes, tile_bytes, value_keys};
 
 /// What a kernel of the backward pass does.

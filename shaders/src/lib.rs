@@ -9,11 +9,14 @@
 
 mod append;
 mod based;
+mod based_sizes;
 mod compose;
 mod flash_backward;
+mod flash_forward;
 mod key;
 mod linear;
 mod params;
+mod score;
 mod split;
 pub mod table;
 mod unroll;

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, elements, file, matrix_types, score_parts};
+use crate::compose::{Binding, Element, Output, elements, file, matrix_types};
 use crate::key::{Access, Kernel, ScoreOptions, Storage};
+use crate::score::score_parts;
 use crate::table::{STREAM_DIMS, seen_bytes, value_loads};
 
 /// Keys that the tile kernel takes at a time, an invocation for each and four rows.

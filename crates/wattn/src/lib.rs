@@ -56,12 +56,12 @@ pub use state::{BasedState, LightningState, Recurrent, State};
 #[cfg(feature = "tune")]
 pub use tune::{Candidate, Tune, Tuned, Tuning};
 pub use view::View;
+/// What plans are made of, as plain data: the types of their `details`.
+pub use wattn_scheduler as scheduler;
 pub use wattn_scheduler::shaders::{Access, Kernel, LaneShape, MatrixShape, Shape, Storage, TileShape};
 pub use wattn_scheduler::{
     Attention, AttentionBackward, Based, BasedLayer, CacheLayout, CacheStep, Capabilities, Causal, Choice, Decay,
     DecayModel, Decode, DeviceKind, Driver, Estimate, Extent, HeadDim, Heads, Lengths, Lightning, Pages, Pass, Rates,
     Schedule, SequenceId, Split, Tokens, Tunable, Work,
 };
-/// What plans are made of, as plain data: the types of their `details`.
-pub use wattn_scheduler as scheduler;
 pub use wgpu;
