@@ -165,15 +165,19 @@ impl Judge {
 
     fn refusal(&self, device: &Device, variant: Variant) -> Result<Option<String>> {
         match self {
-            Self::Softmax(case, _) | Self::Half(case, _) => variant.refusal(&device.engine, case),
+            Self::Softmax(case, _) | Self::Half(case, _) => variant.refusal(device.engine.capabilities(), case),
             Self::Decode(case, _) | Self::HalfDecode(case, _) => {
                 match plan_decode(&device.engine, case, Some(variant.kernel), SHORT)? {
                     Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
                     _ => Ok(None),
                 }
             }
-            Self::Linear(case, _) | Self::HalfLinear(case, _) => variant.linear_refusal(&device.engine, case),
-            Self::Based(case, _) | Self::HalfBased(case, _) => variant.based_refusal(&device.engine, case),
+            Self::Linear(case, _) | Self::HalfLinear(case, _) => {
+                variant.linear_refusal(device.engine.capabilities(), case)
+            }
+            Self::Based(case, _) | Self::HalfBased(case, _) => {
+                variant.based_refusal(device.engine.capabilities(), case)
+            }
         }
     }
 

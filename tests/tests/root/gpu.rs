@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, Limits};
-use wattn::{DeviceKind, Engine, Kernel, wanted_features, wanted_limits};
+use wattn::{Capabilities, DeviceKind, Engine, Kernel, wanted_features, wanted_limits};
 use wattn_cases::{Comparison, SoftmaxCase, Storage};
 use wattn_tests::{Variant, adapters, device_label, engine};
 
@@ -100,6 +100,25 @@ impl Gpu {
         run: impl FnOnce(&Self, Variant) -> Result<()> + Send + 'static,
     ) -> Trial {
         self.of(variant.kernel, variant.gpu_shape).trial(&format!("{variant}/{name}"), move |gpu| run(gpu, variant))
+    }
+
+    /// As [`trial_by`](Self::trial_by) where no `refusal` says why the device cannot have the variant. Else the trial shows as ignored,
+    /// and holds the device to that refusal where ignored trials are asked for.
+    pub(crate) fn trial_where(
+        self: &Arc<Self>,
+        variant: Variant,
+        name: &str,
+        refusal: impl Fn(Variant, &Capabilities) -> Result<Option<String>> + Send + 'static,
+        run: impl FnOnce(&Self, Variant) -> Result<()> + Send + 'static,
+    ) -> Trial {
+        if !matches!(refusal(variant, self.engine.capabilities()), Ok(Some(_))) {
+            return self.trial_by(variant, name, run);
+        }
+        let stands = move |gpu: &Self, variant: Variant| {
+            ensure!(refusal(variant, gpu.engine.capabilities())?.is_some(), "{variant} serves after all");
+            Ok(())
+        };
+        self.trial_by(variant, name, stands).with_kind("cannot serve").with_ignored_flag(true)
     }
 
     /// As [`trial_by`](Self::trial_by), where a kernel is all that varies; `name` begins with it.
