@@ -122,7 +122,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .build();
     let (engine, trusted) = if args.selection.trusted { (trusted, None) } else { (checked, Some(trusted)) };
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
-    let bench = Bench { engine, trusted, clock, ceilings, effort };
+    let bench = Bench { engine, trusted, clock, ceilings, effort, bar: bar.clone() };
     let mut rows = Vec::new();
     for recipe in &recipes {
         bar.inc(1);
@@ -213,18 +213,27 @@ struct Bench {
     clock: Clock,
     ceilings: Ceilings,
     effort: Effort,
+    bar: ProgressBar,
 }
 
 impl Bench {
-    /// One case: a row for the plan's choice or the pinned kernel, and for the showcase one for each other variant, and one for the plan's
-    /// choice without wgpu's counters of loops.
+    /// One case: a row for the plan's choice or the pinned kernel, and for the showcase one for each other variant that the device can have,
+    /// and one for the plan's choice without wgpu's counters of loops.
     fn case(&self, recipe: &Recipe, pinned: Option<Variant>) -> Result<Vec<Row>> {
         let subject = Subject::new(recipe);
         let mut rows = Vec::new();
         let mut contestants = Vec::new();
         let mut variants = vec![pinned];
         if pinned.is_none() && recipe.name == SHOWCASE {
-            variants.extend(Variant::all(self.engine.capabilities()).into_iter().map(Some));
+            let device = self.engine.capabilities();
+            for variant in Variant::all(device) {
+                match variant.refusal(device, &subject.full)? {
+                    Some(reason) => {
+                        self.bar.suspend(|| println!("{}: without {variant}, since {reason}", recipe.name));
+                    }
+                    None => variants.push(Some(variant)),
+                }
+            }
         }
         for variant in variants {
             let label = variant.map_or("plan".into(), |v| v.to_string());
