@@ -29,12 +29,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     let mut trials: Vec<Trial> =
         bodies.into_iter().map(|(name, body)| gpu.trial(&format!("backward/{name}"), body)).collect();
     for variant in gpu.variants() {
-        trials.push(gpu.trial_where(
-            variant,
-            "backward/same_bits_each_time",
-            refusal_of_gradients,
-            same_bits_each_time,
-        ));
+        trials.push(gpu.trial_by(variant, "backward/same_bits_each_time", refusal_of_gradients, same_bits_each_time));
     }
     trials
 }

@@ -76,8 +76,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, cases: &[Arc<Based>]) -> Vec<Trial> {
         for variant in case.variants() {
             let (tried, shared) = (Arc::clone(case), Arc::clone(case));
             let refusal = move |variant: Variant, device: &Capabilities| variant.based_refusal(device, &tried.case);
-            trials
-                .push(gpu.trial_where(variant, &case.name, refusal, move |gpu, variant| check(gpu, &shared, variant)));
+            trials.push(gpu.trial_by(variant, &case.name, refusal, move |gpu, variant| check(gpu, &shared, variant)));
         }
     }
     trials

@@ -34,15 +34,10 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     let mut trials: Vec<Trial> =
         bodies.into_iter().map(|(name, body)| gpu.trial(&format!("based/{name}"), body)).collect();
     for variant in Variant::linear() {
-        trials.push(gpu.trial_where(variant, "based/same_bits_twice", plain_refusal, same_bits_twice));
+        trials.push(gpu.trial_by(variant, "based/same_bits_twice", plain_refusal, same_bits_twice));
     }
     for variant in EVERY.map(Variant::from) {
-        trials.push(gpu.trial_where(
-            variant,
-            "based/a_hundred_thousand_tokens",
-            plain_refusal,
-            a_hundred_thousand_tokens,
-        ));
+        trials.push(gpu.trial_by(variant, "based/a_hundred_thousand_tokens", plain_refusal, a_hundred_thousand_tokens));
     }
     trials
 }

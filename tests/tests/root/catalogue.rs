@@ -38,7 +38,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, cases: &[Arc<Case>]) -> Vec<Trial> {
             let (tried, shared) = (Arc::clone(case), Arc::clone(case));
             let refusal = move |variant: Variant, device: &Capabilities| variant.refusal(device, &tried.case);
             trials.push(
-                gpu.trial_where(variant, &case.case.name, refusal, move |gpu, variant| check(gpu, &shared, variant)),
+                gpu.trial_by(variant, &case.case.name, refusal, move |gpu, variant| check(gpu, &shared, variant)),
             );
         }
     }

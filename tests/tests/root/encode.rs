@@ -21,8 +21,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
         ("same_bits_twice", same_bits_twice),
         ("beyond_65535_workgroups", beyond_65535_workgroups),
     ];
-    let of =
-        |variant| bodies.map(|(name, body)| gpu.trial_where(variant, &format!("encode/{name}"), plain_refusal, body));
+    let of = |variant| bodies.map(|(name, body)| gpu.trial_by(variant, &format!("encode/{name}"), plain_refusal, body));
     let mut trials: Vec<Trial> = gpu.variants().into_iter().flat_map(of).collect();
     trials.push(gpu.trial("encode/dropped_encoders_leak_nothing", dropped_encoders_leak_nothing));
     trials

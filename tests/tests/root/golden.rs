@@ -39,7 +39,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
         for variant in gpu.variants_of(case) {
             let (tried, file) = (case.clone(), Arc::clone(file));
             let refusal = move |variant: Variant, device: &Capabilities| variant.refusal(device, &tried);
-            trials.push(gpu.trial_where(variant, &name, refusal, move |gpu, variant| {
+            trials.push(gpu.trial_by(variant, &name, refusal, move |gpu, variant| {
                 check(gpu, file.softmax().map_err(anyhow::Error::msg)?, variant)
             }));
         }
@@ -51,7 +51,7 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
 fn in_f16(gpu: &Arc<Gpu>, name: &str, half: SoftmaxCase) -> Trial {
     let tried = half.clone();
     let refusal = move |variant: Variant, device: &Capabilities| variant.refusal(device, &tried);
-    gpu.trial_where(Kernel::Matrix.into(), name, refusal, move |gpu, variant| {
+    gpu.trial_by(Kernel::Matrix.into(), name, refusal, move |gpu, variant| {
         let (_, comparisons) = judge_all(&gpu.engine, &half, Some(variant), rows(&half))?;
         comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
     })

@@ -32,10 +32,10 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     let mut trials: Vec<Trial> =
         bodies.into_iter().map(|(name, body)| gpu.trial(&format!("linear/{name}"), body)).collect();
     for variant in Variant::linear() {
-        trials.push(gpu.trial_where(variant, "linear/same_bits_twice", plain_refusal, same_bits_twice));
+        trials.push(gpu.trial_by(variant, "linear/same_bits_twice", plain_refusal, same_bits_twice));
     }
     for variant in EVERY.map(Variant::from) {
-        trials.push(gpu.trial_where(
+        trials.push(gpu.trial_by(
             variant,
             "linear/a_hundred_thousand_tokens",
             plain_refusal,
