@@ -30,6 +30,8 @@ pub(crate) struct Device {
     pub(crate) info: AdapterInfo,
     /// `backend/name`
     pub(crate) label: String,
+    /// Whether its kernels are compiled without wgpu's counters of their loops.
+    pub(crate) trusted: bool,
 }
 
 fn kernel_parser() -> impl TypedValueParser<Value = Kernel> {
@@ -52,7 +54,7 @@ impl Selection {
         let label = device_label(&info);
         let engine = engine(&adapter)?;
         let engine = if self.trusted { trusted(&engine, &adapter).build() } else { engine };
-        Ok(Device { engine, info, label })
+        Ok(Device { engine, info, label, trusted: self.trusted })
     }
 
     /// The pinned kernel, in the shape for the device.

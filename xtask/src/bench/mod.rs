@@ -85,7 +85,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let adapter = args.selection.adapter()?;
     let before = args.baseline.as_deref().map(compare::load).transpose()?;
     if let Some(before) = &before {
-        compare::comparable(before, &device::identity(&adapter.get_info()))?;
+        compare::comparable(before, &device::identity(&adapter.get_info()), args.selection.trusted)?;
     }
     let engine = device::open(&adapter)?;
     let pinned = args.selection.variant();
@@ -170,7 +170,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         println!("\n{}", table::generation(&generation));
     }
 
-    let run = Run { schema: 1, device, rows, lengths, generation };
+    let run = Run { schema: 1, trusted: args.selection.trusted, device, rows, lengths, generation };
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&run)? + "\n")
             .with_context(|| format!("writing {}", path.display()))?;

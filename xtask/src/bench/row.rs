@@ -9,6 +9,9 @@ use super::contest::Outcome;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) schema: u32,
+    /// Whether kernels were compiled without wgpu's counters of their loops.
+    #[serde(default)]
+    pub(crate) trusted: bool,
     pub(crate) device: super::device::Device,
     pub(crate) rows: Vec<Row>,
     /// Time against length; not measured by quick or filtered runs.
@@ -46,7 +49,8 @@ pub(crate) struct Row {
     pub(crate) mad_us: Option<f64>,
     /// What the plan estimates from the ceilings measured at the start.
     pub(crate) predicted_us: Option<f64>,
-    /// The naive three passes, in f32 whatever the case's storage.
+    /// The naive three passes, in f32 whatever the case's storage; of linear attention a scan token by token, of few queries the forward
+    /// kernel.
     pub(crate) baseline_us: Option<f64>,
     /// Three passes whose products keep blocks in registers, in f32 too.
     pub(crate) tiled_unfused_us: Option<f64>,
