@@ -49,7 +49,7 @@ fn page(run: &Run) -> Result<String> {
         html += "<h2>Time against unfused passes</h2><p>From top to bottom: the kernel, three tiled passes, what the column naive stands for; as multiples of the first.</p>";
         html += &svg(80 + u32::try_from(measured.len() * 40)?, |area| bars(area, &measured))?;
     }
-    if !run.lengths.is_empty() {
+    if run.lengths.iter().any(|line| !line.points.is_empty()) {
         html += "<h2>Time against length</h2><p>Dashed: extrapolated by the fitted exponent, not run.</p>";
         html += &svg(480, |area| lengths(area, &run.lengths))?;
     }
@@ -223,7 +223,8 @@ mod tests {
         let rows = vec![row, Row { error: Some("wrong".into()), ..Row::default() }];
         let point = |tokens, us, extrapolated| Point { tokens, us, extrapolated };
         let points = vec![point(1024, 10.0, false), point(2048, 40.0, false), point(4096, 160.0, true)];
-        let lengths = vec![Line { op: "softmax".into(), gate: "softmax/x".into(), exponent: Some(2.0), points }];
+        let lengths =
+            vec![Line { op: "softmax".into(), gate: "softmax/x".into(), exponent: Some(2.0), points, error: None }];
         let points = [1024, 2048].map(|tokens| Speed { tokens, per_second: 100.0 }).into();
         let generation = vec![Generation { op: "a_step".into(), bytes: 4, points, error: None }];
         let run = Run { schema: 1, trusted: false, device: Device::sample(), rows, lengths, generation };

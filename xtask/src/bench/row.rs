@@ -1,7 +1,10 @@
 //! One measured case, as it stands in the JSON file.
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wattn_cases::{BasedRecipe, LinearRecipe, Recipe};
+
+use crate::report::guarded;
 
 use super::contest::Outcome;
 
@@ -197,6 +200,14 @@ impl Row {
             fma_gflop_mad: Some(beside.fma_flops_mad / 1e9),
             baseline_error: shared.baseline_error.clone(),
             ..self
+        }
+    }
+
+    /// The row with what was measured, or with why nothing was.
+    pub(crate) fn filled(self, measure: impl FnOnce() -> Result<(Figures, Outcome, Shared)>) -> Self {
+        match guarded(measure) {
+            Ok((figures, outcome, shared)) => self.measured(figures, outcome, &shared),
+            Err(error) => self.failed(&error),
         }
     }
 

@@ -102,8 +102,10 @@ pub(crate) fn lengths(lines: &[Line]) -> String {
         };
         table.add_row(std::iter::once(tokens.to_string()).chain(lines.iter().map(cell)));
     }
+    let failed = lines.iter().filter_map(|line| Some(format!("\n{} FAILED: {}", line.op, line.error.as_ref()?)));
     format!(
-        "{table}\n\ntime against length, 8 heads of 64; exponents fitted from 2048 tokens on; ~ extrapolated, not run."
+        "{table}\n\ntime against length, 8 heads of 64; exponents fitted from 2048 tokens on; ~ extrapolated, not run.{}",
+        failed.collect::<String>()
     )
 }
 
