@@ -42,9 +42,10 @@ fn kernel_parser() -> impl TypedValueParser<Value = Kernel> {
 }
 
 impl Selection {
-    /// The adapter to run on; where there is no adapter at all, after installing one.
+    /// The adapter to run on; where there is no adapter at all and none is named, after installing one.
     pub(crate) fn adapter(&self) -> Result<Adapter> {
-        choose(ensure_adapter()?, self.adapter.as_deref())
+        let wanted = self.adapter.as_deref();
+        choose(ensure_adapter(wanted)?, wanted)
     }
 
     /// An engine on that adapter.

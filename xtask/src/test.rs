@@ -15,7 +15,7 @@ pub(crate) struct Args {
 
 /// Runs `cargo test --workspace`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    for adapter in ensure_adapter()? {
+    for adapter in ensure_adapter(None)? {
         let info = adapter.get_info();
         println!("adapter {}: {}, {} {}", wattn_tests::device_label(&info), info.name, info.driver, info.driver_info);
     }
