@@ -275,11 +275,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     run.progress.finish_and_clear();
     let unserved: Vec<&str> =
         run.runs.iter().filter(|&(_, &runs)| runs == 0).map(|(label, _)| label.as_str()).collect();
-    if let Some(path) = &args.json {
-        let lists = [("skipped", to_value(&run.skipped)?), ("unserved", to_value(&unserved)?)];
-        write_json(path, &run.device, &run.rows, lists)?;
-    }
-
     let mut reasons = BTreeMap::<String, usize>::new();
     for skip in &run.skipped {
         *reasons.entry(format!("{}: {}", skip.kernel, skip.reason)).or_default() += 1;
@@ -294,6 +289,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         run.failed,
         start.elapsed().as_secs_f64()
     );
+    if let Some(path) = &args.json {
+        let lists = [("skipped", to_value(&run.skipped)?), ("unserved", to_value(&unserved)?)];
+        write_json(path, &run.device, &run.rows, lists)?;
+    }
     ensure!(run.failed == 0, "{} of {runs} runs failed", run.failed);
     ensure!(pinned.is_some() || unserved.is_empty(), "no kernel serves {}", unserved.join(", "));
     ensure!(!run.rows.is_empty(), "nothing was compared");
