@@ -3,8 +3,9 @@
 use std::fmt;
 
 use anyhow::Result;
-use wattn::{Attention, Based, Capabilities, DeviceKind, Engine, Kernel, Lightning, PlanError, Schedule, Shape};
+use wattn::{Attention, Based, Capabilities, DeviceKind, Kernel, Lightning, PlanError, Schedule, Shape};
 use wattn_cases::{BasedCase, LinearCase, SoftmaxCase, Storage};
+use wattn_scheduler::{BackwardPlan, BasedPlan, LinearPlan, Plan};
 use wattn_shaders::table;
 
 use crate::backward::attention_backward;
@@ -84,14 +85,16 @@ impl Variant {
         }
     }
 
-    /// Why this cannot serve the case, forward or backward, if it cannot. Other refusals are for the run to report.
+    /// Why this cannot serve the case on a device, forward or backward, if it cannot. Other refusals are for the run to report.
     ///
     /// # Errors
     /// Sizes that no kernel takes.
-    pub fn linear_refusal(self, engine: &Engine, case: &LinearCase) -> Result<Option<String>> {
+    pub fn linear_refusal(self, device: &Capabilities, case: &LinearCase) -> Result<Option<String>> {
         let passes = [Some(lightning(case)?), if case.has_backward() { Some(lightning_backward(case)?) } else { None }];
         for lightning in passes.into_iter().flatten() {
-            if let Err(PlanError::Kernel { reason, .. }) = engine.plan(&self.force_linear(lightning), tokens(case)?) {
+            if let Err(PlanError::Kernel { reason, .. }) =
+                LinearPlan::new(&self.force_linear(lightning), tokens(case)?, device)
+            {
                 return Ok(Some(reason));
             }
         }
@@ -108,14 +111,16 @@ impl Variant {
         }
     }
 
-    /// Why this cannot serve the case, forward or backward, if it cannot. Other refusals are for the run to report.
+    /// Why this cannot serve the case on a device, forward or backward, if it cannot. Other refusals are for the run to report.
     ///
     /// # Errors
     /// Sizes that no kernel takes.
-    pub fn based_refusal(self, engine: &Engine, case: &BasedCase) -> Result<Option<String>> {
+    pub fn based_refusal(self, device: &Capabilities, case: &BasedCase) -> Result<Option<String>> {
         let passes = [Some(based(case)?), if case.has_backward() { Some(based_backward(case)?) } else { None }];
         for based in passes.into_iter().flatten() {
-            if let Err(PlanError::Kernel { reason, .. }) = engine.plan(&self.force_based(based), based_tokens(case)?) {
+            if let Err(PlanError::Kernel { reason, .. }) =
+                BasedPlan::new(&self.force_based(based), based_tokens(case)?, device)
+            {
                 return Ok(Some(reason));
             }
         }
@@ -130,16 +135,16 @@ impl Variant {
         if self.gpu_shape { forced.shape(shape) } else { forced }
     }
 
-    /// Why this cannot serve the case on the engine's device, if it cannot. Other refusals are for the run to report.
+    /// Why this cannot serve the case on a device, if it cannot. Other refusals are for the run to report.
     ///
     /// # Errors
     /// Sizes that no kernel takes.
-    pub fn refusal(self, engine: &Engine, case: &SoftmaxCase) -> Result<Option<String>> {
-        if let Err(PlanError::Kernel { reason, .. }) = engine.plan(&self.force(attention(case)?), extent(case)?) {
+    pub fn refusal(self, device: &Capabilities, case: &SoftmaxCase) -> Result<Option<String>> {
+        if let Err(PlanError::Kernel { reason, .. }) = Plan::new(&self.force(attention(case)?), extent(case)?, device) {
             return Ok(Some(reason));
         }
         let backward = attention_backward(case, Some(self), &[])?;
-        match engine.plan(&backward, extent(case)?) {
+        match BackwardPlan::new(&backward, extent(case)?, device) {
             Err(PlanError::Kernel { reason, .. }) if case.has_backward() => Ok(Some(format!("backward: {reason}"))),
             _ => Ok(None),
         }
@@ -153,5 +158,55 @@ impl fmt::Display for Variant {
             f.write_str("-gpu-shape")?;
         }
         if self.schedule == Some(Schedule::Segments) { f.write_str("-segments") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wattn_cases::{BasedRecipe, LinearRecipe, Recipe};
+
+    /// Of all variants those that such a device can have: of softmax attention with gradients, of linear attention, of BASED.
+    fn served(subgroups: Option<(u32, u32)>, kind: DeviceKind) -> [Vec<String>; 3] {
+        let device = Capabilities {
+            kind,
+            subgroups,
+            workgroup_bytes: 32 << 10,
+            workgroup_invocations: 1024,
+            ..Capabilities::webgpu_defaults()
+        };
+        let softmax = Recipe { backward: true, ..Recipe::default() }.build();
+        let (linear, based) = (LinearRecipe::default().build(), BasedRecipe::default().build());
+        let names = |variants: Vec<Variant>, refusal: &dyn Fn(Variant) -> Result<Option<String>>| {
+            let serves = |variant: &Variant| refusal(*variant).expect("a problem that kernels take").is_none();
+            variants.into_iter().filter(serves).map(|variant| variant.to_string()).collect()
+        };
+        [
+            names(Variant::all(&device), &|variant| variant.refusal(&device, &softmax)),
+            names(Variant::linear(), &|variant| variant.linear_refusal(&device, &linear)),
+            names(Variant::linear(), &|variant| variant.based_refusal(&device, &based)),
+        ]
+    }
+
+    #[test]
+    fn a_device_runs_what_its_subgroups_allow() {
+        let universal = ["tile-universal"];
+        let tiles = ["tile-universal", "tile-subgroup"];
+        let every = ["tile-universal", "tile-subgroup", "broadcast"];
+        let on_cpus = ["tile-universal", "tile-subgroup", "broadcast", "tile-universal-gpu-shape"];
+        for (subgroups, kind, softmax, linear) in [
+            (None, DeviceKind::Integrated, &universal[..], &universal[..]),
+            (Some((4, 16)), DeviceKind::Integrated, &universal, &universal),
+            (Some((32, 32)), DeviceKind::Discrete, &tiles, &tiles),
+            (Some((32, 64)), DeviceKind::Discrete, &tiles, &tiles),
+            (Some((16, 16)), DeviceKind::Integrated, &every, &every),
+            (Some((8, 8)), DeviceKind::Cpu, &on_cpus, &every),
+        ] {
+            let [got, ours, based] = served(subgroups, kind);
+            assert_eq!(got, softmax, "{subgroups:?}");
+            let both: Vec<String> =
+                linear.iter().flat_map(|name| [(*name).into(), format!("{name}-segments")]).collect();
+            assert_eq!([ours, based], [both.clone(), both], "{subgroups:?}");
+        }
     }
 }

@@ -31,7 +31,8 @@ pub(crate) fn step(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(
     Ok(())
 }
 
-fn cargo() -> Command {
+/// cargo, in the workspace.
+pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command

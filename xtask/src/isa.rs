@@ -82,7 +82,7 @@ fn device(adapter: Adapter, without_counters: bool) -> Result<Device> {
     let label = device_label(&info);
     let engine = capture::engine(&adapter).with_context(|| label.clone())?;
     let engine = if without_counters { trusted(&engine, &adapter).build() } else { engine };
-    Ok(Device { engine, info, label })
+    Ok(Device { engine, info, label, trusted: without_counters })
 }
 
 fn rows(engine: &Engine, args: &Args) -> Result<Vec<Row>> {

@@ -16,39 +16,55 @@ const MANAGERS: [(&str, &[&[&str]]); 5] = [
     ("apk", &[&["apk", "add", "mesa-vulkan-swrast", "vulkan-loader"]]),
 ];
 
-/// All adapters, of which there is at least one: where there is none, a software one is installed.
-pub(crate) fn ensure_adapter() -> Result<Vec<Adapter>> {
+/// What keeps wgpu, or the loader of Vulkan drivers, from adapters that are there.
+const NARROWING: [&str; 5] =
+    ["WGPU_BACKEND", "VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_LOADER_DRIVERS_SELECT", "VK_LOADER_DRIVERS_DISABLE"];
+
+/// All adapters, of which there is at least one: where there is none, a software one is installed, unless `wanted` or the environment
+/// says which one must be there.
+pub(crate) fn ensure_adapter(wanted: Option<&str>) -> Result<Vec<Adapter>> {
     // Each look makes an instance of its own, which loads the drivers that are there by then.
     let found = adapters(None);
     if !found.is_empty() {
         return Ok(found);
     }
     ensure!(cfg!(target_os = "linux"), "wgpu finds no adapter; a GPU with a Vulkan, Metal or DX12 driver is needed");
+    let value = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    let set = NARROWING.into_iter().filter_map(|name| Some(format!("{name}={}", value(name)?.to_string_lossy())));
+    let narrowed: Vec<String> = wanted.map(|name| format!("--adapter {name}")).into_iter().chain(set).collect();
+    ensure!(
+        narrowed.is_empty(),
+        "wgpu finds no adapter, and none is installed since this says which one is wanted: {}",
+        narrowed.join(", ")
+    );
     let Some((_, commands)) = MANAGERS.iter().find(|(program, _)| is_there(program)) else {
         bail!("wgpu finds no adapter; install Mesa's software Vulkan driver (lavapipe)");
     };
-    let prefix: &[&str] = if is_root() { &[] } else { &["sudo", "-n"] };
+    // sudo drops what the environment says.
+    let prefix: &[&str] = if is_root() { &["env"] } else { &["sudo", "-n", "env"] };
+    let prefix = [prefix, &["DEBIAN_FRONTEND=noninteractive"]].concat();
     let by_hand: Vec<String> = commands.iter().map(|command| format!("sudo {}", command.join(" "))).collect();
-    let by_hand = by_hand.join(" && ");
+    let by_hand = by_hand.join("; ");
     ensure!(
         is_root() || succeeds("sudo", &["-n", "true"]),
         "wgpu finds no adapter, and installing one takes a password. Run:\n    {by_hand}"
     );
-    for command in *commands {
-        install(&[prefix, command].concat()).map_err(|error| anyhow!("{error:#}; by hand:\n    {by_hand}"))?;
+    let (install, before) = commands.split_last().context("each manager has a command")?;
+    for command in before {
+        // Lists of packages that cannot all be updated may do.
+        if let Err(error) = run(&[&prefix, *command].concat()) {
+            println!("{error:#}");
+        }
     }
+    run(&[&prefix, *install].concat()).map_err(|error| anyhow!("{error:#}; by hand:\n    {by_hand}"))?;
     let found = adapters(None);
-    ensure!(
-        !found.is_empty(),
-        "the software Vulkan driver is installed, and wgpu still finds no adapter; \
-         do WGPU_BACKEND, VK_DRIVER_FILES or VK_ICD_FILENAMES point elsewhere?"
-    );
+    ensure!(!found.is_empty(), "the software Vulkan driver is installed, and wgpu still finds no adapter");
     Ok(found)
 }
 
-fn install(command: &[&str]) -> Result<()> {
+fn run(command: &[&str]) -> Result<()> {
     println!("no adapter, so: {}", command.join(" "));
-    let status = Command::new(command[0]).args(&command[1..]).env("DEBIAN_FRONTEND", "noninteractive").status();
+    let status = Command::new(command[0]).args(&command[1..]).status();
     let status = status.with_context(|| command.join(" "))?;
     ensure!(status.success(), "{}: {status}", command.join(" "));
     Ok(())

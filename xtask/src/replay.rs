@@ -33,12 +33,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("{device}");
     let variant = args.selection.variant().map(|variant| Variant { gpu_shape: args.gpu_shape, ..variant });
     let rows: Vec<Row> = args.paths.iter().flat_map(|path| rows(&device, variant, path)).collect();
-    if let Some(path) = &args.json {
-        write_json(path, &device, &rows, [])?;
-    }
     println!("{}", table(&rows));
     let failed = rows.iter().filter(|row| !row.pass).count();
     println!("{} outputs, {} elements compared, {failed} outputs failed", rows.len(), elements(&rows));
+    if let Some(path) = &args.json {
+        write_json(path, &device, &rows, [])?;
+    }
     ensure!(failed == 0, "{failed} of {} outputs failed", rows.len());
     Ok(())
 }

@@ -86,7 +86,7 @@ pub(crate) fn device_json(device: &Device) -> Value {
     })
 }
 
-/// Writes `{"schema": 1, "device": ..., "rows": ...}` and `more`.
+/// Writes `{"schema": 1, "trusted": ..., "device": ..., "rows": ...}` and `more`.
 pub(crate) fn write_json(
     path: &Path,
     device: &Device,
@@ -95,6 +95,7 @@ pub(crate) fn write_json(
 ) -> Result<()> {
     let mut report = Map::from_iter([
         ("schema".to_owned(), json!(1)),
+        ("trusted".to_owned(), json!(device.trusted)),
         ("device".to_owned(), device_json(device)),
         ("rows".to_owned(), serde_json::to_value(rows)?),
     ]);

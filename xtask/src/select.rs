@@ -30,6 +30,8 @@ pub(crate) struct Device {
     pub(crate) info: AdapterInfo,
     /// `backend/name`
     pub(crate) label: String,
+    /// Whether its kernels are compiled without wgpu's counters of their loops.
+    pub(crate) trusted: bool,
 }
 
 fn kernel_parser() -> impl TypedValueParser<Value = Kernel> {
@@ -40,9 +42,10 @@ fn kernel_parser() -> impl TypedValueParser<Value = Kernel> {
 }
 
 impl Selection {
-    /// The adapter to run on; where there is no adapter at all, after installing one.
+    /// The adapter to run on; where there is no adapter at all and none is named, after installing one.
     pub(crate) fn adapter(&self) -> Result<Adapter> {
-        choose(ensure_adapter()?, self.adapter.as_deref())
+        let wanted = self.adapter.as_deref();
+        choose(ensure_adapter(wanted)?, wanted)
     }
 
     /// An engine on that adapter.
@@ -52,7 +55,7 @@ impl Selection {
         let label = device_label(&info);
         let engine = engine(&adapter)?;
         let engine = if self.trusted { trusted(&engine, &adapter).build() } else { engine };
-        Ok(Device { engine, info, label })
+        Ok(Device { engine, info, label, trusted: self.trusted })
     }
 
     /// The pinned kernel, in the shape for the device.

@@ -1,8 +1,10 @@
 //! `cargo xtask test`: all tests, after making sure that there is something to run them on.
 
-use anyhow::Result;
+use std::process::Stdio;
 
-use crate::check::step;
+use anyhow::{Context, Result, ensure};
+
+use crate::check::{cargo, step};
 use crate::lavapipe::ensure_adapter;
 
 /// What `test` takes.
@@ -13,9 +15,9 @@ pub(crate) struct Args {
     arguments: Vec<String>,
 }
 
-/// Runs `cargo test --workspace`.
+/// Runs `cargo test --workspace`; fails if no test is what was asked for.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    for adapter in ensure_adapter()? {
+    for adapter in ensure_adapter(None)? {
         let info = adapter.get_info();
         println!("adapter {}: {}, {} {}", wattn_tests::device_label(&info), info.name, info.driver, info.driver_info);
     }
@@ -23,6 +25,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.arguments.is_empty() {
         arguments.push("--");
         arguments.extend(args.arguments.iter().map(String::as_str));
+        let filtered = args.arguments.iter().any(|argument| !argument.starts_with('-'));
+        if filtered && !arguments.contains(&"--list") {
+            ensure!(any_listed(&arguments)?, "no test matches {}", args.arguments.join(" "));
+        }
     }
     step(&arguments, &[])
+}
+
+/// Whether these arguments leave anything to run: each test binary alone passes with nothing to do.
+fn any_listed(arguments: &[&str]) -> Result<bool> {
+    let mut list = cargo();
+    let output =
+        list.args(arguments).arg("--list").stderr(Stdio::inherit()).output().context("cargo does not start")?;
+    ensure!(output.status.success(), "listing tests: {}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.ends_with(": test")))
 }

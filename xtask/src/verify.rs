@@ -103,6 +103,11 @@ impl Problem {
         matches!(self, Self::Half(_) | Self::HalfDecode(_) | Self::HalfLinear(_) | Self::HalfBased(_))
     }
 
+    /// The name, told apart from that of the case that it is rounded from.
+    fn label(&self) -> String {
+        if self.is_half() { format!("{} in f16", self.name()) } else { self.name().to_owned() }
+    }
+
     fn build(&self) -> Judge {
         match self {
             Self::Softmax(recipe) => {
@@ -165,15 +170,19 @@ impl Judge {
 
     fn refusal(&self, device: &Device, variant: Variant) -> Result<Option<String>> {
         match self {
-            Self::Softmax(case, _) | Self::Half(case, _) => variant.refusal(&device.engine, case),
+            Self::Softmax(case, _) | Self::Half(case, _) => variant.refusal(device.engine.capabilities(), case),
             Self::Decode(case, _) | Self::HalfDecode(case, _) => {
                 match plan_decode(&device.engine, case, Some(variant.kernel), SHORT)? {
                     Err(PlanError::Kernel { reason, .. }) => Ok(Some(reason)),
                     _ => Ok(None),
                 }
             }
-            Self::Linear(case, _) | Self::HalfLinear(case, _) => variant.linear_refusal(&device.engine, case),
-            Self::Based(case, _) | Self::HalfBased(case, _) => variant.based_refusal(&device.engine, case),
+            Self::Linear(case, _) | Self::HalfLinear(case, _) => {
+                variant.linear_refusal(device.engine.capabilities(), case)
+            }
+            Self::Based(case, _) | Self::HalfBased(case, _) => {
+                variant.based_refusal(device.engine.capabilities(), case)
+            }
         }
     }
 
@@ -239,8 +248,8 @@ struct Run {
     progress: ProgressBar,
     rows: Vec<Row>,
     skipped: Vec<Skip>,
-    /// Runs of each case.
-    runs: BTreeMap<&'static str, usize>,
+    /// Runs of each case, by [`Problem::label`].
+    runs: BTreeMap<String, usize>,
     failed: usize,
 }
 
@@ -264,12 +273,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         run.progress.inc(1);
     }
     run.progress.finish_and_clear();
-    let unserved: Vec<&str> = run.runs.iter().filter(|&(_, &runs)| runs == 0).map(|(&name, _)| name).collect();
-    if let Some(path) = &args.json {
-        let lists = [("skipped", to_value(&run.skipped)?), ("unserved", to_value(&unserved)?)];
-        write_json(path, &run.device, &run.rows, lists)?;
-    }
-
+    let unserved: Vec<&str> =
+        run.runs.iter().filter(|&(_, &runs)| runs == 0).map(|(label, _)| label.as_str()).collect();
     let mut reasons = BTreeMap::<String, usize>::new();
     for skip in &run.skipped {
         *reasons.entry(format!("{}: {}", skip.kernel, skip.reason)).or_default() += 1;
@@ -284,9 +289,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         run.failed,
         start.elapsed().as_secs_f64()
     );
+    if let Some(path) = &args.json {
+        let lists = [("skipped", to_value(&run.skipped)?), ("unserved", to_value(&unserved)?)];
+        write_json(path, &run.device, &run.rows, lists)?;
+    }
     ensure!(run.failed == 0, "{} of {runs} runs failed", run.failed);
     ensure!(pinned.is_some() || unserved.is_empty(), "no kernel serves {}", unserved.join(", "));
-    ensure!(elements > 0, "nothing was compared");
+    ensure!(!run.rows.is_empty(), "nothing was compared");
     Ok(())
 }
 
@@ -305,7 +314,6 @@ impl Run {
     fn check(&mut self, problem: &Problem) {
         let (name, case) = (problem.name(), problem.build());
         let (first, mut served) = (self.rows.len(), 0);
-        self.runs.entry(name).or_default();
         let mut refusals = Vec::new();
         for variant in case.variants(&self.device, self.pinned) {
             if let Ok(Some(reason)) = case.refusal(&self.device, variant) {
@@ -316,6 +324,7 @@ impl Run {
             served += 1;
             self.judge(name, &case, variant);
         }
+        self.runs.insert(problem.label(), served);
         let judged = &self.rows[first..];
         if served > 0 && judged.iter().all(|row| row.pass) {
             self.say(&format!("ok    {name:<34} {}; {served} kernel variants", worst(judged)));
@@ -324,7 +333,6 @@ impl Run {
     }
 
     fn judge(&mut self, name: &'static str, case: &Judge, variant: Variant) {
-        *self.runs.entry(name).or_default() += 1;
         let judged = match guarded(|| case.run(&self.device, variant)) {
             Ok(ran) => Row::compared(name, ran),
             Err(error) => {

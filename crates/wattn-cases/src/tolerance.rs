@@ -8,6 +8,8 @@ const ELEMENT_FACTOR: f64 = 64.0;
 const PER_LOGIT: f64 = 1.2e-7;
 /// A sum over more terms than this may be less exact, with the square root of their number.
 const TERMS: f64 = 4096.0;
+/// No tolerance is derived beyond this, however large the logits are: of all zeros the ratio is 1.
+const MOST: f64 = 0.05;
 /// For the norm of a result that must be zero.
 const ZERO: f64 = 1e-6;
 
@@ -34,7 +36,7 @@ impl Rules {
             Storage::Bf16 => 8e-3,
         };
         let terms = (self.terms as f64 / TERMS).max(1.0).sqrt();
-        self.rms_tolerance.unwrap_or((storage + PER_LOGIT * self.largest_logit) * terms)
+        self.rms_tolerance.unwrap_or(((storage + PER_LOGIT * self.largest_logit) * terms).min(MOST))
     }
 }
 
@@ -234,6 +236,7 @@ mod tests {
         near(Rules { storage: Storage::Bf16, ..base }, 8e-3);
         near(Rules { largest_logit: 100.0, ..base }, 1.7e-5);
         near(Rules { terms: 4 * 4096, ..base }, 1e-5);
+        near(Rules { largest_logit: 1e7, ..base }, 0.05);
         near(Rules { terms: 4 * 4096, largest_logit: 9.0, rms_tolerance: Some(0.1), ..base }, 0.1);
     }
 }

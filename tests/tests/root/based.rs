@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
-use wattn::Kernel;
+use wattn::{Capabilities, Kernel};
 use wattn_cases::{BasedCase, Case, CaseFile, References, based_catalogue};
 use wattn_tests::{Variant, based_expected, judge_based};
 
@@ -74,20 +74,9 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, cases: &[Arc<Based>]) -> Vec<Trial> {
     let mut trials = Vec::new();
     for case in cases {
         for variant in case.variants() {
-            let (shared, name) = (Arc::clone(case), &case.name);
-            trials.push(match variant.based_refusal(&gpu.engine, &case.case) {
-                Ok(Some(_)) => gpu
-                    .trial_by(variant, name, move |gpu, variant| {
-                        ensure!(
-                            variant.based_refusal(&gpu.engine, &shared.case)?.is_some(),
-                            "{variant} serves after all"
-                        );
-                        Ok(())
-                    })
-                    .with_kind("cannot serve")
-                    .with_ignored_flag(true),
-                _ => gpu.trial_by(variant, name, move |gpu, variant| check(gpu, &shared, variant)),
-            });
+            let (tried, shared) = (Arc::clone(case), Arc::clone(case));
+            let refusal = move |variant: Variant, device: &Capabilities| variant.based_refusal(device, &tried.case);
+            trials.push(gpu.trial_by(variant, &case.name, refusal, move |gpu, variant| check(gpu, &shared, variant)));
         }
     }
     trials

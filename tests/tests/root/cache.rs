@@ -218,19 +218,11 @@ pub(crate) fn stored_for(kernel: Kernel, layout: CacheLayout) -> CacheLayout {
 
 /// A trial of a kernel, which shows as ignored where the device cannot run it.
 pub(crate) fn trial(gpu: &Arc<Gpu>, kernel: Kernel, name: &str, run: fn(&Gpu, Kernel) -> Result<()>) -> Trial {
-    let name = format!("{kernel}/{name}");
-    let refused = move |gpu: &Gpu| -> Result<bool> {
+    let refused = move |gpu: &Gpu| {
         let plan = gpu.engine.plan(&attention(kernel)?.decode().cached(stored_for(kernel, layout(16, 1)?)), MOST);
         Ok(matches!(plan, Err(PlanError::Kernel { .. })))
     };
-    if !matches!(refused(gpu), Ok(true)) {
-        return gpu.trial_of(kernel, &name, move |gpu| run(gpu, kernel));
-    }
-    let stands = move |gpu: &Gpu| {
-        ensure!(refused(gpu)?, "{kernel} serves after all");
-        Ok(())
-    };
-    gpu.trial_of(kernel, &name, stands).with_kind("cannot serve").with_ignored_flag(true)
+    gpu.trial_of((kernel, kernel.name()), name, refused, move |gpu| run(gpu, kernel))
 }
 
 pub(crate) fn layout(page: u32, pages: u32) -> Result<CacheLayout> {

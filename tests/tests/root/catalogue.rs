@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use libtest_mimic::Trial;
-use wattn::Kernel;
+use wattn::{Capabilities, Kernel};
 use wattn_cases::{Reference, SoftmaxCase, catalogue};
 use wattn_tests::{Variant, judge, rows};
 
@@ -35,30 +35,14 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, cases: &[Arc<Case>]) -> Vec<Trial> {
             None => gpu.variants_of(&case.case),
         };
         for variant in variants {
-            let (shared, name) = (Arc::clone(case), &case.case.name);
-            trials.push(match variant.refusal(&gpu.engine, &case.case) {
-                Ok(Some(_)) => refused(gpu, variant, name, move |gpu| refusal_stands(gpu, &shared.case, variant)),
-                _ => gpu.trial_by(variant, name, move |gpu, variant| check(gpu, &shared, variant)),
-            });
+            let (tried, shared) = (Arc::clone(case), Arc::clone(case));
+            let refusal = move |variant: Variant, device: &Capabilities| variant.refusal(device, &tried.case);
+            trials.push(
+                gpu.trial_by(variant, &case.case.name, refusal, move |gpu, variant| check(gpu, &shared, variant)),
+            );
         }
     }
     trials
-}
-
-/// A trial that shows as ignored, with the reason in its kind.
-pub(crate) fn refused(
-    gpu: &Arc<Gpu>,
-    variant: Variant,
-    name: &str,
-    run: impl FnOnce(&Gpu) -> Result<()> + Send + 'static,
-) -> Trial {
-    gpu.trial_by(variant, name, move |gpu, _| run(gpu)).with_kind("cannot serve").with_ignored_flag(true)
-}
-
-/// What runs where ignored trials are asked for.
-pub(crate) fn refusal_stands(gpu: &Gpu, case: &SoftmaxCase, variant: Variant) -> Result<()> {
-    ensure!(variant.refusal(&gpu.engine, case)?.is_some(), "{variant} serves after all");
-    Ok(())
 }
 
 fn check(gpu: &Gpu, case: &Case, variant: Variant) -> Result<()> {

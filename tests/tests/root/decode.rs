@@ -21,32 +21,27 @@ struct Case {
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     let with_kernels = |case, kernels| Arc::new(Case { case, kernels, reference: OnceLock::new() });
-    let cases = decode_catalogue().into_iter().map(|recipe| recipe.build()).flat_map(|case| {
-        // Rounded for the kernel that takes nothing else.
-        let half = case.in_f16().map(|half| with_kernels(half, vec![Kernel::Matrix]));
-        let kernels = decode_kernels(&case).collect();
-        [Some(with_kernels(case, kernels)), half].into_iter().flatten()
-    });
+    let cases: Vec<_> = decode_catalogue()
+        .into_iter()
+        .map(|recipe| recipe.build())
+        .flat_map(|case| {
+            // Rounded for the kernel that takes nothing else.
+            let half = case.in_f16().map(|half| with_kernels(half, vec![Kernel::Matrix]));
+            let kernels = decode_kernels(&case).collect();
+            [Some(with_kernels(case, kernels)), half].into_iter().flatten()
+        })
+        .collect();
     let mut trials = Vec::new();
-    for case in cases {
+    for case in &cases {
         for &kernel in &case.kernels {
             for (split, split_name) in SPLITS {
-                let name = format!("{kernel}-{split_name}/{}", case.case.name);
-                let case = Arc::clone(&case);
-                let refused = matches!(
-                    plan_decode(&gpu.engine, &case.case, Some(kernel), split),
-                    Ok(Err(PlanError::Kernel { .. }))
-                );
-                trials.push(if refused {
-                    let stands = move |gpu: &Gpu| {
-                        let plan = plan_decode(&gpu.engine, &case.case, Some(kernel), split)?;
-                        ensure!(matches!(plan, Err(PlanError::Kernel { .. })), "{kernel} serves after all");
-                        Ok(())
-                    };
-                    gpu.trial_of(kernel, &name, stands).with_kind("cannot serve").with_ignored_flag(true)
-                } else {
-                    gpu.trial_of(kernel, &name, move |gpu| check(gpu, &case, kernel, split))
-                });
+                let (how, name) = (format!("{kernel}-{split_name}"), &case.case.name);
+                let (tried, case) = (Arc::clone(case), Arc::clone(case));
+                let refused = move |gpu: &Gpu| {
+                    let plan = plan_decode(&gpu.engine, &tried.case, Some(kernel), split)?;
+                    Ok(matches!(plan, Err(PlanError::Kernel { .. })))
+                };
+                trials.push(gpu.trial_of((kernel, &how), name, refused, move |gpu| check(gpu, &case, kernel, split)));
             }
         }
     }

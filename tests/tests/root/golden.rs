@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use wattn::Kernel;
+use wattn::{Capabilities, Kernel};
 use wattn_cases::{CaseFile, SoftmaxCase};
 use wattn_tests::{Variant, judge_all, judge_expected, rows};
 
-use crate::catalogue::{refusal_stands, refused};
 use crate::gpu::Gpu;
 
 /// The files of `tests/golden/softmax`.
@@ -38,17 +37,11 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
             trials.push(in_f16(gpu, &name, half));
         }
         for variant in gpu.variants_of(case) {
-            let file = Arc::clone(file);
-            trials.push(match variant.refusal(&gpu.engine, case) {
-                Ok(Some(_)) => {
-                    let case = case.clone();
-                    refused(gpu, variant, &name, move |gpu| refusal_stands(gpu, &case, variant))
-                }
-                _ => gpu.trial_by(variant, &name, move |gpu, variant| {
-                    let case = file.softmax().map_err(anyhow::Error::msg)?;
-                    check(gpu, case, variant)
-                }),
-            });
+            let (tried, file) = (case.clone(), Arc::clone(file));
+            let refusal = move |variant: Variant, device: &Capabilities| variant.refusal(device, &tried);
+            trials.push(gpu.trial_by(variant, &name, refusal, move |gpu, variant| {
+                check(gpu, file.softmax().map_err(anyhow::Error::msg)?, variant)
+            }));
         }
     }
     trials
@@ -56,14 +49,12 @@ pub(crate) fn trials(gpu: &Arc<Gpu>, files: &[Arc<CaseFile>]) -> Vec<Trial> {
 
 /// The problem of a file rounded to f16, by the kernel that takes nothing else: against the oracle, which the file itself is held to.
 fn in_f16(gpu: &Arc<Gpu>, name: &str, half: SoftmaxCase) -> Trial {
-    let variant = Variant::from(Kernel::Matrix);
-    match variant.refusal(&gpu.engine, &half) {
-        Ok(Some(_)) => refused(gpu, variant, name, move |gpu| refusal_stands(gpu, &half, variant)),
-        _ => gpu.trial_by(variant, name, move |gpu, variant| {
-            let (_, comparisons) = judge_all(&gpu.engine, &half, Some(variant), rows(&half))?;
-            comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
-        }),
-    }
+    let tried = half.clone();
+    let refusal = move |variant: Variant, device: &Capabilities| variant.refusal(device, &tried);
+    gpu.trial_by(Kernel::Matrix.into(), name, refusal, move |gpu, variant| {
+        let (_, comparisons) = judge_all(&gpu.engine, &half, Some(variant), rows(&half))?;
+        comparisons.iter().try_for_each(|comparison| gpu.check(comparison))
+    })
 }
 
 fn check(gpu: &Gpu, case: &SoftmaxCase, variant: Variant) -> Result<()> {

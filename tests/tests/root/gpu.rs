@@ -1,14 +1,14 @@
 //! A device that the trials share, and what they need of it.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wattn::wgpu::{self, Adapter, Buffer, BufferUsages, Limits};
-use wattn::{DeviceKind, Engine, Kernel, wanted_features, wanted_limits};
+use wattn::{Capabilities, DeviceKind, Engine, Kernel, wanted_features, wanted_limits};
 use wattn_cases::{Comparison, SoftmaxCase, Storage};
 use wattn_tests::{Variant, adapters, device_label, engine};
 
@@ -19,6 +19,8 @@ pub(crate) struct Gpu {
     pub(crate) engine: Engine,
     adapter: Adapter,
     compared: AtomicUsize,
+    /// Trials that passed, by what they forced.
+    ran: Mutex<BTreeMap<String, usize>>,
     /// On drivers that run on a CPU, another device: each compiles kernels on a thread of its own, which is most of what tests wait for.
     beside: Option<Arc<Self>>,
 }
@@ -44,7 +46,7 @@ impl Gpu {
     fn new(label: &str, adapter: &Adapter) -> Result<Self> {
         let engine = engine(adapter).with_context(|| label.to_owned())?;
         let (label, adapter) = (label.to_owned(), adapter.clone());
-        Ok(Self { label, engine, adapter, compared: AtomicUsize::new(0), beside: None })
+        Ok(Self { label, engine, adapter, compared: AtomicUsize::new(0), ran: Mutex::default(), beside: None })
     }
 
     /// The device that runs trials of this kernel in this shape: always the same one, so that nothing is compiled twice.
@@ -73,6 +75,12 @@ impl Gpu {
         self.compared.load(Ordering::Relaxed) + self.beside.as_ref().map_or(0, |other| other.compared())
     }
 
+    /// Trials that passed so far with this forced.
+    pub(crate) fn ran(&self, how: &str) -> usize {
+        let own = self.ran.lock().expect("no count panics").get(how).copied().unwrap_or(0);
+        own + self.beside.as_ref().map_or(0, |other| other.ran(how))
+    }
+
     /// Pipelines that were compiled so far.
     pub(crate) fn pipelines(&self) -> usize {
         self.engine.pipelines() + self.beside.as_ref().map_or(0, |other| other.pipelines())
@@ -92,24 +100,51 @@ impl Gpu {
         Trial::test(format!("{}/{name}", self.label), move || run(&gpu).map_err(|error| format!("{error:#}").into()))
     }
 
-    /// A trial by `variant`, which its name begins with.
+    /// A trial by `variant`, which its name begins with. Where `refusal` says why the device cannot have it, the trial shows as ignored, and
+    /// holds the device to that where ignored trials are asked for.
     pub(crate) fn trial_by(
         self: &Arc<Self>,
         variant: Variant,
         name: &str,
+        refusal: impl Fn(Variant, &Capabilities) -> Result<Option<String>> + Send + 'static,
         run: impl FnOnce(&Self, Variant) -> Result<()> + Send + 'static,
     ) -> Trial {
-        self.of(variant.kernel, variant.gpu_shape).trial(&format!("{variant}/{name}"), move |gpu| run(gpu, variant))
+        let refused = move |gpu: &Self| Ok(refusal(variant, gpu.engine.capabilities())?.is_some());
+        let gpu = self.of(variant.kernel, variant.gpu_shape);
+        gpu.trial_unless(refused, &variant.to_string(), name, move |gpu| run(gpu, variant))
     }
 
-    /// As [`trial_by`](Self::trial_by), where a kernel is all that varies; `name` begins with it.
+    /// As [`trial_by`](Self::trial_by), where a kernel is all that varies; `how` it runs begins the name.
     pub(crate) fn trial_of(
         self: &Arc<Self>,
-        kernel: Kernel,
+        (kernel, how): (Kernel, &str),
+        name: &str,
+        refused: impl Fn(&Self) -> Result<bool> + Send + 'static,
+        run: impl FnOnce(&Self) -> Result<()> + Send + 'static,
+    ) -> Trial {
+        self.of(kernel, false).trial_unless(refused, how, name, run)
+    }
+
+    fn trial_unless(
+        self: &Arc<Self>,
+        refused: impl Fn(&Self) -> Result<bool> + Send + 'static,
+        how: &str,
         name: &str,
         run: impl FnOnce(&Self) -> Result<()> + Send + 'static,
     ) -> Trial {
-        self.of(kernel, false).trial(name, run)
+        let (how, name) = (how.to_owned(), format!("{how}/{name}"));
+        if matches!(refused(self), Ok(true)) {
+            let stands = move |gpu: &Self| {
+                ensure!(refused(gpu)?, "{how} serves after all");
+                Ok(())
+            };
+            return self.trial(&name, stands).with_kind("cannot serve").with_ignored_flag(true);
+        }
+        self.trial(&name, move |gpu| {
+            run(gpu)?;
+            *gpu.ran.lock().expect("no count panics").entry(how).or_default() += 1;
+            Ok(())
+        })
     }
 
     /// An engine on another device of this adapter, with what wattn wants but for these limits.

@@ -26,12 +26,28 @@ use std::sync::Arc;
 
 use gpu::Gpu;
 use libtest_mimic::{Arguments, Trial};
+use wattn::Driver;
 
 /// Pipelines that the tests of one operator may need on one adapter (where it has two devices, on both together): few, since some
 /// drivers take seconds for each.
 const PIPELINES: usize = 130;
 /// Softmax attention, its backward pass, few queries over many keys, linear attention with decay, BASED.
 const OPERATORS: usize = 5;
+/// Trials by each kernel and schedule, or split of few queries, that pass at least on a software driver with subgroups of 8 or 16 lanes: a
+/// kernel that came to be refused would show as ignored trials alone. A tenth fewer than there are.
+const FLOORS: [(&str, usize); 11] = [
+    ("broadcast", 280),
+    ("broadcast-segments", 125),
+    ("broadcast-split-80", 26),
+    ("broadcast-split-device", 26),
+    ("tile-subgroup", 280),
+    ("tile-subgroup-segments", 135),
+    ("tile-universal", 230),
+    ("tile-universal-gpu-shape", 155),
+    ("tile-universal-segments", 135),
+    ("tile-universal-split-80", 27),
+    ("tile-universal-split-device", 27),
+];
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
@@ -95,6 +111,16 @@ fn totals(gpu: &Arc<Gpu>, complete: bool) -> bool {
     if complete && elements == 0 {
         println!("{}: nothing was compared", gpu.label);
         pass = false;
+    }
+    let device = gpu.engine.capabilities();
+    let known =
+        matches!(device.driver, Driver::Llvmpipe { .. }) && device.subgroups.is_some_and(|(lanes, _)| lanes >= 8);
+    for (how, floor) in FLOORS.into_iter().filter(|_| complete && known) {
+        let ran = gpu.ran(how);
+        if ran < floor {
+            println!("{}: {ran} trials by {how} passed, at least {floor} must", gpu.label);
+            pass = false;
+        }
     }
     if complete && pipelines > PIPELINES * OPERATORS {
         println!("{}: more than {PIPELINES} pipelines an operator", gpu.label);

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use wattn::{Based, Engine};
+use wattn::Engine;
 use wattn_cases::{BasedCase, BasedRecipe, References};
 use wattn_shaders::Key;
-use wattn_tests::{Variant, based, based_tokens, judge_based};
+use wattn_tests::{Variant, based, based_backward, based_tokens, judge_based};
 
 use super::contest::REDUCED;
 use super::planned::Planned;
@@ -45,15 +45,8 @@ impl Contestant {
         let first = started.elapsed().as_secs_f64();
         check(engine, &subject.full, variant)?;
         let case = &subject.full.0;
-        let based = based(case)?;
-        // Timed without states, which the checks ask for.
-        let plain = Based::new(based.heads(), based.dims())
-            .causal(based.is_causal())
-            .normalize(based.is_normalized())
-            .scale(based.effective_scale())
-            .mixed_storage(based.q_storage(), based.kv_storage());
-        let plain = if case.has_backward() { plain.backward() } else { plain };
-        let forced = variant.map_or(plain.clone(), |variant| variant.force_based(plain));
+        let checked = if case.has_backward() { based_backward(case)? } else { based(case)? };
+        let forced = variant.map_or(checked.clone(), |variant| variant.force_based(checked));
         Ok(Self { planned: Planned::based(engine, &forced, based_tokens(case)?)?, first })
     }
 

@@ -49,10 +49,17 @@ pub(crate) fn load(path: &Path) -> Result<Run> {
     Ok(run)
 }
 
-/// Fails unless the earlier run is of this device.
-pub(crate) fn comparable(before: &Run, identity: &str) -> Result<()> {
+/// Fails unless the earlier run is of this device, its kernels compiled in the same way.
+pub(crate) fn comparable(before: &Run, identity: &str, trusted: bool) -> Result<()> {
     let earlier = before.device.identity();
     ensure!(earlier == identity, "the baseline is of another device or driver ({earlier}) than this ({identity})");
+    let with = |trusted: bool| if trusted { "with" } else { "without" };
+    ensure!(
+        before.trusted == trusted,
+        "the baseline was measured {} --trusted, this would be {} it",
+        with(before.trusted),
+        with(trusted)
+    );
     Ok(())
 }
 
@@ -117,6 +124,7 @@ impl fmt::Display for Change {
 
 #[cfg(test)]
 mod tests {
+    use super::super::device::Device;
     use super::*;
 
     fn row(median: f64, mad: f64) -> Row {
@@ -152,5 +160,17 @@ mod tests {
     #[test]
     fn failed_rows_are_not_compared() {
         assert!(change(&Row::default(), &row(1.0, 0.0), false).is_none());
+    }
+
+    #[test]
+    fn runs_with_and_without_counters_are_not_compared() {
+        let device = Device::sample();
+        // As files were before they said.
+        let run = serde_json::json!({ "schema": 1, "device": device, "rows": [] });
+        let run: Run = serde_json::from_value(run).expect("a run");
+        comparable(&run, &device.identity(), false).expect("the same");
+        let error = comparable(&run, &device.identity(), true).expect_err("another").to_string();
+        assert!(error.contains("without --trusted, this would be with it"), "{error}");
+        assert!(comparable(&run, "vulkan/other, d 1", false).is_err());
     }
 }

@@ -77,6 +77,18 @@ impl Device {
         }
     }
 
+    /// One that tests make do with.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        let device = serde_json::json!({
+            "name": "a <name>", "backend": "vulkan", "driver": "d", "driver_info": "1", "kind": "cpu", "software": true,
+            "subgroup_min_size": 8, "subgroup_max_size": 8, "fma_gflops": 50.0, "fma_probe": "p", "copy_gbps": 10.0,
+            "copy_buffer_gbps": 10.0, "copy_kernel_gbps": 5.0, "plan_us": 1.0, "encode_us": 1.0, "empty_submit_us": 1.0,
+            "dispatch_us": 1.0, "next_dispatch_us": 1.0, "commit": null,
+        });
+        serde_json::from_value(device).expect("all fields")
+    }
+
     /// What makes runs comparable.
     pub(crate) fn identity(&self) -> String {
         format!("{}/{}, {} {}", self.backend, self.name, self.driver, self.driver_info)

@@ -8,7 +8,9 @@ use wattn::{
     Attention, Based, BasedOperands, Decay, Engine, Extent, HeadDim, Heads, Lightning, LinearOperands, Tokens, View,
 };
 use wattn_cases::{BasedRecipe, LinearRecipe, Recipe, References, Rules, compare};
-use wattn_tests::{based as based_of, lightning as lightning_of};
+use wattn_tests::{Variant, based as based_of, lightning as lightning_of};
+
+use crate::report::guarded;
 
 use super::clock::Clock;
 use super::contest;
@@ -44,19 +46,19 @@ pub(crate) struct Speed {
     pub(crate) per_second: f64,
 }
 
-/// Checks each operator's kernel at these shapes and times it.
-pub(crate) fn measure(engine: &Engine, clock: &Clock) -> Vec<Generation> {
-    type Measured = fn(&Engine, &Clock) -> Result<(u64, Vec<Speed>)>;
+/// Checks each operator's kernel, or the pinned one, at these shapes and times it.
+pub(crate) fn measure(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Vec<Generation> {
+    type Measured = fn(&Engine, &Clock, Option<Variant>) -> Result<(u64, Vec<Speed>)>;
     let operators: [(&str, Measured); 3] =
         [("based_step", based_step), ("lightning_step", lightning_step), ("softmax_decode", softmax)];
-    let one = |(op, measured): (&str, Measured)| match measured(engine, clock) {
+    let one = |(op, measured): (&str, Measured)| match guarded(|| measured(engine, clock, pinned)) {
         Ok((bytes, points)) => Generation { op: op.into(), bytes, points, error: None },
         Err(error) => Generation { op: op.into(), bytes: 0, points: Vec::new(), error: Some(format!("{error:#}")) },
     };
     operators.map(one).into()
 }
 
-fn based_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
+fn based_step(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Result<(u64, Vec<Speed>)> {
     let recipe = BasedRecipe { name: "based_step", tokens: 1, heads: HEADS as usize, ..BasedRecipe::default() };
     let case = BasedRecipe { feature_dim: FEATURES as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
     let state = case.state.as_ref().context("the recipe has no state")?;
@@ -67,15 +69,19 @@ fn based_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
         ..BasedOperands::new(View::bhsd(&given.q), View::bhsd(&given.k), View::bhsd(&given.v))
     };
     let mut encoder = clock.encoder();
-    engine.plan(&based_of(&case)?.step(), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
+    let forced = |based: Based| match pinned {
+        Some(variant) => variant.force_based(based),
+        None => based,
+    };
+    engine.plan(&forced(based_of(&case)?.step()), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
     clock.submissions(vec![encoder])?;
     given.check(engine, &case.reference(), &case.rules("out"))?;
 
-    let based = Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?).step();
+    let based = forced(Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?).step());
     steady(&Planned::based(engine, &based, Tokens::new(1, 1))?, clock, given.state.size())
 }
 
-fn lightning_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
+fn lightning_step(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Result<(u64, Vec<Speed>)> {
     let recipe = LinearRecipe { name: "lightning_step", tokens: 1, heads: HEADS as usize, ..LinearRecipe::default() };
     let case = LinearRecipe { key_dim: DIM as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
     let state = case.state.as_ref().context("the recipe has no state")?;
@@ -86,26 +92,35 @@ fn lightning_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
         ..LinearOperands::new(View::bhsd(&given.q), View::bhsd(&given.k), View::bhsd(&given.v))
     };
     let mut encoder = clock.encoder();
-    engine.plan(&lightning_of(&case)?.step(), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
+    let forced = |lightning: Lightning| match pinned {
+        Some(variant) => variant.force_linear(lightning),
+        None => lightning,
+    };
+    engine.plan(&forced(lightning_of(&case)?.step()), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
     clock.submissions(vec![encoder])?;
     given.check(engine, &case.reference(), &case.rules("out"))?;
 
-    let lightning = Lightning::new(HEADS, HeadDim::new(DIM)?).decay(Decay::transnormer(3, 12)).step();
+    let lightning = forced(Lightning::new(HEADS, HeadDim::new(DIM)?).decay(Decay::transnormer(3, 12)).step());
     steady(&Planned::lightning(engine, &lightning, Tokens::new(1, 1))?, clock, given.state.size())
 }
 
 /// One query over a growing cache.
-fn softmax(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
+fn softmax(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Result<(u64, Vec<Speed>)> {
     let [heads, dim] = [HEADS as usize, DIM as usize];
     let recipe = Recipe { name: "softmax", queries: 1, keys: 1024, heads, kv_heads: heads, ..Recipe::default() };
     let subject = contest::Subject::new(&Recipe { head_dim: dim, value_dim: dim, ..recipe });
-    decode::Contestant::new(engine, &subject, None)?;
+    decode::Contestant::new(engine, &subject, pinned.map(|variant| variant.kernel))?;
 
     let attention = Attention::new(Heads::new(HEADS)?, HeadDim::new(DIM)?);
+    let attention = pinned.map_or(attention, |variant| variant.force(attention));
     let mut points = Vec::new();
     for keys in CACHES {
         // A device may lack the memory, or a limit: the line ends there.
-        let Ok(planned) = Planned::decode(engine, &attention, Extent::new(1, 1, keys)) else { break };
+        let planned = match Planned::decode(engine, &attention, Extent::new(1, 1, keys)) {
+            Ok(planned) => planned,
+            Err(error) if points.is_empty() => return Err(error),
+            Err(_) => break,
+        };
         points.push(Speed { tokens: keys, per_second: 1.0 / planned.median(clock, SAMPLES, 1)? });
     }
     let longest = points.last().map_or(0, |point| point.tokens);

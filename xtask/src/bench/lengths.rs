@@ -4,6 +4,10 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wattn::{Attention, Based, Decay, Engine, Extent, HeadDim, Heads, Lightning, Tokens};
 
+use wattn_tests::Variant;
+
+use crate::report::guarded;
+
 use super::clock::Clock;
 use super::planned::Planned;
 
@@ -28,6 +32,9 @@ pub(crate) struct Line {
     /// Of time over length, fitted; `None` where too little was measured.
     pub(crate) exponent: Option<f64>,
     pub(crate) points: Vec<Point>,
+    /// Why it was not timed.
+    #[serde(default)]
+    pub(crate) error: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -43,7 +50,7 @@ struct Operator {
     op: &'static str,
     gate: &'static str,
     growth: f64,
-    plan: fn(&Engine, u32) -> Result<Planned>,
+    plan: fn(&Engine, Option<Variant>, u32) -> Result<Planned>,
 }
 
 const OPERATORS: [Operator; 3] = [
@@ -52,18 +59,22 @@ const OPERATORS: [Operator; 3] = [
     Operator { op: "based", gate: "based/forward_8192", growth: 2.0, plan: based },
 ];
 
-fn softmax(engine: &Engine, tokens: u32) -> Result<Planned> {
+fn softmax(engine: &Engine, pinned: Option<Variant>, tokens: u32) -> Result<Planned> {
     let attention = Attention::new(Heads::new(HEADS)?, HeadDim::new(DIM)?).causal();
+    let attention = pinned.map_or(attention, |variant| variant.force(attention));
     Planned::softmax(engine, &attention, Extent::new(1, tokens, tokens))
 }
 
-fn lightning(engine: &Engine, tokens: u32) -> Result<Planned> {
+fn lightning(engine: &Engine, pinned: Option<Variant>, tokens: u32) -> Result<Planned> {
     let lightning = Lightning::new(HEADS, HeadDim::new(DIM)?).decay(Decay::transnormer(3, 12));
+    let lightning = pinned.map_or(lightning.clone(), |variant| variant.force_linear(lightning));
     Planned::lightning(engine, &lightning, Tokens::new(1, tokens))
 }
 
-fn based(engine: &Engine, tokens: u32) -> Result<Planned> {
-    Planned::based(engine, &Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?), Tokens::new(1, tokens))
+fn based(engine: &Engine, pinned: Option<Variant>, tokens: u32) -> Result<Planned> {
+    let based = Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?);
+    let based = pinned.map_or(based.clone(), |variant| variant.force_based(based));
+    Planned::based(engine, &based, Tokens::new(1, tokens))
 }
 
 /// Whether an operator is timed only if this case was found right.
@@ -71,19 +82,41 @@ pub(crate) fn is_gate(case: &str) -> bool {
     OPERATORS.iter().any(|operator| operator.gate == case)
 }
 
-/// Measures each operator whose gate passed.
-pub(crate) fn measure(engine: &Engine, clock: &Clock, passed: impl Fn(&str) -> bool) -> Result<Vec<Line>> {
-    OPERATORS.iter().filter(|operator| passed(operator.gate)).map(|operator| line(engine, clock, operator)).collect()
+/// Measures each operator whose gate passed, by the pinned kernel if there is one.
+pub(crate) fn measure(
+    engine: &Engine,
+    clock: &Clock,
+    pinned: Option<Variant>,
+    passed: impl Fn(&str) -> bool,
+) -> Vec<Line> {
+    let measured = |operator: &Operator| {
+        let (op, gate) = (operator.op.into(), operator.gate.into());
+        match guarded(|| points(engine, clock, pinned, operator)) {
+            Ok((points, exponent)) => Line { op, gate, exponent, points, error: None },
+            Err(error) => Line { op, gate, exponent: None, points: Vec::new(), error: Some(format!("{error:#}")) },
+        }
+    };
+    OPERATORS.iter().filter(|operator| passed(operator.gate)).map(measured).collect()
 }
 
-fn line(engine: &Engine, clock: &Clock, operator: &Operator) -> Result<Line> {
+/// A line's points, and the exponent of those that were measured.
+fn points(
+    engine: &Engine,
+    clock: &Clock,
+    pinned: Option<Variant>,
+    operator: &Operator,
+) -> Result<(Vec<Point>, Option<f64>)> {
     let mut points: Vec<Point> = Vec::new();
     for tokens in TOKENS {
         if points.last().is_some_and(|last| last.us * 1e-6 * operator.growth > LONGEST) {
             break;
         }
         // A device may lack the memory, or a limit: the line ends there.
-        let Ok(planned) = (operator.plan)(engine, tokens) else { break };
+        let planned = match (operator.plan)(engine, pinned, tokens) {
+            Ok(planned) => planned,
+            Err(error) if points.is_empty() => return Err(error),
+            Err(_) => break,
+        };
         let us = planned.median(clock, SAMPLES, 1)? * 1e6;
         points.push(Point { tokens, us, extrapolated: false });
     }
@@ -95,7 +128,7 @@ fn line(engine: &Engine, clock: &Clock, operator: &Operator) -> Result<Line> {
             Point { tokens, us, extrapolated: true }
         }));
     }
-    Ok(Line { op: operator.op.into(), gate: operator.gate.into(), exponent, points })
+    Ok((points, exponent))
 }
 
 /// The slope of log time over log tokens, by least squares.

@@ -39,7 +39,7 @@ use crate::select::{Selection, trusted};
 use ceilings::Ceilings;
 use clock::Clock;
 use compare::Verdict;
-use contest::{Contestant, Effort, Runner, Subject, contest};
+use contest::{Contestant, Effort, Outcome, Runner, Subject, contest};
 use device::Device;
 use row::{Row, Run, Shared};
 use unfused::{Form, Passes, Unfused};
@@ -85,7 +85,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let adapter = args.selection.adapter()?;
     let before = args.baseline.as_deref().map(compare::load).transpose()?;
     if let Some(before) = &before {
-        compare::comparable(before, &device::identity(&adapter.get_info()))?;
+        compare::comparable(before, &device::identity(&adapter.get_info()), args.selection.trusted)?;
     }
     let engine = device::open(&adapter)?;
     let pinned = args.selection.variant();
@@ -122,42 +122,42 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .build();
     let (engine, trusted) = if args.selection.trusted { (trusted, None) } else { (checked, Some(trusted)) };
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
-    let bench = Bench { engine, trusted, clock, ceilings, effort };
+    let bench = Bench { engine, trusted, clock, ceilings, effort, bar: bar.clone() };
     let mut rows = Vec::new();
     for recipe in &recipes {
         bar.inc(1);
         bar.set_message(recipe.name);
         if recipe.backward {
-            rows.push(bench.backward(recipe, pinned)?);
+            rows.push(bench.backward(recipe, pinned));
         } else {
-            rows.extend(bench.case(recipe, pinned)?);
+            rows.extend(bench.case(recipe, pinned));
         }
     }
     for recipe in &decode {
         bar.inc(1);
         bar.set_message(recipe.name);
-        rows.push(bench.decode(recipe, pinned)?);
+        rows.push(bench.decode(recipe, pinned));
     }
     for recipe in &linear {
         bar.inc(1);
         bar.set_message(recipe.name);
-        rows.push(bench.linear(recipe, pinned)?);
+        rows.push(bench.linear(recipe, pinned));
     }
     for recipe in &based {
         bar.inc(1);
         bar.set_message(recipe.name);
-        rows.push(bench.based(recipe, pinned)?);
+        rows.push(bench.based(recipe, pinned));
     }
     let mut lengths = Vec::new();
     if sweep {
         bar.set_message("time against length");
         let passed = |case: &str| rows.iter().any(|row: &Row| row.case == case && row.median_us.is_some());
-        lengths = lengths::measure(&bench.engine, &bench.clock, passed)?;
+        lengths = lengths::measure(&bench.engine, &bench.clock, pinned, passed);
     }
     let mut generation = Vec::new();
     if generate {
         bar.set_message("generation");
-        generation = generation::measure(&bench.engine, &bench.clock);
+        generation = generation::measure(&bench.engine, &bench.clock, pinned);
     }
     bar.finish_and_clear();
     if !rows.is_empty() {
@@ -170,7 +170,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         println!("\n{}", table::generation(&generation));
     }
 
-    let run = Run { schema: 1, device, rows, lengths, generation };
+    let run = Run { schema: 1, trusted: args.selection.trusted, device, rows, lengths, generation };
     if let Some(path) = &args.json {
         std::fs::write(path, serde_json::to_string_pretty(&run)? + "\n")
             .with_context(|| format!("writing {}", path.display()))?;
@@ -198,7 +198,8 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
         slower = changes.iter().filter(|change| change.verdict == Verdict::Slower).count();
     }
     let wrong = |row: &&Row| row.error.is_some() || row.baseline_error.is_some();
-    let stuck = run.generation.iter().filter(|op| op.error.is_some()).map(|op| op.op.as_str());
+    let lines = run.lengths.iter().filter(|line| line.error.is_some()).map(|line| line.op.as_str());
+    let stuck = run.generation.iter().filter(|op| op.error.is_some()).map(|op| op.op.as_str()).chain(lines);
     let failed: Vec<&str> = run.rows.iter().filter(wrong).map(|row| row.case.as_str()).chain(stuck).collect();
     ensure!(failed.is_empty(), "{} FAILED: {}", failed.len(), failed.join(", "));
     ensure!(slower == 0, "{slower} slower beyond noise");
@@ -213,22 +214,18 @@ struct Bench {
     clock: Clock,
     ceilings: Ceilings,
     effort: Effort,
+    bar: ProgressBar,
 }
 
 impl Bench {
-    /// One case: a row for the plan's choice or the pinned kernel, and for the showcase one for each other variant, and one for the plan's
-    /// choice without wgpu's counters of loops.
-    fn case(&self, recipe: &Recipe, pinned: Option<Variant>) -> Result<Vec<Row>> {
+    /// One case: a row for the plan's choice or the pinned kernel, and for the showcase one for each other variant that the device can have,
+    /// and one for the plan's choice without wgpu's counters of loops.
+    fn case(&self, recipe: &Recipe, pinned: Option<Variant>) -> Vec<Row> {
         let subject = Subject::new(recipe);
         let mut rows = Vec::new();
         let mut contestants = Vec::new();
-        let mut variants = vec![pinned];
-        if pinned.is_none() && recipe.name == SHOWCASE {
-            variants.extend(Variant::all(self.engine.capabilities()).into_iter().map(Some));
-        }
-        for variant in variants {
-            let label = variant.map_or("plan".into(), |v| v.to_string());
-            let row = Row::new(recipe, &label);
+        for variant in self.variants(recipe, &subject, pinned) {
+            let row = Row::new(recipe, &label(variant));
             match guarded(|| Contestant::new(&self.engine, &subject, variant)) {
                 // The plan's own choice is there already.
                 Ok(new) if contestants.iter().any(|(_, c): &(_, Contestant<'_>)| same_pipeline(c, &new)) => {}
@@ -244,13 +241,39 @@ impl Bench {
                 Err(error) => rows.push(row.failed(&error)),
             }
         }
-        let Some((_, first)) = contestants.first() else { return Ok(rows) };
+        let measured = guarded(|| self.measured(&subject, &contestants)).unwrap_or_else(|error| {
+            let failed = |(row, _): &(Row, Contestant<'_>)| row.clone().failed(&error);
+            contestants.iter().map(failed).collect()
+        });
+        rows.splice(0..0, measured);
+        rows
+    }
 
+    /// What competes in a case: the plan's choice or the pinned kernel, and in the showcase all that the device can have.
+    fn variants(&self, recipe: &Recipe, subject: &Subject, pinned: Option<Variant>) -> Vec<Option<Variant>> {
+        let mut variants = vec![pinned];
+        if pinned.is_some() || recipe.name != SHOWCASE {
+            return variants;
+        }
+        let device = self.engine.capabilities();
+        for variant in Variant::all(device) {
+            if let Ok(Some(reason)) = variant.refusal(device, &subject.full) {
+                self.bar.suspend(|| println!("{}: without {variant}, since {reason}", recipe.name));
+            } else {
+                variants.push(Some(variant));
+            }
+        }
+        variants
+    }
+
+    /// The rows of a case's contestants, timed beside unfused passes.
+    fn measured(&self, subject: &Subject, contestants: &[(Row, Contestant<'_>)]) -> Result<Vec<Row>> {
+        let Some((_, first)) = contestants.first() else { return Ok(Vec::new()) };
         let unfused = Unfused::new(&self.engine, &subject.full);
         let reduced = Unfused::new(&self.engine, &subject.reduced);
         let flops = first.plan.details().flops;
         let [naive, tiled] = [Form::Naive, Form::Tiled].map(|form| match (&unfused, &reduced) {
-            (Some(full), Some(reduced)) => self.baseline(form, [full, reduced], &subject, flops),
+            (Some(full), Some(reduced)) => self.baseline(form, [full, reduced], subject, flops),
             _ => Ok(None),
         });
         let error = [&naive, &tiled].into_iter().find_map(|form| form.as_ref().err());
@@ -269,77 +292,65 @@ impl Bench {
             baseline_workspace_bytes: unfused.as_ref().map(|unfused| unfused.workspace_bytes),
             baseline_error,
         };
-        let measured =
-            contestants.iter().zip(own).map(|((row, c), outcome)| row.clone().measured(c.figures(), *outcome, &shared));
-        rows.splice(0..0, measured.collect::<Vec<_>>());
-        Ok(rows)
+        let measured = |((row, c), outcome): (&(Row, Contestant<'_>), &Outcome)| {
+            row.clone().measured(c.figures(), *outcome, &shared)
+        };
+        Ok(contestants.iter().zip(own).map(measured).collect())
     }
 
     /// One case of few queries: a row for the plan's choice or the pinned kernel, with the forward kernel as its baseline.
-    fn decode(&self, recipe: &Recipe, pinned: Option<Variant>) -> Result<Row> {
-        let subject = Subject::new(recipe);
-        let label = pinned.map_or("plan".into(), |v| v.to_string());
-        let row = Row { op: "softmax_decode".into(), ..Row::new(recipe, &label) };
-        let kernel = pinned.map(|variant| variant.kernel);
-        let contestant = match guarded(|| decode::Contestant::new(&self.engine, &subject, kernel)) {
-            Ok(contestant) => contestant,
-            Err(error) => return Ok(row.failed(&error)),
-        };
-        let forward = match guarded(|| Contestant::new(&self.engine, &subject, None)) {
-            Ok(forward) => forward,
-            Err(error) => return Ok(row.failed(&error)),
-        };
-        let runners = [Runner::Decode(&contestant), Runner::Kernel(&forward)];
-        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &runners)?;
-        let baseline = outcomes.get(1).map(|outcome| outcome.time.median);
-        let outcome = outcomes.first().context("no outcome")?;
-        Ok(row.measured(contestant.figures(), *outcome, &Shared { baseline, ..Shared::default() }))
+    fn decode(&self, recipe: &Recipe, pinned: Option<Variant>) -> Row {
+        let row = Row { op: "softmax_decode".into(), ..Row::new(recipe, &label(pinned)) };
+        row.filled(|| {
+            let subject = Subject::new(recipe);
+            let kernel = pinned.map(|variant| variant.kernel);
+            let contestant = decode::Contestant::new(&self.engine, &subject, kernel)?;
+            let forward = Contestant::new(&self.engine, &subject, None)?;
+            let runners = [Runner::Decode(&contestant), Runner::Kernel(&forward)];
+            let (outcome, baseline) = self.contest(&runners)?;
+            Ok((contestant.figures(), outcome, Shared { baseline, ..Shared::default() }))
+        })
     }
 
     /// One backward pass of softmax attention: a row for the plan's choice or the pinned kernel.
-    fn backward(&self, recipe: &Recipe, pinned: Option<Variant>) -> Result<Row> {
-        let row = Row::new(recipe, &pinned.map_or("plan".into(), |v| v.to_string()));
-        let subject = backward::Subject::new(recipe);
-        let contestant = match guarded(|| backward::Contestant::new(&self.engine, &subject, pinned)) {
-            Ok(contestant) => contestant,
-            Err(error) => return Ok(row.failed(&error)),
-        };
-        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &[Runner::Backward(&contestant)])?;
-        let outcome = outcomes.first().context("no outcome")?;
-        Ok(row.measured(contestant.figures(), *outcome, &Shared::default()))
+    fn backward(&self, recipe: &Recipe, pinned: Option<Variant>) -> Row {
+        Row::new(recipe, &label(pinned)).filled(|| {
+            let subject = backward::Subject::new(recipe);
+            let contestant = backward::Contestant::new(&self.engine, &subject, pinned)?;
+            let (outcome, _) = self.contest(&[Runner::Backward(&contestant)])?;
+            Ok((contestant.figures(), outcome, Shared::default()))
+        })
     }
 
     /// One case of linear attention: a row for the plan's choice or the pinned kernel, with the token-by-token scan as its baseline.
-    fn linear(&self, recipe: &LinearRecipe, pinned: Option<Variant>) -> Result<Row> {
+    fn linear(&self, recipe: &LinearRecipe, pinned: Option<Variant>) -> Row {
         let subject = linear::Subject::new(recipe);
-        let row = Row::linear(recipe, subject.op(), &pinned.map_or("plan".into(), |v| v.to_string()));
-        let contestant = match guarded(|| linear::Contestant::new(&self.engine, &subject, pinned)) {
-            Ok(contestant) => contestant,
-            Err(error) => return Ok(row.failed(&error)),
-        };
-        let scan = linear::Scan::new(&self.engine, &self.clock, &subject);
-        let baseline_error = scan.as_ref().err().map(|error| format!("{error:#}"));
-        let scan = scan.ok().flatten();
-        let mut runners = vec![Runner::Linear(&contestant)];
-        runners.extend(scan.as_ref().map(Runner::Scan));
-        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &runners)?;
-        let baseline = outcomes.get(1).map(|outcome| outcome.time.median);
-        let shared = Shared { baseline, baseline_error, ..Shared::default() };
-        let outcome = outcomes.first().context("no outcome")?;
-        Ok(row.measured(contestant.figures(), *outcome, &shared))
+        Row::linear(recipe, subject.op(), &label(pinned)).filled(|| {
+            let contestant = linear::Contestant::new(&self.engine, &subject, pinned)?;
+            let scan = linear::Scan::new(&self.engine, &self.clock, &subject);
+            let baseline_error = scan.as_ref().err().map(|error| format!("{error:#}"));
+            let scan = scan.ok().flatten();
+            let mut runners = vec![Runner::Linear(&contestant)];
+            runners.extend(scan.as_ref().map(Runner::Scan));
+            let (outcome, baseline) = self.contest(&runners)?;
+            Ok((contestant.figures(), outcome, Shared { baseline, baseline_error, ..Shared::default() }))
+        })
     }
 
     /// One case of BASED's linear attention: a row for the plan's choice or the pinned kernel.
-    fn based(&self, recipe: &BasedRecipe, pinned: Option<Variant>) -> Result<Row> {
-        let row = Row::based(recipe, &pinned.map_or("plan".into(), |v| v.to_string()));
-        let subject = based::Subject::new(recipe);
-        let contestant = match guarded(|| based::Contestant::new(&self.engine, &subject, pinned)) {
-            Ok(contestant) => contestant,
-            Err(error) => return Ok(row.failed(&error)),
-        };
-        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &[Runner::Based(&contestant)])?;
-        let outcome = outcomes.first().context("no outcome")?;
-        Ok(row.measured(contestant.figures()?, *outcome, &Shared::default()))
+    fn based(&self, recipe: &BasedRecipe, pinned: Option<Variant>) -> Row {
+        Row::based(recipe, &label(pinned)).filled(|| {
+            let subject = based::Subject::new(recipe);
+            let contestant = based::Contestant::new(&self.engine, &subject, pinned)?;
+            let (outcome, _) = self.contest(&[Runner::Based(&contestant)])?;
+            Ok((contestant.figures()?, outcome, Shared::default()))
+        })
+    }
+
+    /// What came out for the first runner, and the median of the second if there is one.
+    fn contest(&self, runners: &[Runner<'_>]) -> Result<(Outcome, Option<f64>)> {
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, runners)?;
+        Ok((*outcomes.first().context("no outcome")?, outcomes.get(1).map(|outcome| outcome.time.median)))
     }
 
     /// A baseline that passed its checks; `None` if it would take too long.
@@ -364,6 +375,11 @@ impl Bench {
         passes.verify(&subject.full_reference)?;
         Ok(Some(passes))
     }
+}
+
+/// What a row's numbers are of.
+fn label(pinned: Option<Variant>) -> String {
+    pinned.map_or("plan".into(), |variant| variant.to_string())
 }
 
 fn same_pipeline(a: &Contestant<'_>, b: &Contestant<'_>) -> bool {

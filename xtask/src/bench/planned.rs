@@ -28,6 +28,7 @@ enum Kind {
     Decode(Box<DecodePlan>, Work),
     /// A step has a state.
     Linear(Box<LinearPlan>, Option<LightningState>),
+    /// So has a forward pass that leaves states.
     Based(BasedPlan, Option<BasedState>),
 }
 
@@ -70,12 +71,12 @@ impl Planned {
         Ok(Self::linear(engine, Kind::Linear(Box::new(plan), state), sizes, workspace))
     }
 
-    /// BASED's linear attention: forward, backward, or a step on a state of its own.
+    /// BASED's linear attention: forward, with the states after it where they are asked for, backward, or a step on a state of its own.
     pub(crate) fn based(engine: &Engine, based: &Based, tokens: Tokens) -> Result<Self> {
         let plan = engine.plan(based, tokens)?;
         let (workspace, dims) = (plan.workspace_bytes(), based.dims());
-        let step = matches!(based.pass(), Pass::Step { .. });
-        let state = step.then(|| BasedState::new(engine, based, tokens.batch)).transpose()?;
+        let writes_state = based.has_final_state() && based.pass() != Pass::Backward;
+        let state = writes_state.then(|| BasedState::new(engine, based, tokens.batch)).transpose()?;
         let sizes = [tokens.batch * based.heads(), tokens.tokens, dims.qk(), dims.value()];
         let planned = Self::linear(engine, Kind::Based(plan, state), sizes, workspace);
         let gradients = || [dims.qk(), dims.qk(), dims.value()].map(|dim| floats(engine, [sizes[0], sizes[1], dim]));

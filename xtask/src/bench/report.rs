@@ -46,10 +46,10 @@ fn page(run: &Run) -> Result<String> {
     if !measured.is_empty() {
         html += "<h2>Roofline</h2><p>Each case at its FLOPs per byte; the line is the lower of both ceilings as measured first, to which each case is scaled from those beside it.</p>";
         html += &svg(480, |area| roofline(area, run, &measured))?;
-        html += "<h2>Time against unfused passes</h2><p>From top to bottom: the kernel, three tiled passes, three naive passes; as multiples of the first.</p>";
+        html += "<h2>Time against unfused passes</h2><p>From top to bottom: the kernel, three tiled passes, what the column naive stands for; as multiples of the first.</p>";
         html += &svg(80 + u32::try_from(measured.len() * 40)?, |area| bars(area, &measured))?;
     }
-    if !run.lengths.is_empty() {
+    if run.lengths.iter().any(|line| !line.points.is_empty()) {
         html += "<h2>Time against length</h2><p>Dashed: extrapolated by the fitted exponent, not run.</p>";
         html += &svg(480, |area| lengths(area, &run.lengths))?;
     }
@@ -203,17 +203,12 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::device::Device;
     use super::super::generation::Speed;
     use super::*;
 
     #[test]
     fn a_page_holds_both_charts_and_needs_nothing_else() {
-        let device = serde_json::json!({
-            "name": "a <name>", "backend": "vulkan", "driver": "d", "driver_info": "1", "kind": "cpu", "software": true,
-            "subgroup_min_size": 8, "subgroup_max_size": 8, "fma_gflops": 50.0, "fma_probe": "p", "copy_gbps": 10.0,
-            "copy_buffer_gbps": 10.0, "copy_kernel_gbps": 5.0, "plan_us": 1.0, "encode_us": 1.0, "empty_submit_us": 1.0,
-            "dispatch_us": 1.0, "next_dispatch_us": 1.0, "commit": null,
-        });
         let row = Row {
             case: "softmax/x".into(),
             variant: "plan".into(),
@@ -228,11 +223,11 @@ mod tests {
         let rows = vec![row, Row { error: Some("wrong".into()), ..Row::default() }];
         let point = |tokens, us, extrapolated| Point { tokens, us, extrapolated };
         let points = vec![point(1024, 10.0, false), point(2048, 40.0, false), point(4096, 160.0, true)];
-        let lengths = vec![Line { op: "softmax".into(), gate: "softmax/x".into(), exponent: Some(2.0), points }];
+        let lengths =
+            vec![Line { op: "softmax".into(), gate: "softmax/x".into(), exponent: Some(2.0), points, error: None }];
         let points = [1024, 2048].map(|tokens| Speed { tokens, per_second: 100.0 }).into();
         let generation = vec![Generation { op: "a_step".into(), bytes: 4, points, error: None }];
-        let device = serde_json::from_value(device).expect("all fields");
-        let run = Run { schema: 1, device, rows, lengths, generation };
+        let run = Run { schema: 1, trusted: false, device: Device::sample(), rows, lengths, generation };
         let html = page(&run).expect("drawn");
         assert_eq!(html.matches("<svg").count(), 4);
         assert!(html.contains("exponent 2.00") && html.contains("a_step"), "the lines' labels");

@@ -1,7 +1,10 @@
 //! One measured case, as it stands in the JSON file.
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wattn_cases::{BasedRecipe, LinearRecipe, Recipe};
+
+use crate::report::guarded;
 
 use super::contest::Outcome;
 
@@ -9,6 +12,9 @@ use super::contest::Outcome;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) schema: u32,
+    /// Whether kernels were compiled without wgpu's counters of their loops.
+    #[serde(default)]
+    pub(crate) trusted: bool,
     pub(crate) device: super::device::Device,
     pub(crate) rows: Vec<Row>,
     /// Time against length; not measured by quick or filtered runs.
@@ -46,7 +52,8 @@ pub(crate) struct Row {
     pub(crate) mad_us: Option<f64>,
     /// What the plan estimates from the ceilings measured at the start.
     pub(crate) predicted_us: Option<f64>,
-    /// The naive three passes, in f32 whatever the case's storage.
+    /// The naive three passes, in f32 whatever the case's storage; of linear attention a scan token by token, of few queries the forward
+    /// kernel.
     pub(crate) baseline_us: Option<f64>,
     /// Three passes whose products keep blocks in registers, in f32 too.
     pub(crate) tiled_unfused_us: Option<f64>,
@@ -193,6 +200,14 @@ impl Row {
             fma_gflop_mad: Some(beside.fma_flops_mad / 1e9),
             baseline_error: shared.baseline_error.clone(),
             ..self
+        }
+    }
+
+    /// The row with what was measured, or with why nothing was.
+    pub(crate) fn filled(self, measure: impl FnOnce() -> Result<(Figures, Outcome, Shared)>) -> Self {
+        match guarded(measure) {
+            Ok((figures, outcome, shared)) => self.measured(figures, outcome, &shared),
+            Err(error) => self.failed(&error),
         }
     }
 

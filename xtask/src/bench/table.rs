@@ -26,8 +26,8 @@ pub(crate) const HEADER: [&str; 13] = [
 ];
 
 pub(crate) const LEGEND: &str = "of ceiling: the time that the named ceiling around the case allows, over the median. \
-    naive, tiled: three unfused passes in f32, as multiples of the time; of linear attention, a token-by-token scan with its state in \
-    memory.\ntile: queries x keys; of linear attention, tokens of a chunk x segments.\n\
+    naive, tiled: three unfused passes in f32, as multiples of the time; naive of linear attention, a token-by-token scan with its state \
+    in memory; of few queries, the forward kernel on the same problem.\ntile: queries x keys; of linear attention, tokens of a chunk x segments.\n\
     memory: workspace, against the scores that unfused passes store.";
 
 /// What is said above the table: the device, its ceilings, the costs of a call.
@@ -102,8 +102,10 @@ pub(crate) fn lengths(lines: &[Line]) -> String {
         };
         table.add_row(std::iter::once(tokens.to_string()).chain(lines.iter().map(cell)));
     }
+    let failed = lines.iter().filter_map(|line| Some(format!("\n{} FAILED: {}", line.op, line.error.as_ref()?)));
     format!(
-        "{table}\n\ntime against length, 8 heads of 64; exponents fitted from 2048 tokens on; ~ extrapolated, not run."
+        "{table}\n\ntime against length, 8 heads of 64; exponents fitted from 2048 tokens on; ~ extrapolated, not run.{}",
+        failed.collect::<String>()
     )
 }
 
