@@ -29,8 +29,10 @@ pub(crate) fn ensure_adapter(wanted: Option<&str>) -> Result<Vec<Adapter>> {
         return Ok(found);
     }
     ensure!(cfg!(target_os = "linux"), "wgpu finds no adapter; a GPU with a Vulkan, Metal or DX12 driver is needed");
-    let value = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-    let set = NARROWING.into_iter().filter_map(|name| Some(format!("{name}={}", value(name)?.to_string_lossy())));
+    let value = |name: &str| env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    // The driver that would be installed may be named before it is there.
+    let narrows = |value: &String| !value.is_empty() && !value.contains("lvp");
+    let set = NARROWING.into_iter().filter_map(|name| Some(format!("{name}={}", value(name).filter(narrows)?)));
     let narrowed: Vec<String> = wanted.map(|name| format!("--adapter {name}")).into_iter().chain(set).collect();
     ensure!(
         narrowed.is_empty(),
