@@ -27,7 +27,8 @@ impl CacheLayout {
     /// `pages` pages of `page` tokens, a power of two from 16, for one layer in f32. Dims are multiples of four.
     ///
     /// # Errors
-    /// No heads or pages, a page that is no power of two from 16 on, more tokens than the longest sequence may have, or dims that are no multiples of four.
+    /// No heads or pages, a page that is no power of two from 16 on, more tokens than the longest sequence may have, or dims that are no
+    /// multiples of four.
     pub fn new(kv_heads: u32, dims: HeadDim, page: u32, pages: u32) -> Result<Self, PlanError> {
         if kv_heads == 0 {
             return Err(PlanError::invalid("kv_heads", kv_heads, "at least 1"));
