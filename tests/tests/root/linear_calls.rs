@@ -271,11 +271,11 @@ fn stretches_one_after_the_other(gpu: &Gpu) -> Result<()> {
     let small = LinearRecipe { heads: 2, key_dim: 8, value_dim: 12, ..LinearRecipe::default() };
     let stateful = LinearRecipe { state: true, grad_state: true, ..small };
     for recipe in [
-        LinearRecipe { name: "linear/two_stretches", tokens: 2600, batch: 2, ..small },
-        LinearRecipe { name: "linear/stretches_state", tokens: 5000, ..stateful },
-        LinearRecipe { name: "linear/stretches_gates", tokens: 2600, decay: Decays::Gates(0.1), ..stateful },
-        LinearRecipe { name: "linear/stretches_packed", sequences: &[10, 0, 5000, 2600], ..stateful },
-        LinearRecipe { name: "linear/stretches_packed_stateless", sequences: &[2600, 1], ..small },
+        LinearRecipe { name: "linear/two_stretches", tokens: 5200, batch: 2, ..small },
+        LinearRecipe { name: "linear/stretches_state", tokens: 10_000, ..stateful },
+        LinearRecipe { name: "linear/stretches_gates", tokens: 5200, decay: Decays::Gates(0.1), ..stateful },
+        LinearRecipe { name: "linear/stretches_packed", sequences: &[10, 0, 10_000, 5200], ..stateful },
+        LinearRecipe { name: "linear/stretches_packed_stateless", sequences: &[5200, 1], ..small },
     ] {
         let case = LinearRecipe { grad_decay: false, ..recipe }.build();
         for kernel in EVERY {
