@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, StartState, elements, file, matrix_types};
+use crate::compose::{Binding, Element, Output, StartState, elements, file, matrix_types, numbered};
 use crate::key::{Access, Kernel, MatrixSquare, Storage};
 
 /// What a kernel of BASED does with a segment of tokens.
@@ -145,10 +145,7 @@ impl BasedKey {
             (self.has_records(), "records", self.binds_records_written()),
             (true, "aux", false),
         ];
-        (0..)
-            .zip(all)
-            .filter_map(|(slot, (used, name, writes))| used.then_some(Binding { slot, name, writes }))
-            .collect()
+        numbered(all)
     }
 
     pub(crate) fn parts(&self) -> Vec<String> {

@@ -180,6 +180,11 @@ pub fn bindings(key: &Key) -> Vec<Binding> {
     }
 }
 
+/// The bindings that are used, of those in all slots: whether, the operand's name, and whether it is written.
+pub(crate) fn numbered(all: [(bool, &'static str, bool); 8]) -> Vec<Binding> {
+    (0..).zip(all).filter_map(|(slot, (used, name, writes))| used.then_some(Binding { slot, name, writes })).collect()
+}
+
 /// The WGSL of a key's kernel, entry point `main`.
 ///
 /// # Panics

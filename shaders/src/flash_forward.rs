@@ -1,7 +1,7 @@
 //! Softmax attention forward: what a kernel binds, the numbers of its header, and its files.
 
 use crate::compose::{
-    Binding, Element, NO_LSE, Output, elements, file, key_sharing, matrix_constants, matrix_types, params,
+    Binding, Element, NO_LSE, Output, elements, file, key_sharing, matrix_constants, matrix_types, numbered, params,
 };
 use crate::key::{FlashKey, Kernel, Shape};
 use crate::score::score_parts;
@@ -28,10 +28,7 @@ impl FlashKey {
             (options.mask, "mask", false),
             (true, "aux", false),
         ];
-        (0..)
-            .zip(all)
-            .filter_map(|(slot, (used, name, writes))| used.then_some(Binding { slot, name, writes }))
-            .collect()
+        numbered(all)
     }
 
     /// The numbers of the header: those that shape registers, and the tile.

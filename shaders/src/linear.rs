@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::compose::{Binding, Element, Output, StartState, elements, file, matrix_types};
+use crate::compose::{Binding, Element, Output, StartState, elements, file, matrix_types, numbered};
 use crate::key::{Access, Kernel, MatrixSquare, Storage};
 
 /// What a linear-attention kernel does.
@@ -203,10 +203,7 @@ impl LinearKey {
             (walks && self.gated, "gate", false),
             (true, "aux", false),
         ];
-        (0..)
-            .zip(all)
-            .filter_map(|(slot, (used, name, writes))| used.then_some(Binding { slot, name, writes }))
-            .collect()
+        numbered(all)
     }
 
     pub(crate) fn constants(&self) -> Vec<(&'static str, u32)> {

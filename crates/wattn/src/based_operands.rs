@@ -23,7 +23,7 @@ pub struct BasedOperands<'a> {
     pub k: View<'a>,
     /// Values, rows of the value dim.
     pub v: View<'a>,
-    /// Forward and step: the output, rows of the value dim in the storage of q.
+    /// Forward and step: the output, rows of the value dim in the storage of q; its buffer has 16 bytes at least, without tokens too.
     pub out: Option<View<'a>>,
     /// The states to start from. Backward: in a buffer of their own.
     pub state0: Option<View<'a>>,

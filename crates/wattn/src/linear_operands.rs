@@ -22,7 +22,7 @@ pub struct LinearOperands<'a> {
     pub k: View<'a>,
     /// Values, rows of the value dim.
     pub v: View<'a>,
-    /// Forward and step: the output, rows of the value dim in the storage of q.
+    /// Forward and step: the output, rows of the value dim in the storage of q; its buffer has 16 bytes at least, without tokens too.
     pub out: Option<View<'a>>,
     /// The states to start from.
     pub state0: Option<View<'a>>,

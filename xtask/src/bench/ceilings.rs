@@ -59,16 +59,18 @@ impl Ceilings {
     pub(crate) fn measure(engine: &Engine, clock: &Clock) -> Result<Self> {
         let mut fma: Option<(f64, FmaProbe)> = None;
         let mut rates = BTreeMap::new();
-        for (entry, chains) in [("vec4_x8", 32), ("vec4_x4", 16), ("f32_x16", 16), ("f32_x12", 12)] {
-            let probe = FmaProbe::new(engine, clock, entry, chains)?;
+        for (name, entry, chains) in
+            [("vec4_x8", "vec4s", 32), ("vec4_x4", "vec4s", 16), ("f32_x16", "f32s", 16), ("f32_x12", "f32s", 12)]
+        {
+            let probe = FmaProbe::new(engine, clock, [name, entry], chains)?;
             let rate = probe.flops() / median_of(SAMPLES, || probe.sample(clock))?;
-            rates.insert(entry.to_owned(), rate);
+            rates.insert(name.to_owned(), rate);
             if fma.as_ref().is_none_or(|(best, _)| rate > *best) {
                 fma = Some((rate, probe));
             }
         }
         let (fma_rate, fma) = fma.context("no probe")?;
-        rates.remove(fma.entry);
+        rates.remove(fma.name);
 
         let mut copy = CopyProbe::new(engine)?;
         let mut bandwidth = |by_kernel| -> Result<f64> {
@@ -84,7 +86,7 @@ impl Ceilings {
 
     /// The name of the probe with the highest rate.
     pub(crate) fn fma_probe(&self) -> &'static str {
-        self.fma.entry
+        self.fma.name
     }
 
     /// Adds one sample of each probe.
@@ -118,7 +120,7 @@ fn median_of(count: usize, mut sample: impl FnMut() -> Result<Sample>) -> Result
 }
 
 struct FmaProbe {
-    entry: &'static str,
+    name: &'static str,
     /// Independent chains of multiply-adds an invocation.
     chains: u32,
     steps: u32,
@@ -130,19 +132,20 @@ struct FmaProbe {
 
 impl FmaProbe {
     /// Compiles a probe, checks what it calculates, and makes it long enough.
-    fn new(engine: &Engine, clock: &Clock, entry: &'static str, chains: u32) -> Result<Self> {
+    fn new(engine: &Engine, clock: &Clock, [name, entry]: [&'static str; 2], chains: u32) -> Result<Self> {
         let device = engine.device();
         let groups = if device.adapter_info().device_type == DeviceType::Cpu { 256 } else { 8192 };
-        let module = module(device, entry, &[], &[include_str!("../../../shaders/bench/fma.wgsl")])?;
+        let module =
+            module(device, name, &[("FOURS", chains / 4)], &[include_str!("../../../shaders/bench/fma.wgsl")])?;
         let pipeline = pipeline(device, &module, entry, None, &[]);
         let buffer = |usage, size| {
-            let descriptor = wgpu::BufferDescriptor { label: Some(entry), size, usage, mapped_at_creation: false };
+            let descriptor = wgpu::BufferDescriptor { label: Some(name), size, usage, mapped_at_creation: false };
             device.create_buffer(&descriptor)
         };
         let work = buffer(BufferUsages::STORAGE | BufferUsages::COPY_DST, 12);
         let sums = buffer(BufferUsages::STORAGE | BufferUsages::COPY_SRC, u64::from(groups) * 64 * 4);
         let bindings = bind(engine, &pipeline, &[&work, &sums]);
-        let mut probe = Self { entry, chains, steps: 64, groups, pipeline, bindings, work };
+        let mut probe = Self { name, chains, steps: 64, groups, pipeline, bindings, work };
 
         // The first run compiles; later ones tell.
         probe.resized(engine, 64).sample(clock)?;
@@ -193,7 +196,7 @@ impl FmaProbe {
                 want += a;
             }
             let error = (f64::from(got) - want).abs() / want;
-            ensure!(error < 1e-4, "{}: invocation {id} has {got} instead of {want}", self.entry);
+            ensure!(error < 1e-4, "{}: invocation {id} has {got} instead of {want}", self.name);
         }
         Ok(())
     }

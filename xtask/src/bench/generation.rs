@@ -46,19 +46,22 @@ pub(crate) struct Speed {
     pub(crate) per_second: f64,
 }
 
-/// Checks each operator's kernel, or the pinned one, at these shapes and times it.
+/// Checks each operator's kernel at these shapes and times it: of softmax attention the pinned one, if any; a step has one only.
 pub(crate) fn measure(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Vec<Generation> {
-    type Measured = fn(&Engine, &Clock, Option<Variant>) -> Result<(u64, Vec<Speed>)>;
-    let operators: [(&str, Measured); 3] =
-        [("based_step", based_step), ("lightning_step", lightning_step), ("softmax_decode", softmax)];
-    let one = |(op, measured): (&str, Measured)| match guarded(|| measured(engine, clock, pinned)) {
+    type Measured<'a> = &'a dyn Fn() -> Result<(u64, Vec<Speed>)>;
+    let operators: [(&str, Measured<'_>); 3] = [
+        ("based_step", &|| based_step(engine, clock)),
+        ("lightning_step", &|| lightning_step(engine, clock)),
+        ("softmax_decode", &|| softmax(engine, clock, pinned)),
+    ];
+    let one = |(op, measured): (&str, Measured<'_>)| match guarded(measured) {
         Ok((bytes, points)) => Generation { op: op.into(), bytes, points, error: None },
         Err(error) => Generation { op: op.into(), bytes: 0, points: Vec::new(), error: Some(format!("{error:#}")) },
     };
     operators.map(one).into()
 }
 
-fn based_step(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Result<(u64, Vec<Speed>)> {
+fn based_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
     let recipe = BasedRecipe { name: "based_step", tokens: 1, heads: HEADS as usize, ..BasedRecipe::default() };
     let case = BasedRecipe { feature_dim: FEATURES as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
     let state = case.state.as_ref().context("the recipe has no state")?;
@@ -69,19 +72,15 @@ fn based_step(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Result
         ..BasedOperands::new(View::bhsd(&given.q), View::bhsd(&given.k), View::bhsd(&given.v))
     };
     let mut encoder = clock.encoder();
-    let forced = |based: Based| match pinned {
-        Some(variant) => variant.force_based(based),
-        None => based,
-    };
-    engine.plan(&forced(based_of(&case)?.step()), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
+    engine.plan(&based_of(&case)?.step(), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
     clock.submissions(vec![encoder])?;
     given.check(engine, &case.reference(), &case.rules("out"))?;
 
-    let based = forced(Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?).step());
+    let based = Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?).step();
     steady(&Planned::based(engine, &based, Tokens::new(1, 1))?, clock, given.state.size())
 }
 
-fn lightning_step(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Result<(u64, Vec<Speed>)> {
+fn lightning_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
     let recipe = LinearRecipe { name: "lightning_step", tokens: 1, heads: HEADS as usize, ..LinearRecipe::default() };
     let case = LinearRecipe { key_dim: DIM as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
     let state = case.state.as_ref().context("the recipe has no state")?;
@@ -92,15 +91,11 @@ fn lightning_step(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Re
         ..LinearOperands::new(View::bhsd(&given.q), View::bhsd(&given.k), View::bhsd(&given.v))
     };
     let mut encoder = clock.encoder();
-    let forced = |lightning: Lightning| match pinned {
-        Some(variant) => variant.force_linear(lightning),
-        None => lightning,
-    };
-    engine.plan(&forced(lightning_of(&case)?.step()), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
+    engine.plan(&lightning_of(&case)?.step(), Tokens::new(1, 1))?.encode(&mut encoder, &operands)?;
     clock.submissions(vec![encoder])?;
     given.check(engine, &case.reference(), &case.rules("out"))?;
 
-    let lightning = forced(Lightning::new(HEADS, HeadDim::new(DIM)?).decay(Decay::transnormer(3, 12)).step());
+    let lightning = Lightning::new(HEADS, HeadDim::new(DIM)?).decay(Decay::transnormer(3, 12)).step();
     steady(&Planned::lightning(engine, &lightning, Tokens::new(1, 1))?, clock, given.state.size())
 }
 
