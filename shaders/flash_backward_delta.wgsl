@@ -28,7 +28,9 @@ fn main(
     var delta = 0.0;
     for (var c = 0u; c < aux.params.value_chunks; c++) {
         let grad = load_grad_out(grad_row, c);
-        delta += dot(load_out(out_row, c), grad);
+        // Of a row that sees no key the output is 0, and its gradient may be NaN.
+        let out = load_out(out_row, c);
+        delta += dot(out, select(grad, vec4<f32>(), out == vec4<f32>()));
         //$ if BESIDE
         rows[record + 1u + c] = grad;
         //$ end

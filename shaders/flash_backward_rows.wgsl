@@ -140,8 +140,8 @@ fn main(
         //$ for g in 0..VALUE_CHUNKS step GROUP
         //$ for n in 0..KEY_ROWS
         let other_$g_$n = load_pair_$PAIR_WALKED(other_row_$n, $gu + LOADED_CHUNK);
-        let x_0_$g_$n = within_value($gu + LOADED_CHUNK, other_$g_$n.a);
-        let x_1_$g_$n = within_value($gu + LOADED_CHUNK + 1u, other_$g_$n.b);
+        var x_0_$g_$n = within_value($gu + LOADED_CHUNK, other_$g_$n.a);
+        var x_1_$g_$n = within_value($gu + LOADED_CHUNK + 1u, other_$g_$n.b);
         //$ end
         //$ if GRADIENT
         //$ for c in g..g+GROUP step 2
@@ -186,14 +186,14 @@ fn main(
         }
         //$ end
 
-        //$ if GRADIENT
-        //$ if OWNS_QUERIES
         //$ for n in 0..KEY_ROWS
         let keep_$n = some_row_sees(seen, LOADED_KEY);
+        //$ end
+        //$ if GRADIENT
         //$ for g in 0..HEAD_CHUNKS step GROUP
+        //$ for n in 0..KEY_ROWS
         a_0_$g_$n = kept(a_0_$g_$n, keep_$n);
         a_1_$g_$n = kept(a_1_$g_$n, keep_$n);
-        //$ end
         //$ end
         //$ end
         //$ for g in 0..HEAD_CHUNKS step GROUP
@@ -218,6 +218,12 @@ fn main(
         //$ end
         //$ end
         //$ if VALUES
+        //$ for g in 0..VALUE_CHUNKS step GROUP
+        //$ for n in 0..KEY_ROWS
+        x_0_$g_$n = kept(x_0_$g_$n, keep_$n);
+        x_1_$g_$n = kept(x_1_$g_$n, keep_$n);
+        //$ end
+        //$ end
         //$ for g in 0..VALUE_CHUNKS step GROUP
         //$ for c in g..g+GROUP step 2
         //$ for h in 0..2

@@ -1,6 +1,6 @@
-// Where a bias or a mask may hide any key: a value that no row of the tile sees may be NaN, so it is zeroed, since its weight of
-// zero would not. One bit a key. The kernel's own barriers order the three steps: it clears before keys are staged, marks between
-// the staging of keys and that of values, and looks while it stages values.
+// Where a bias or a mask may hide any key: what no row of the tile sees may be NaN, so it is zeroed, since its weight of zero would
+// not. One bit a key; of kernels that own keys, a query. The kernel's own barriers order the three steps: it clears before keys are
+// staged for scores, marks before what is summed is staged, and looks while it stages that.
 var<workgroup> sh_seen: array<atomic<u32>, (TILE_K + 31u) / 32u>;
 
 fn clear_seen(thread: u32) {

@@ -157,7 +157,7 @@ impl FlashBackwardKey {
             (BackwardOp::Dsinks | BackwardOp::Dslopes, _) => 4 * THREADS,
             (_, Shape::Tile(tile)) if self.walks() => {
                 let rows = self.slopes() && self.kernel == Kernel::TileUniversal;
-                tile_bytes(tile, rows, self.hides_keys())
+                tile_bytes(tile, rows, self.hides_walked())
             }
             (_, Shape::Matrix(shape)) if self.walks() => self.matrix_bytes(shape),
             _ => 0,
@@ -194,7 +194,7 @@ impl FlashBackwardKey {
         let risen = if self.gradient() { 16 } else { 0 };
         let records = if self.owns_queries() { 0 } else { 8 * walked };
         let scores = owned * (walked / 4 + 1);
-        16 * (self.matrix_slab(shape) + scores) + risen + records + seen_bytes(walked, self.hides_keys())
+        16 * (self.matrix_slab(shape) + scores) + risen + records + seen_bytes(walked, self.hides_walked())
     }
 
     /// Turns of the loops of `matrix` for a step, at most: where it stages, where it rescales, and one wherever a subgroup looks whether it
@@ -212,9 +212,9 @@ impl FlashBackwardKey {
         1 + slabs(head_dim) + slabs(value_dim) + columns + rescale + strips * (3 + 2 * groups)
     }
 
-    /// Whether a key that is walked may be hidden from all that is owned.
-    fn hides_keys(&self) -> bool {
-        self.owns_queries() && self.options.masks_elements()
+    /// Whether a key or query that is walked may be hidden from all that is owned.
+    fn hides_walked(&self) -> bool {
+        self.options.masks_elements()
     }
 
     /// Where results are bound: two at most, in the slots that nothing else needs.
@@ -329,7 +329,7 @@ impl FlashBackwardKey {
                 let [head_blocks, pair_blocks] = self.product_dims().map(|dims| dims / shape.side);
                 let value_blocks = self.result_class() / shape.side;
                 let loads = |blocks: u32| shape.key_blocks * shape.side * blocks * shape.side / 4 / shape.threads;
-                let (held, late) = (self.head_class > 0, self.hides_keys());
+                let (held, late) = (self.head_class > 0, self.hides_walked());
                 all.extend(matrix_constants(shape));
                 all.extend([
                     ("HEAD_BLOCKS", head_blocks),
@@ -416,7 +416,7 @@ impl FlashBackwardKey {
         match (self.shape, self.kernel) {
             (Shape::Lanes(_), kernel) => {
                 let seen = if kernel == Kernel::Broadcast { "seen_lane" } else { "seen_alone" };
-                files.push(if self.hides_keys() { seen } else { "seen_lane_range" });
+                files.push(if self.hides_walked() { seen } else { "seen_lane_range" });
                 files.push(if self.padded { "head_padded" } else { "head_whole" });
                 files.push(if self.padded { "value_padded" } else { "value_whole" });
                 files.push("flash_backward_rows");
@@ -427,12 +427,12 @@ impl FlashBackwardKey {
                 if self.slopes() {
                     files.push(if subgroup { "rows_subgroup" } else { "rows_workgroup" });
                 }
-                files.push(if self.hides_keys() { "seen_tile" } else { "seen_tile_range" });
+                files.push(if self.hides_walked() { "seen_tile" } else { "seen_tile_range" });
                 files.push("flash_backward_tile");
             }
             (Shape::Matrix(_), _) => {
                 files.extend(["matrices", "invocation_subgroup", "rows_subgroup"]);
-                files.push(if self.hides_keys() { "seen_tile" } else { "seen_tile_range" });
+                files.push(if self.hides_walked() { "seen_tile" } else { "seen_tile_range" });
                 files.push(if self.padded { "head_padded" } else { "head_whole" });
                 files.push(if self.padded { "value_padded" } else { "value_whole" });
                 files.push("flash_backward_matrix");

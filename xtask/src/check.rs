@@ -1,6 +1,7 @@
 //! `cargo xtask check`: what can be said about the code without running it on a device.
 
 use std::env;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -9,11 +10,19 @@ use serde_json::Value;
 
 use crate::report::root;
 
-/// Formatting, lints, documentation, and that each published crate packs.
+/// The target of browsers, whose wgpu objects stay on their thread.
+const BROWSER: &str = "wasm32-unknown-unknown";
+
+/// Formatting, lints, documentation, that the library compiles for browsers, and that each published crate packs.
 pub(crate) fn run() -> Result<()> {
     step(&["fmt", "--all", "--check"], &[])?;
     step(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
     step(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])?;
+    if installed(BROWSER)? {
+        step(&["check", "--package", "wattn", "--target", BROWSER, "--quiet"], &[])?;
+    } else {
+        println!("> not checked: {BROWSER}, which `rustup target add {BROWSER}` installs");
+    }
     let private = unpublished()?;
     let mut package = vec!["package", "--workspace", "--no-verify", "--allow-dirty", "--quiet"];
     package.extend(private.iter().flat_map(|name| ["--exclude", name]));
@@ -36,6 +45,14 @@ pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
+}
+
+/// Whether Rust's libraries for `target` are here.
+fn installed(target: &str) -> Result<bool> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output =
+        Command::new(rustc).args(["--print", "target-libdir", "--target", target]).output().context("rustc")?;
+    Ok(output.status.success() && Path::new(String::from_utf8(output.stdout)?.trim()).is_dir())
 }
 
 /// The packages with `publish = false`.

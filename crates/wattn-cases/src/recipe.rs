@@ -87,7 +87,8 @@ pub struct Recipe {
     /// Queries and keys of each sequence of a packed batch; not packed if empty.
     pub sequences: &'static [(u32, u32)],
     pub values: Values,
-    /// Fills every key that no query sees with NaN and infinity, in `k` and in `v`.
+    /// Fills every key that no query sees with NaN and infinity, in `k` and in `v`; and every query that sees no key, in `q` and in
+    /// the gradient of the output.
     pub poison: bool,
     /// Adds a normal gradient of the output.
     pub backward: bool,
@@ -272,20 +273,24 @@ pub(crate) fn totals(lens: impl Iterator<Item = u32>) -> Vec<u32> {
 fn poison(case: &mut SoftmaxCase) {
     let dims = case.dims();
     let layout = case.layout;
-    for (ix, seen) in case.keys_seen().into_iter().enumerate() {
-        if seen {
-            continue;
-        }
-        let [b, head, j] = [ix / dims.keys / dims.kv_heads, ix / dims.keys % dims.kv_heads, ix % dims.keys];
-        let row = match layout {
-            Layout::Bhsd => ix,
-            Layout::Bshd | Layout::Packed => (b * dims.keys + j) * dims.kv_heads + head,
-        };
-        for (tensor, dim) in [(&mut case.k, dims.head_dim), (&mut case.v, dims.value_dim)] {
+    let fill = |tensor: &mut Tensor, seen: &[bool], [heads, len, dim]: [usize; 3]| {
+        for ix in (0..seen.len()).filter(|&ix| !seen[ix]) {
+            let [b, head, n] = [ix / len / heads, ix / len % heads, ix % len];
+            let row = match layout {
+                Layout::Bhsd => ix,
+                Layout::Bshd | Layout::Packed => (b * len + n) * heads + head,
+            };
             for (d, x) in tensor.values[row * dim..(row + 1) * dim].iter_mut().enumerate() {
-                *x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][(j + d) % 3];
+                *x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][(n + d) % 3];
             }
         }
+    };
+    let (queries, keys) = case.seen();
+    fill(&mut case.k, &keys, [dims.kv_heads, dims.keys, dims.head_dim]);
+    fill(&mut case.v, &keys, [dims.kv_heads, dims.keys, dims.value_dim]);
+    fill(&mut case.q, &queries, [dims.heads, dims.queries, dims.head_dim]);
+    if let Some(grad_out) = &mut case.grad_out {
+        fill(grad_out, &queries, [dims.heads, dims.queries, dims.value_dim]);
     }
 }
 
@@ -295,7 +300,7 @@ mod tests {
     use crate::Rows;
 
     #[test]
-    fn poison_reaches_unseen_keys_only() {
+    fn poison_reaches_what_is_unseen_only() {
         let causal = Some(Causal::TopLeft);
         let plain = Recipe { batch: 2, queries: 3, keys: 9, kv_heads: 1, causal, bshd: true, ..Recipe::default() };
         let (clean, dirty) = (plain.build(), Recipe { poison: true, ..plain }.build());

@@ -184,22 +184,24 @@ impl SoftmaxCase {
         self.source = Some("wattn-oracle, f64".into());
     }
 
-    /// For every batch entry, key/value head and key, `[batch, kv_heads, keys]`: whether any query sees it.
-    pub(crate) fn keys_seen(&self) -> Vec<bool> {
+    /// Which queries see any key, `[batch, heads, queries]`, and which keys any query sees, `[batch, kv_heads, keys]`.
+    pub(crate) fn seen(&self) -> (Vec<bool>, Vec<bool>) {
         let operands = Operands::new(self);
         let problem = operands.problem(self);
         let dims = self.dims();
         let group = dims.heads / dims.kv_heads;
-        let mut seen = Vec::with_capacity(dims.batch * dims.kv_heads * dims.keys);
-        for b in 0..dims.batch {
-            for kv_head in 0..dims.kv_heads {
-                for j in 0..dims.keys {
-                    let mut heads = kv_head * group..(kv_head + 1) * group;
-                    seen.push(heads.any(|h| (0..dims.queries).any(|i| problem.sees(b, h, i, j))));
+        let mut queries = vec![false; dims.batch * dims.heads * dims.queries];
+        let mut keys = vec![false; dims.batch * dims.kv_heads * dims.keys];
+        for head_ix in 0..dims.batch * dims.heads {
+            let (b, h) = (head_ix / dims.heads, head_ix % dims.heads);
+            for i in 0..dims.queries {
+                for j in (0..dims.keys).filter(|&j| problem.sees(b, h, i, j)) {
+                    queries[head_ix * dims.queries + i] = true;
+                    keys[(b * dims.kv_heads + h / group) * dims.keys + j] = true;
                 }
             }
         }
-        seen
+        (queries, keys)
     }
 }
 

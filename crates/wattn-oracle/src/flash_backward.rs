@@ -51,7 +51,10 @@ impl SoftmaxProblem<'_> {
                     let forward = self.flash_forward_row(b, h, i);
                     let query = (b * heads + h) * queries + i;
                     let grad = row(grad_out, query, value_dim);
-                    let delta = dot(grad, &forward.out) - grad_lse.map_or(0.0, |t| t[query]);
+                    // The output of a query that sees no key is 0, whatever its gradient: NaN, too.
+                    let sees = (0..keys).any(|j| self.sees(b, h, i, j));
+                    let through_out = if sees { dot(grad, &forward.out) } else { 0.0 };
+                    let delta = through_out - grad_lse.map_or(0.0, |t| t[query]);
                     if let Some(sinks) = self.sinks {
                         gradients.dsinks[h] -= (sinks[h] - forward.lse).exp() * delta;
                     }

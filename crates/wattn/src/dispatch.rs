@@ -11,7 +11,7 @@ use wgpu::{
 use crate::engine::{Engine, Pipeline};
 use crate::error::{EncodeError, PlanError};
 use crate::operands::Span;
-use crate::ring::Slot;
+use crate::ring::Lease;
 
 /// How many workgroups.
 pub(crate) enum Grid {
@@ -26,7 +26,7 @@ pub(crate) struct Dispatch {
     pipeline: Arc<Pipeline>,
     bind_group: BindGroup,
     grid: Grid,
-    slot: Slot,
+    lease: Lease,
 }
 
 impl Dispatch {
@@ -63,7 +63,7 @@ impl Dispatch {
             layout: &pipeline.layout,
             entries: &entries,
         });
-        Ok(Self { pipeline, bind_group, grid: grid.into(), slot })
+        Ok(Self { pipeline, bind_group, grid: grid.into(), lease: slot.lease })
     }
 
     fn record(&self, pass: &mut ComputePass<'_>) {
@@ -92,14 +92,14 @@ pub(crate) fn encode(encoder: &mut CommandEncoder, dispatches: Vec<Dispatch>) {
         dispatch.record(&mut pass);
     }
     drop(pass);
-    let slots: Vec<Slot> = dispatches.into_iter().map(|d| d.slot).collect();
-    encoder.on_submitted_work_done(move || drop(slots));
+    let leases: Vec<Lease> = dispatches.into_iter().map(|d| d.lease).collect();
+    encoder.on_submitted_work_done(move || drop(leases));
 }
 
 /// Records dispatches in a compute pass that is open.
 pub(crate) fn encode_in_pass(pass: &mut ComputePass<'_>, dispatches: Vec<Dispatch>) {
     for dispatch in dispatches {
         dispatch.record(pass);
-        pass.on_submitted_work_done(move || drop(dispatch.slot));
+        pass.on_submitted_work_done(move || drop(dispatch.lease));
     }
 }

@@ -65,6 +65,7 @@ fn scores() -> Vec<Recipe> {
             ..sized("softmax/backward_alibi_packed", 0, 0)
         },
         Recipe { sinks: true, grad_lse: true, ..causal(sized("softmax/backward_sinks_empty_rows", 70, 17)) },
+        Recipe { sinks: true, poison: true, ..causal(sized("softmax/backward_poison_sinks", 70, 17)) },
         Recipe { sinks: true, ..sized("softmax/backward_sinks_no_keys", 5, 0) },
         Recipe { sinks: true, sequences: &[(5, 0), (0, 3), (33, 40)], ..sized("softmax/backward_sinks_packed", 0, 0) },
         bias(Bias::Normal, Spread::PerHead, sized("softmax/backward_bias_per_head", 20, 65)),
@@ -76,6 +77,13 @@ fn scores() -> Vec<Recipe> {
         },
         Recipe { poison: true, ..bias(Bias::Masking, Spread::Shared, sized("softmax/backward_poison_bias", 33, 70)) },
         Recipe { batch: 2, mask: Some(Spread::Shared), poison: true, ..sized("softmax/backward_poison_mask", 33, 70) },
+        Recipe {
+            heads: 4,
+            mask: Some(Spread::PerHead),
+            sinks: true,
+            poison: true,
+            ..causal(sized("softmax/backward_poison_mask_gqa_sinks", 70, 50))
+        },
         Recipe { grad_lse: true, ..every_option("softmax/backward_every_option") },
     ]
 }
