@@ -295,6 +295,9 @@ fn serves(kernel: Kernel, based: &Based, device: &Capabilities) -> Result<String
     match (kernel, device.subgroups) {
         (Kernel::TileUniversal, _) => Ok("the state in workgroup memory".to_owned()),
         (Kernel::TileSubgroup | Kernel::Broadcast, None) => Err("the device has no subgroups".to_owned()),
+        (Kernel::TileSubgroup, _) if matches!(based.pass, Pass::Step { .. }) => {
+            Err("no row of a step follows a subgroup".to_owned())
+        }
         (Kernel::TileSubgroup, Some((min, _))) if min < 8 => {
             Err(format!("subgroups may have {min} lanes, 8 are needed"))
         }

@@ -69,7 +69,8 @@ impl Decode {
         self
     }
 
-    /// Reads keys and values from the pages of a cache of this layout. Queries are packed then.
+    /// Reads keys and values from the pages of a cache of this layout, in its storage: that of the attention's keys and values does
+    /// not count. Queries are packed then.
     #[must_use]
     pub fn cached(mut self, layout: CacheLayout) -> Self {
         self.cache = Some(layout);

@@ -284,6 +284,9 @@ fn serves(kernel: Kernel, lightning: &Lightning, device: &Capabilities) -> Resul
     match (kernel, device.subgroups) {
         (Kernel::TileUniversal, _) => Ok("the state in registers, with a copy in workgroup memory".to_owned()),
         (Kernel::TileSubgroup | Kernel::Broadcast, None) => Err("the device has no subgroups".to_owned()),
+        (Kernel::TileSubgroup, _) if matches!(lightning.pass, Pass::Step { .. }) => {
+            Err("no row of a step follows a subgroup".to_owned())
+        }
         (Kernel::TileSubgroup, Some((min, _))) if min < 8 => {
             Err(format!("subgroups may have {min} lanes, 8 are needed"))
         }

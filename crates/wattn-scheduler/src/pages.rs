@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::PlanError;
 use crate::cache::CacheLayout;
 
 /// A sequence of a cache.
@@ -365,9 +366,14 @@ impl Pages {
     ///
     /// # Errors
     /// As [`CacheLayout::new`].
-    pub fn grow(&mut self, pages: u32) -> Result<(), crate::PlanError> {
+    pub fn grow(&mut self, pages: u32) -> Result<(), PlanError> {
         let before = self.layout.pages();
-        self.layout = self.layout.with_pages(before.saturating_add(pages))?;
+        self.layout = self.layout.with_pages(before.saturating_add(pages)).map_err(|error| match error {
+            PlanError::Invalid { argument, allowed, .. } => {
+                PlanError::invalid(argument, format!("{pages} more than {before}"), allowed)
+            }
+            error => error,
+        })?;
         self.holders.resize(self.layout.pages() as usize, 0);
         self.free.splice(0..0, (before..self.layout.pages()).rev());
         Ok(())

@@ -137,6 +137,9 @@ impl Plan {
 }
 
 /// A grid of `workgroups` that are numbered row by row: beyond one axis, rows are filled evenly.
+///
+/// # Panics
+/// If `per_axis` is 0.
 #[must_use]
 pub fn grid(workgroups: u32, per_axis: u32) -> [u32; 2] {
     let rows = workgroups.div_ceil(per_axis).max(1);

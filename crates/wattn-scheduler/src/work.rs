@@ -242,6 +242,9 @@ fn clamped_sum(n: i64, shift: i64, top: i64) -> u64 {
 }
 
 /// Keys that a tile of queries [first, first + tile) walks.
+///
+/// # Panics
+/// If the tile has no queries of the sequence.
 #[must_use]
 pub fn tile_keys(s: &Sequence, first: u32, tile: u32) -> u32 {
     let last = (first + tile).min(s.queries) - 1;
@@ -256,12 +259,18 @@ pub fn tile_queries(s: &Sequence, first: u32, tile: u32) -> u32 {
 }
 
 /// The (sequence, query tile) pairs of a call, arranged by the keys that they walk.
+///
+/// # Panics
+/// If `tile` is 0.
 #[must_use]
 pub fn work_list(sequences: &[Sequence], tile: u32, order: Order) -> Vec<[u32; 2]> {
     arranged(sequences, tile, order, |s| s.queries, tile_keys)
 }
 
 /// The same with tiles of keys, those that no query sees included.
+///
+/// # Panics
+/// If `tile` is 0.
 #[must_use]
 pub fn key_work_list(sequences: &[Sequence], tile: u32, order: Order) -> Vec<[u32; 2]> {
     arranged(sequences, tile, order, |s| s.stored, tile_queries)

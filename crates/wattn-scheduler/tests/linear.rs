@@ -79,7 +79,8 @@ fn each_device_gets_its_kernel_and_no_plan_exceeds_it() {
                 let tokens = Tokens::new(2, if step { 1 } else { 1000 });
                 let plan = LinearPlan::new(&lightning, tokens, &device).unwrap();
                 assert!(plan.workgroup_bytes <= device.workgroup_bytes, "{plan}");
-                if dim == 64 && !step {
+                if dim == 64 || step {
+                    let kernel = if step { Kernel::TileUniversal } else { kernel };
                     assert_eq!(plan.sweeps[0].walk.kernel, kernel, "{plan}");
                 }
                 assert!(plan.to_string().contains(plan.sweeps[0].walk.kernel.name()), "{plan}");
@@ -110,9 +111,11 @@ fn gpus_with_matrices_multiply_on_them_in_f16() {
             let gradient = half.clone().decay(Decay::Gates).backward().decay_gradient();
             let plan = LinearPlan::new(&gradient, Tokens::new(2, 1000), &device).unwrap();
             assert_eq!(plan.decay.unwrap().chunk.kernel, Kernel::TileUniversal);
-            for (lightning, tokens) in [(lightning(8, dim), 1000), (half.step(), 1)] {
+            for (lightning, tokens, kernel) in
+                [(lightning(8, dim), 1000, Kernel::TileSubgroup), (half.step(), 1, Kernel::TileUniversal)]
+            {
                 let plan = LinearPlan::new(&lightning, Tokens::new(2, tokens), &device).unwrap();
-                assert_eq!(plan.sweeps[0].walk.kernel, Kernel::TileSubgroup, "{plan}");
+                assert_eq!(plan.sweeps[0].walk.kernel, kernel, "{plan}");
             }
         }
     }

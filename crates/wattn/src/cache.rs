@@ -2,14 +2,15 @@
 
 use wattn_scheduler::shaders::{Access, AppendKey, Key, Params, Sequence, Storage};
 use wattn_scheduler::{CacheError, CacheLayout, CacheStep, Pages, PlanError, SequenceId};
-use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoder};
+use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoder, ErrorFilter};
 
 use crate::device_work::DeviceWork;
 use crate::dispatch::{self, Dispatch};
-use crate::engine::{Engine, ready};
+use crate::engine::Engine;
 use crate::error::{EncodeError, RunError};
 use crate::operands::Resolved;
 use crate::plan::{RECORD, count};
+use crate::scope::Scope;
 use crate::view::View;
 
 /// Keys and values of many sequences, in pages that sequences share until one of them writes.
@@ -388,7 +389,7 @@ fn buffers(engine: &Engine, layout: &CacheLayout) -> Result<Vec<[Buffer; 2]>, Ru
             return Err(PlanError::Limit { argument, needed, available, unit, advice }.into());
         }
     }
-    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let scope = Scope::open(device, &[ErrorFilter::OutOfMemory]);
     let made = (0..layout.layer_count())
         .map(|_| {
             sizes.map(|(_, size)| {
@@ -401,7 +402,7 @@ fn buffers(engine: &Engine, layout: &CacheLayout) -> Result<Vec<[Buffer; 2]>, Ru
             })
         })
         .collect();
-    match ready(memory.pop()).flatten() {
+    match scope.close() {
         Some(error) => {
             Err(RunError::OutOfMemory { argument: "cache", bytes: layout.bytes(), message: error.to_string() })
         }

@@ -52,6 +52,9 @@ impl<'a> Call<'a> {
         let attention = plan.decode.attention();
         let workspace_bytes = plan.bytes_of(work.partial_rows());
         if workspace_bytes > 0 {
+            if matches!(work, AnyWork::Device(work) if work.buffer() == workspace) {
+                return Err(EncodeError::Aliased { written: "workspace", other: "work" });
+            }
             if !workspace.usage().contains(BufferUsages::STORAGE) {
                 return Err(EncodeError::Usage { argument: "workspace", given: workspace.usage() });
             }

@@ -95,10 +95,13 @@ impl DeviceWork {
     /// on. A sequence has no more of them than the host said, whatever is read.
     ///
     /// # Errors
-    /// A buffer that is too small, or not for storage.
+    /// A buffer that is too small, not for storage, or the one that holds the work.
     pub fn update(&self, encoder: &mut CommandEncoder, lengths: &Buffer, first: u32) -> Result<(), EncodeError> {
         if !lengths.usage().contains(BufferUsages::STORAGE) {
             return Err(EncodeError::Usage { argument: "lengths", given: lengths.usage() });
+        }
+        if lengths == &self.made {
+            return Err(EncodeError::Aliased { written: "work", other: "lengths" });
         }
         let (offset, bytes) = (4 * u64::from(first), 4 * self.work.templates.len() as u64);
         let (needed, available) = (offset + bytes, lengths.size());

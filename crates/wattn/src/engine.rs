@@ -2,21 +2,20 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
 
 use wattn_scheduler::shaders::{Key, bindings, compose};
 use wattn_scheduler::{Capabilities, MIN_LOOP_TURNS, PlanError, Rates};
 use wgpu::{
     BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry, BindingType, BufferBindingType, ComputePipeline,
-    Device, Queue, ShaderStages,
+    Device, ErrorFilter, Queue, ShaderStages,
 };
 
 use crate::capabilities::capabilities;
 use crate::error::EncodeError;
 use crate::operator::{Operator, Prepared};
 use crate::ring::Ring;
+use crate::scope::Scope;
 #[cfg(feature = "tune")]
 use crate::tune::Tuning;
 
@@ -209,7 +208,7 @@ impl Engine {
     /// Compiles the pipelines of these plans ahead of their first use. (Some drivers compile at the first dispatch all the same.)
     ///
     /// # Errors
-    /// A kernel that the device refuses.
+    /// A kernel that the device refuses. Browsers tell that later, to the device's `on_uncaptured_error`.
     pub fn prepare<'a, P: Prepared + 'a>(&self, plans: impl IntoIterator<Item = &'a P>) -> Result<(), EncodeError> {
         plans.into_iter().flat_map(Prepared::keys).try_for_each(|key| self.pipeline(&key).map(drop))
     }
@@ -252,13 +251,8 @@ impl Engine {
         let device = &self.inner.device;
         let label = key.to_string();
         log::debug!("compiling {label}");
-        let mut source = self.inner.rewrite.map_or_else(|| compose(key), |rewrite| rewrite(key, compose(key)));
-        // Browsers ask for the directive, which naga does not know.
-        if device.adapter_info().backend == wgpu::Backend::BrowserWebGpu && source.contains("subgroup") {
-            source.insert_str(0, "enable subgroups;\n");
-        }
-        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let source = self.inner.rewrite.map_or_else(|| compose(key), |rewrite| rewrite(key, compose(key)));
+        let scope = Scope::open(device, &[ErrorFilter::Internal, ErrorFilter::Validation]);
         let module = (self.inner.modules.make)(
             device,
             wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) },
@@ -295,18 +289,9 @@ impl Engine {
             },
             cache: self.inner.cache.as_ref(),
         });
-        let errors = [ready(validation.pop()), ready(internal.pop())];
-        match errors.into_iter().flatten().flatten().next() {
+        match scope.close() {
             Some(error) => Err(EncodeError::Pipeline { label, message: error.to_string() }),
             None => Ok(Pipeline { pipeline, layout }),
         }
-    }
-}
-
-/// The value of a future that is ready at once, as error scopes are everywhere but in browsers, where errors surface on the device.
-pub(crate) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => Some(value),
-        Poll::Pending => None,
     }
 }

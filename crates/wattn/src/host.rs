@@ -64,7 +64,8 @@ pub struct Blocking {
 }
 
 impl Engine {
-    /// Blocking calls on host slices.
+    /// Blocking calls on host slices. In browsers, where nothing may wait, they are errors; see
+    /// [`run_on_host`](Self::run_on_host).
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -118,15 +119,34 @@ impl Blocking {
         let mapping = Mapping::default();
         mapping.map(readable);
         self.mapped(&mapping)?;
-        let range = readable.slice(..).get_mapped_range().map_err(|error| RunError::Device(error.to_string()))?;
-        let bytes = range.to_vec();
-        drop(range);
-        readable.unmap();
-        Ok(bytes)
+        mapped_bytes(readable)
     }
 
     pub(crate) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<(), RunError> {
+        if cfg!(target_arch = "wasm32") {
+            return Err(RunError::Device("in browsers nothing may wait for the device: call what is async".to_owned()));
+        }
         let wait = PollType::Wait { submission_index, timeout: Some(self.timeout) };
         self.engine.device().poll(wait).map(drop).map_err(|error| RunError::Device(error.to_string()))
     }
+}
+
+/// As [`Blocking::download`], without blocking.
+#[cfg(feature = "states")]
+pub(crate) async fn download(engine: &Engine, argument: &'static str, buffer: &Buffer) -> Result<Vec<u8>, RunError> {
+    let readable = memory::readable(engine, argument, buffer)?;
+    let mapping = Mapping::default();
+    mapping.map(&readable);
+    mapping.mapped(engine.device()).await?;
+    mapped_bytes(&readable)
+}
+
+/// The bytes of a buffer that is mapped, which it is no longer.
+#[cfg(any(feature = "states", feature = "tune"))]
+fn mapped_bytes(readable: &Buffer) -> Result<Vec<u8>, RunError> {
+    let range = readable.slice(..).get_mapped_range().map_err(|error| RunError::Device(error.to_string()))?;
+    let bytes = range.to_vec();
+    drop(range);
+    readable.unmap();
+    Ok(bytes)
 }

@@ -24,6 +24,7 @@ mod operands;
 mod operator;
 mod plan;
 mod ring;
+mod scope;
 mod state;
 #[cfg(feature = "trusted")]
 mod trusted;

@@ -280,7 +280,7 @@ impl<'a> Call<'a> {
         let size = key_dim * value_dim;
         // The workspace counts heads from the part's first.
         let own = StateView {
-            offset: 0_u32.wrapping_sub(self.binder.part.kv_heads.start * size),
+            offset: 0_u32.wrapping_sub(self.binder.part.kv_heads.start.wrapping_mul(size)),
             item: self.heads * size,
             head: size,
             row: value_dim,

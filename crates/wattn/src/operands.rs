@@ -146,8 +146,8 @@ impl<'a> Resolved<'a> {
     fn check_alignment(&self) -> Result<(), EncodeError> {
         let refuse = |what, given, allowed| Err(EncodeError::Misaligned { argument: self.name, what, given, allowed });
         let multiple = match self.unit {
-            4 => "a multiple of 4 is needed (or plan with any_strides)",
-            8 => "a multiple of 8 is needed (or plan with any_strides)",
+            4 => "a multiple of 4 is needed (plans with any_strides take any)",
+            8 => "a multiple of 8 is needed (plans with any_strides take any)",
             _ => "an even number is needed in 16-bit storage",
         };
         if !self.offset.is_multiple_of(self.unit) {
@@ -160,7 +160,7 @@ impl<'a> Resolved<'a> {
         }
         if self.unit > 1 && self.strides[3] != 1 && self.extent[3] > 1 {
             let allowed = if self.unit >= 4 {
-                "a contiguous dim is needed (or plan with any_strides)"
+                "a contiguous dim is needed (plans with any_strides take any)"
             } else {
                 "a contiguous dim is needed in 16-bit storage"
             };

@@ -3,10 +3,11 @@
 use std::marker::PhantomData;
 
 use wattn_scheduler::{Based, Lightning};
-use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoder};
+use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoder, ErrorFilter};
 
-use crate::engine::{Engine, ready};
+use crate::engine::Engine;
 use crate::error::RunError;
+use crate::scope::Scope;
 use crate::view::View;
 
 /// An operator with states: [`Lightning`] and [`Based`].
@@ -105,8 +106,7 @@ impl<O: Recurrent> State<O> {
 
     fn of_shape(engine: &Engine, shape: [u32; 4]) -> Result<Self, RunError> {
         let device = engine.device();
-        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let scope = Scope::open(device, &[ErrorFilter::OutOfMemory, ErrorFilter::Validation]);
         let bytes = shape.iter().fold(4_u64, |bytes, &n| bytes.saturating_mul(u64::from(n)));
         // wgpu fills new buffers with zeros, and has no empty ones.
         let buffer = device.create_buffer(&BufferDescriptor {
@@ -115,8 +115,7 @@ impl<O: Recurrent> State<O> {
             usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let errors = [ready(validation.pop()), ready(memory.pop())];
-        match errors.into_iter().flatten().flatten().next() {
+        match scope.close() {
             Some(error) => Err(RunError::OutOfMemory { argument: "state", bytes, message: error.to_string() }),
             None => Ok(Self { engine: engine.clone(), buffer, shape, tokens: 0, operator: PhantomData }),
         }
@@ -184,14 +183,27 @@ mod file {
     use super::{Recurrent, State};
     use crate::engine::Engine;
     use crate::error::RunError;
+    use crate::host::download;
 
     impl<O: Recurrent> State<O> {
         /// The states as a safetensors file, bit by bit, with the number of tokens: all that was submitted is waited for.
         ///
         /// # Errors
-        /// A device that fails or does not finish within two minutes.
+        /// A device that fails or does not finish within two minutes. In browsers, where nothing may wait: see
+        /// [`save_async`](Self::save_async).
         pub fn save(&self) -> Result<Vec<u8>, RunError> {
-            let bytes = self.engine.blocking().download(&self.buffer)?;
+            self.file(&self.engine.blocking().download(&self.buffer)?)
+        }
+
+        /// As [`save`](Self::save), without blocking: for browsers too.
+        ///
+        /// # Errors
+        /// A device that fails.
+        pub async fn save_async(&self) -> Result<Vec<u8>, RunError> {
+            self.file(&download(&self.engine, "state", &self.buffer).await?)
+        }
+
+        fn file(&self, bytes: &[u8]) -> Result<Vec<u8>, RunError> {
             let shape = self.shape.map(|n| n as usize).to_vec();
             let size = shape.iter().product::<usize>() * 4;
             let file = |error: safetensors::SafeTensorError| RunError::File(error.to_string());

@@ -216,6 +216,7 @@ fn refusals(gpu: &Gpu) -> Result<()> {
         mapped_at_creation: false,
     });
     says(update(&mut encoder, &unusable, 0), "STORAGE is needed")?;
+    says(update(&mut encoder, work.buffer(), 0), "work and lengths are in the same buffer")?;
 
     let many = engine.plan(&decode, Extent::new(1, 100, 200))?;
     let error = many.device_work(Lengths::Full, &[]).map(drop).unwrap_err();

@@ -22,7 +22,8 @@ use crate::linear_calls::refused;
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     type Body = fn(&Gpu) -> Result<()>;
-    let bodies: [(&str, Body); 9] = [
+    let bodies: [(&str, Body); 10] = [
+        ("without_blocking", without_blocking),
         ("gradients", gradients),
         ("decode", decode),
         ("lightning", lightning_calls),
@@ -34,6 +35,17 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
         ("threads_share_a_device", threads_share_a_device),
     ];
     bodies.into_iter().map(|(name, body)| gpu.trial(&format!("host/{name}"), body)).collect()
+}
+
+/// The same bits as by the blocking call.
+fn without_blocking(gpu: &Gpu) -> Result<()> {
+    let case = named(catalogue(), "softmax/every_option")?;
+    let (attention, extent, operands) = (attention(&case)?, extent(&case)?, operands(&case));
+    let got = pollster::block_on(gpu.engine.run_on_host(&attention, extent, &operands))?;
+    let reference = case.reference(Rows::All);
+    gpu.check(&compare("out", &got.out, &reference.out, &case.rules("out", &reference)))?;
+    ensure!(gpu.engine.blocking().run(&attention, extent, &operands)? == got, "other bits");
+    Ok(())
 }
 
 fn named(all: Vec<Recipe>, name: &str) -> Result<SoftmaxCase> {

@@ -197,6 +197,7 @@ fn a_saved_state_goes_on_bit_by_bit(gpu: &Gpu) -> Result<()> {
     let mut restored = LightningState::restore(&other, &saved)?;
     ensure!(restored.tokens() == 23, "{} tokens", restored.tokens());
     ensure!(restored.save()? == saved, "saving again gives other bytes");
+    ensure!(pollster::block_on(restored.save_async())? == saved, "saving without blocking gives other bytes");
     let (here, there) =
         (forward(&gpu.engine, &case, 23..50, &mut state)?, forward(&other, &case, 23..50, &mut restored)?);
     ensure!(here.iter().zip(&there).all(|(a, b)| a.to_bits() == b.to_bits()), "other bits");

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use wattn_scheduler::shaders::Storage;
-use wgpu::{Buffer, BufferUsages, CommandEncoder, CommandEncoderDescriptor, SubmissionIndex};
+use wgpu::{Buffer, BufferUsages, CommandEncoder, CommandEncoderDescriptor, ErrorFilter, SubmissionIndex};
 
 use super::mapping::Mapping;
 use super::memory::{buffer, readable, unpacked};
-use crate::engine::{Engine, ready};
+use crate::engine::Engine;
 use crate::error::{EncodeError, RunError};
+use crate::scope::Scope;
 use crate::view::View;
 
 /// Operands of calls on the device, apart from the plan `P` that reads and writes them.
@@ -92,9 +93,9 @@ impl Call {
     pub(crate) fn new(engine: &Engine, make: impl FnOnce(&mut Self) -> Result<(), RunError>) -> Result<Self, RunError> {
         let mut call = Self { engine: engine.clone(), submissions: Vec::new(), results: Vec::new() };
         // A lost device shows as an error of whatever is done with it next.
-        let validation = engine.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let scope = Scope::open(engine.device(), &[ErrorFilter::Validation]);
         let made = make(&mut call);
-        match ready(validation.pop()).flatten() {
+        match scope.close() {
             Some(error) => made.and(Err(RunError::Device(error.to_string()))),
             None => made.map(|()| call),
         }

@@ -1,10 +1,11 @@
 //! Buffers on their way into the host's memory.
 
+use std::future::poll_fn;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use wgpu::{Buffer, MapMode};
+use wgpu::{Buffer, Device, MapMode, PollType};
 
 use crate::error::RunError;
 
@@ -44,8 +45,27 @@ impl Mapping {
         });
     }
 
+    /// Is ready when all are mapped, or failed. On native targets each poll of the future polls the device.
+    pub(super) async fn mapped(&self, device: &Device) -> Result<(), RunError> {
+        poll_fn(|context| {
+            // In browsers the device polls itself.
+            let lost = device.poll(PollType::Poll).err();
+            match (lost, self.poll(context.waker())) {
+                (Some(error), _) => Poll::Ready(Err(RunError::Device(error.to_string()))),
+                (None, Some(result)) => Poll::Ready(result),
+                (None, None) => {
+                    if !cfg!(target_arch = "wasm32") {
+                        context.waker().wake_by_ref();
+                    }
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
     /// Whether all are mapped, or failed; else the waker is kept.
-    pub(super) fn poll(&self, waker: &Waker) -> Option<Result<(), RunError>> {
+    fn poll(&self, waker: &Waker) -> Option<Result<(), RunError>> {
         let mut state = self.state();
         if state.pending == 0 {
             return Some(state.result());

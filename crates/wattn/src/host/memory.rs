@@ -2,10 +2,11 @@
 
 use half::{bf16, f16};
 use wattn_scheduler::shaders::Storage;
-use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoderDescriptor};
+use wgpu::{Buffer, BufferDescriptor, BufferUsages, CommandEncoderDescriptor, ErrorFilter};
 
-use crate::engine::{Engine, ready};
+use crate::engine::Engine;
 use crate::error::RunError;
+use crate::scope::Scope;
 
 /// Refuses a slice of the wrong length.
 pub(super) fn check(argument: &'static str, given: usize, needed: usize) -> Result<(), RunError> {
@@ -62,13 +63,11 @@ pub(crate) fn buffer(
     usage: BufferUsages,
 ) -> Result<Buffer, RunError> {
     let device = engine.device();
-    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let scope = Scope::open(device, &[ErrorFilter::OutOfMemory, ErrorFilter::Validation]);
     let size = bytes.max(16).next_multiple_of(4);
     let made =
         device.create_buffer(&BufferDescriptor { label: Some(argument), size, usage, mapped_at_creation: false });
-    let errors = [ready(validation.pop()), ready(memory.pop())];
-    match errors.into_iter().flatten().flatten().next() {
+    match scope.close() {
         Some(error) => Err(RunError::OutOfMemory { argument, bytes: size, message: error.to_string() }),
         None => Ok(made),
     }

@@ -1,11 +1,8 @@
 //! Softmax attention on host slices, forward.
 
-use std::future::poll_fn;
-use std::task::Poll;
-
 use wattn_scheduler::shaders::Storage;
 use wattn_scheduler::{Attention, Extent, Lengths};
-use wgpu::{Buffer, CommandEncoder, PollType};
+use wgpu::{Buffer, CommandEncoder, ErrorFilter};
 
 use super::call::{Call, Loaded, Results, Written};
 use super::memory::{check, mask_words, packed, upload};
@@ -14,6 +11,7 @@ use crate::engine::Engine;
 use crate::error::{EncodeError, RunError};
 use crate::operands::Operands;
 use crate::plan::Plan;
+use crate::scope::popped;
 use crate::view::View;
 
 /// A bias or a mask on the host: [batch or 1, heads or 1, queries, keys].
@@ -78,23 +76,18 @@ impl Engine {
         extent: Extent,
         operands: &HostOperands<'_>,
     ) -> Result<HostOutput, RunError> {
-        let call = forward(self, attention, extent, operands)?;
-        let mapping = call.map();
-        poll_fn(|context| {
-            // In browsers the device polls itself.
-            let lost = self.device().poll(PollType::Poll).err();
-            match (lost, mapping.poll(context.waker())) {
-                (Some(error), _) => Poll::Ready(Err(RunError::Device(error.to_string()))),
-                (None, Some(result)) => Poll::Ready(result),
-                (None, None) => {
-                    if !cfg!(target_arch = "wasm32") {
-                        context.waker().wake_by_ref();
-                    }
-                    Poll::Pending
-                }
+        // Browsers tell late what went wrong; whatever it was, memory would come back mapped, with zeros.
+        let filters = [ErrorFilter::OutOfMemory, ErrorFilter::Internal, ErrorFilter::Validation];
+        let scopes = filters.map(|filter| self.device().push_error_scope(filter));
+        let call = forward(self, attention, extent, operands);
+        let errors: Vec<_> = popped(scopes.into()).collect();
+        let call = call?;
+        call.map().mapped(self.device()).await?;
+        for error in errors {
+            if let Some(error) = error.await {
+                return Err(RunError::Device(error.to_string()));
             }
-        })
-        .await?;
+        }
         call.results().map(HostOutput::of)
     }
 }
@@ -266,7 +259,13 @@ pub(super) struct Sizes {
     pub(super) lse: usize,
     batch: usize,
     pub(super) heads: usize,
-    square: usize,
+    queries: usize,
+    keys: usize,
+}
+
+/// No slice is as long as a product that saturates: with 32 bits, as in browsers, some do.
+fn product<const N: usize>(factors: [usize; N]) -> usize {
+    factors.into_iter().fold(1, usize::saturating_mul)
 }
 
 impl Sizes {
@@ -275,21 +274,21 @@ impl Sizes {
         let (heads, kv_heads) = (attention.heads().query() as usize, attention.heads().key_value() as usize);
         let (qk, value) = (attention.head_dim().qk() as usize, attention.head_dim().value() as usize);
         let (queries, keys) = (extent.queries as usize, extent.keys as usize);
-        let rows = batch * heads * queries;
-        let columns = batch * kv_heads * keys;
         Self {
-            q: rows * qk,
-            k: columns * qk,
-            v: columns * value,
-            out: rows * value,
-            lse: rows,
+            q: product([batch, heads, queries, qk]),
+            k: product([batch, kv_heads, keys, qk]),
+            v: product([batch, kv_heads, keys, value]),
+            out: product([batch, heads, queries, value]),
+            lse: product([batch, heads, queries]),
             batch,
             heads,
-            square: queries * keys,
+            queries,
+            keys,
         }
     }
 
     pub(super) fn scores(&self, per_batch: bool, per_head: bool) -> usize {
-        self.square * if per_batch { self.batch } else { 1 } * if per_head { self.heads } else { 1 }
+        let [batch, heads] = [if per_batch { self.batch } else { 1 }, if per_head { self.heads } else { 1 }];
+        product([batch, heads, self.queries, self.keys])
     }
 }
