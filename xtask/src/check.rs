@@ -19,7 +19,8 @@ pub(crate) fn run() -> Result<()> {
     step(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])?;
     step(&["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])?;
     if installed(BROWSER)? {
-        step(&["check", "--package", "wattn", "--target", BROWSER, "--quiet"], &[])?;
+        let browser = ["clippy", "--package", "wattn", "--package", "wattn-browser", "--target", BROWSER, "--quiet"];
+        step(&[&browser[..], &["--", "-D", "warnings"]].concat(), &[])?;
     } else {
         println!("> not checked: {BROWSER}, which `rustup target add {BROWSER}` installs");
     }

@@ -145,6 +145,10 @@ impl EngineBuilder {
     }
 
     /// The engine. Nothing is compiled yet.
+    #[cfg_attr(
+        target_arch = "wasm32",
+        expect(clippy::arc_with_non_send_sync, reason = "in browsers alone, devices stay on their thread")
+    )]
     #[must_use]
     pub fn build(self) -> Engine {
         let (device, queue) = (self.device, self.queue);

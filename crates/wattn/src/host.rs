@@ -1,5 +1,6 @@
 //! Calls on host slices, for the edges: tests, tools, first steps. Each uploads, runs, and reads back.
 
+mod awaited;
 mod backward;
 mod call;
 mod decode;
@@ -32,6 +33,7 @@ pub(crate) use softmax::LoadedSoftmax;
 
 use mapping::Mapping;
 
+pub use awaited::OnHost;
 pub use backward::{HostGradients, HostIncoming};
 pub use linear::{HostLinear, HostLinearOutput};
 pub use memory::mask_words;
@@ -65,7 +67,7 @@ pub struct Blocking {
 
 impl Engine {
     /// Blocking calls on host slices. In browsers, where nothing may wait, they are errors; see
-    /// [`run_on_host`](Self::run_on_host).
+    /// [`on_host`](Self::on_host).
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -46,7 +46,7 @@ pub use error::TuneError;
 pub use error::{CacheError, EncodeError, PlanError, RunError};
 pub use host::{
     Blocking, HostGradients, HostIncoming, HostLayout, HostLinear, HostLinearOutput, HostOperands, HostOutput,
-    HostScores, mask_words,
+    HostScores, OnHost, mask_words,
 };
 pub use linear_operands::LinearOperands;
 pub use linear_plan::LinearPlan;

@@ -8,7 +8,7 @@ use wgpu::{Backend, Device, Error, ErrorFilter, ErrorScopeGuard};
 /// What goes wrong on the device between [`open`](Self::open) and [`close`](Self::close).
 ///
 /// In browsers nothing is caught: there a scope has its error later than `close` could tell, and nobody else would hear of it. So it
-/// reaches the scopes of [`Engine::run_on_host`](crate::Engine::run_on_host), or the device's `on_uncaptured_error`.
+/// reaches the scopes of [`Engine::on_host`](crate::Engine::on_host), or the device's `on_uncaptured_error`.
 pub(crate) struct Scope(Vec<ErrorScopeGuard>);
 
 impl Scope {

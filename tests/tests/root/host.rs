@@ -5,16 +5,15 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use wattn::{
-    Attention, Based, Decay as Decays, Extent, HeadDim, Heads, HostIncoming, HostLayout, HostLinear, HostLinearOutput,
-    HostOperands, HostScores, Lengths, Lightning, Tokens,
+    Attention, Based, Decay, Extent, HeadDim, Heads, HostIncoming, HostLinear, HostOperands, Lightning, Tokens,
 };
 use wattn_cases::{
-    Decay, Layout, LinearCase, Recipe, Rows, SoftmaxCase, based_catalogue, catalogue, compare, decode_catalogue,
+    BasedCase, LinearCase, Recipe, Rows, SoftmaxCase, based_catalogue, catalogue, compare, decode_catalogue,
     linear_catalogue,
 };
 use wattn_tests::{
-    attention, attention_backward, based, based_backward, based_tokens, extent, lightning, lightning_backward, tokens,
-    unpack_states,
+    attention, attention_backward, based, based_backward, based_on_host, based_tokens, extent, host_based, host_linear,
+    host_operands, host_result, lightning, lightning_backward, linear_on_host, softmax_on_host, tokens, unpack_states,
 };
 
 use crate::gpu::Gpu;
@@ -37,15 +36,18 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     bodies.into_iter().map(|(name, body)| gpu.trial(&format!("host/{name}"), body)).collect()
 }
 
-/// The same bits as by the blocking call.
 fn without_blocking(gpu: &Gpu) -> Result<()> {
-    let case = named(catalogue(), "softmax/every_option")?;
-    let (attention, extent, operands) = (attention(&case)?, extent(&case)?, operands(&case));
-    let got = pollster::block_on(gpu.engine.run_on_host(&attention, extent, &operands))?;
-    let reference = case.reference(Rows::All);
-    gpu.check(&compare("out", &got.out, &reference.out, &case.rules("out", &reference)))?;
-    ensure!(gpu.engine.blocking().run(&attention, extent, &operands)? == got, "other bits");
-    Ok(())
+    let engine = &gpu.engine;
+    let softmax = named(catalogue(), "softmax/backward_every_option")?;
+    let decode = named(decode_catalogue(), "decode/every_option")?;
+    let judged = [
+        pollster::block_on(softmax_on_host(engine, &softmax, None, false))?,
+        pollster::block_on(softmax_on_host(engine, &decode, None, true))?,
+        pollster::block_on(linear_on_host(engine, &linear("gated_linear/packed_state")?, None))?,
+        pollster::block_on(based_on_host(engine, &based_case("based/state_packed")?, None))?,
+    ];
+    ensure!(judged.iter().map(Vec::len).eq([8, 2, 7, 10]), "{judged:?}");
+    judged.iter().flatten().try_for_each(|comparison| gpu.check(comparison))
 }
 
 fn named(all: Vec<Recipe>, name: &str) -> Result<SoftmaxCase> {
@@ -57,37 +59,9 @@ fn linear(name: &str) -> Result<LinearCase> {
     Ok(recipe.with_context(|| format!("no case {name}"))?.build())
 }
 
-fn layout(layout: Layout) -> HostLayout {
-    match layout {
-        Layout::Bhsd => HostLayout::Bhsd,
-        Layout::Bshd | Layout::Packed => HostLayout::Bshd,
-    }
-}
-
-fn operands(case: &SoftmaxCase) -> HostOperands<'_> {
-    let spread = |shape: &[usize]| (shape[0] == case.dims().batch, shape[1] == case.dims().heads);
-    HostOperands {
-        layout: layout(case.layout),
-        q: &case.q.values,
-        k: &case.k.values,
-        v: &case.v.values,
-        bias: case.bias.as_ref().map(|bias| {
-            let (per_batch, per_head) = spread(&bias.shape);
-            HostScores { values: &bias.values, per_batch, per_head }
-        }),
-        mask: case.mask.as_ref().map(|mask| {
-            let (per_batch, per_head) = spread(&mask.shape);
-            HostScores { values: &mask.values, per_batch, per_head }
-        }),
-        lengths: match (&case.kv_lens, &case.cu_seqlens) {
-            (Some(keys), _) => Lengths::Keys(keys),
-            (None, Some((queries, keys))) => Lengths::Packed { queries, keys },
-            (None, None) => Lengths::Full,
-        },
-        causal_offsets: case.causal_offsets.as_deref().unwrap_or_default(),
-        alibi_slopes: case.alibi_slopes.as_deref().unwrap_or_default(),
-        sinks: case.sinks.as_deref().unwrap_or_default(),
-    }
+fn based_case(name: &str) -> Result<BasedCase> {
+    let recipe = based_catalogue().into_iter().find(|recipe| recipe.name == name);
+    Ok(recipe.with_context(|| format!("no case {name}"))?.build())
 }
 
 /// The forward pass is calculated again where it is not given, to the same bits.
@@ -97,7 +71,8 @@ fn gradients(gpu: &Gpu) -> Result<()> {
         let case = named(catalogue(), name)?;
         let reference = case.reference(Rows::All);
         let names: Vec<&str> = reference.gradients.keys().copied().collect();
-        let (backward, extent, operands) = (attention_backward(&case, None, &names)?, extent(&case)?, operands(&case));
+        let (backward, extent, operands) =
+            (attention_backward(&case, None, &names)?, extent(&case)?, host_operands(&case));
         let incoming = HostIncoming {
             grad_out: &case.grad_out.as_ref().context("a gradient comes in")?.values,
             grad_lse: case.grad_lse.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
@@ -129,40 +104,11 @@ fn decode(gpu: &Gpu) -> Result<()> {
     for name in ["decode/every_option", "decode/mixed_packed", "decode/kv_lens"] {
         let case = named(decode_catalogue(), name)?;
         let reference = case.reference(Rows::All);
-        let got = gpu.engine.blocking().decode(&attention(&case)?.decode(), extent(&case)?, &operands(&case))?;
+        let got = gpu.engine.blocking().decode(&attention(&case)?.decode(), extent(&case)?, &host_operands(&case))?;
         gpu.check(&compare("out", &got.out, &reference.out, &case.rules("out", &reference)))?;
         gpu.check(&compare("lse", &got.lse, &reference.lse, &case.rules("lse", &reference)))?;
     }
     Ok(())
-}
-
-fn rows(case: &LinearCase) -> HostLinear<'_> {
-    HostLinear {
-        layout: layout(case.layout),
-        q: &case.q.values,
-        k: &case.k.values,
-        v: &case.v.values,
-        state0: case.state.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
-        gate: match &case.decay {
-            Decay::Gates(gates) => &gates.values,
-            Decay::Slopes(_) => &[],
-        },
-        bounds: case.cu_seqlens.as_deref().unwrap_or_default(),
-        ..HostLinear::default()
-    }
-}
-
-fn result<'a>(got: &'a HostLinearOutput, name: &str) -> &'a [f32] {
-    match name {
-        "out" => &got.out,
-        "state" => &got.state,
-        "dq" => &got.dq,
-        "dk" => &got.dk,
-        "dv" => &got.dv,
-        "dg" => &got.dg,
-        "dslopes" => &got.dslopes,
-        _ => &got.dstate,
-    }
 }
 
 fn lightning_calls(gpu: &Gpu) -> Result<()> {
@@ -170,16 +116,16 @@ fn lightning_calls(gpu: &Gpu) -> Result<()> {
     for name in ["lightning/state_b2_h3", "gated_linear/packed_state", "lightning/f16_state"] {
         let case = linear(name)?;
         let (reference, tokens) = (case.reference(), tokens(&case)?);
-        let forward = blocking.lightning(&lightning(&case)?, tokens, &rows(&case))?;
+        let forward = blocking.lightning(&lightning(&case)?, tokens, &host_linear(&case))?;
         let gradients = HostLinear {
             grad_out: &case.grad_out.as_ref().context("a gradient comes in")?.values,
             grad_state: &case.grad_state.as_ref().context("that of the state too")?.values,
-            ..rows(&case)
+            ..host_linear(&case)
         };
         let backward = blocking.lightning(&lightning_backward(&case)?, tokens, &gradients)?;
         for (&name, want) in &reference {
             let got = if name.starts_with('d') { &backward } else { &forward };
-            gpu.check(&compare(name, result(got, name), want, &case.rules(name)))?;
+            gpu.check(&compare(name, host_result(got, name), want, &case.rules(name)))?;
         }
     }
     Ok(())
@@ -191,9 +137,9 @@ fn a_step(gpu: &Gpu) -> Result<()> {
     let reference = case.reference();
     let lightning = lightning(&case)?;
     for step in [lightning.clone().step(), lightning.step_out_of_place()] {
-        let got = gpu.engine.blocking().lightning(&step, tokens(&case)?, &rows(&case))?;
+        let got = gpu.engine.blocking().lightning(&step, tokens(&case)?, &host_linear(&case))?;
         for name in ["out", "state"] {
-            gpu.check(&compare(name, result(&got, name), &reference[name], &case.rules(name)))?;
+            gpu.check(&compare(name, host_result(&got, name), &reference[name], &case.rules(name)))?;
         }
     }
     Ok(())
@@ -202,31 +148,21 @@ fn a_step(gpu: &Gpu) -> Result<()> {
 fn based_calls(gpu: &Gpu) -> Result<()> {
     let blocking = gpu.engine.blocking();
     for name in ["based/state_b2_h3", "based/state_kv_lens", "based/state_packed"] {
-        let recipe = based_catalogue().into_iter().find(|recipe| recipe.name == name);
-        let case = recipe.with_context(|| format!("no case {name}"))?.build();
+        let case = based_case(name)?;
         let (reference, tokens) = (case.reference(), based_tokens(&case)?);
-        let values = |tensor: &'_ Option<wattn_cases::Tensor>| -> Vec<f32> {
-            tensor.as_ref().map(|tensor| tensor.values.clone()).unwrap_or_default()
-        };
-        let (state, grad_out, grad_state) = (values(&case.state), values(&case.grad_out), values(&case.grad_state));
-        let rows = HostLinear {
-            layout: layout(case.layout),
-            q: &case.q.values,
-            k: &case.k.values,
-            v: &case.v.values,
-            state0: &state,
-            bounds: case.cu_seqlens.as_deref().unwrap_or_default(),
-            key_lengths: case.kv_lens.as_deref().unwrap_or_default(),
-            ..HostLinear::default()
-        };
+        let rows = host_based(&case);
         let forward = blocking.based(&based(&case)?, tokens, &rows)?;
-        let gradients = HostLinear { grad_out: &grad_out, grad_state: &grad_state, ..rows };
+        let gradients = HostLinear {
+            grad_out: case.grad_out.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
+            grad_state: case.grad_state.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
+            ..rows
+        };
         let backward = blocking.based(&based_backward(&case)?, tokens, &gradients)?;
         let moments = unpack_states(&case, &forward.state);
         for (&name, want) in &reference {
             let got = match name {
                 "out" => &forward.out[..],
-                name if name.starts_with('d') => result(&backward, name),
+                name if name.starts_with('d') => host_result(&backward, name),
                 name => &moments[name],
             };
             gpu.check(&compare(name, got, want, &case.rules(name)))?;
@@ -252,7 +188,7 @@ fn without_tokens(gpu: &Gpu) -> Result<()> {
 
 /// A log decay of -inf leaves nothing of what came before, as any that is large does.
 fn a_gate_forgets(gpu: &Gpu) -> Result<()> {
-    let lightning = Lightning::new(1, HeadDim::new(4)?).decay(Decays::Gates).initial_state().final_state();
+    let lightning = Lightning::new(1, HeadDim::new(4)?).decay(Decay::Gates).initial_state().final_state();
     let values = [0.5, -1.0, 2.0, 0.25].repeat(40);
     let outputs = |operator: &Lightning, gate: f32| {
         let mut gates = [-0.01; 40];

@@ -4,7 +4,7 @@ use wattn_scheduler::shaders::Storage;
 use wattn_scheduler::{AttentionBackward, Extent};
 use wgpu::{Buffer, BufferUsages, CommandEncoder};
 
-use super::call::{Call, Loaded, Written};
+use super::call::{Call, Loaded, Results, Written};
 use super::memory::{buffer, check, packed, upload};
 use super::softmax::{HostOperands, HostOutput, HostScores, Inputs, Sizes};
 use super::{Blocking, HostLayout};
@@ -44,6 +44,14 @@ pub struct HostGradients {
     pub dslopes: Vec<f32>,
 }
 
+impl HostGradients {
+    pub(super) fn of(mut results: Results) -> Self {
+        let [dq, dk, dv] = ["dq", "dk", "dv"].map(|name| results.take(name));
+        let [dbias, dsinks, dslopes] = ["dbias", "dsinks", "dslopes"].map(|name| results.take(name));
+        Self { dq, dk, dv, dbias, dsinks, dslopes }
+    }
+}
+
 impl Blocking {
     /// The gradients of softmax attention on host slices.
     ///
@@ -72,31 +80,26 @@ impl Blocking {
         operands: &HostOperands<'_>,
         incoming: &HostIncoming<'_>,
     ) -> Result<HostGradients, RunError> {
-        let engine = &self.engine;
-        let call = Call::new(engine, |call| submit(engine, call, backward, extent, operands, incoming))?;
-        let mut results = self.results(call)?;
-        let [dq, dk, dv] = ["dq", "dk", "dv"].map(|name| results.take(name));
-        let [dbias, dsinks, dslopes] = ["dbias", "dsinks", "dslopes"].map(|name| results.take(name));
-        Ok(HostGradients { dq, dk, dv, dbias, dsinks, dslopes })
+        self.results(call(&self.engine, backward, extent, (operands, incoming))?).map(HostGradients::of)
     }
 }
 
-fn submit(
+pub(super) fn call(
     engine: &Engine,
-    call: &mut Call,
     backward: &AttentionBackward,
     extent: Extent,
-    operands: &HostOperands<'_>,
-    incoming: &HostIncoming<'_>,
-) -> Result<(), RunError> {
-    let plan = engine.plan(backward, extent)?;
-    let loaded = LoadedBackward::new(engine, backward, extent, operands, incoming, plan.workspace_bytes())?;
-    if incoming.forward.is_none() {
-        let forward = engine.plan(&backward.attention().lse(), extent)?;
-        let views = loaded.forward();
-        call.submit(forward.slices(), |encoder, slice| forward.encode_slice(encoder, &views, slice))?;
-    }
-    call.run(&loaded, &plan, plan.slices())
+    (operands, incoming): (&HostOperands<'_>, &HostIncoming<'_>),
+) -> Result<Call, RunError> {
+    Call::new(engine, |call| {
+        let plan = engine.plan(backward, extent)?;
+        let loaded = LoadedBackward::new(engine, backward, extent, operands, incoming, plan.workspace_bytes())?;
+        if incoming.forward.is_none() {
+            let forward = engine.plan(&backward.attention().lse(), extent)?;
+            let views = loaded.forward();
+            call.submit(forward.slices(), |encoder, slice| forward.encode_slice(encoder, &views, slice))?;
+        }
+        call.run(&loaded, &plan, plan.slices())
+    })
 }
 
 /// The operands of a backward call, on the device.

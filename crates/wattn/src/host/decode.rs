@@ -36,16 +36,23 @@ impl Blocking {
     /// # Errors
     /// As [`run`](Self::run), and keys in a cache.
     pub fn decode(&self, decode: &Decode, extent: Extent, operands: &HostOperands<'_>) -> Result<HostOutput, RunError> {
-        let engine = &self.engine;
-        let call = Call::new(engine, |call| {
-            let plan = engine.plan(decode, extent)?;
-            let works = vec![plan.work(operands.lengths, operands.causal_offsets)?];
-            let (attention, workspace) = (decode.attention(), plan.workspace_bytes());
-            let loaded = LoadedDecode::new(engine, attention, extent, operands, None, works, workspace)?;
-            call.run(&loaded, &plan, 1)
-        })?;
-        self.results(call).map(HostOutput::of)
+        self.results(call(&self.engine, decode, extent, operands)?).map(HostOutput::of)
     }
+}
+
+pub(super) fn call(
+    engine: &Engine,
+    decode: &Decode,
+    extent: Extent,
+    operands: &HostOperands<'_>,
+) -> Result<Call, RunError> {
+    Call::new(engine, |call| {
+        let plan = engine.plan(decode, extent)?;
+        let works = vec![plan.work(operands.lengths, operands.causal_offsets)?];
+        let (attention, workspace) = (decode.attention(), plan.workspace_bytes());
+        let loaded = LoadedDecode::new(engine, attention, extent, operands, None, works, workspace)?;
+        call.run(&loaded, &plan, 1)
+    })
 }
 
 /// The operands of calls with few queries, on the device.

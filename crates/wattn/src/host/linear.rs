@@ -66,7 +66,7 @@ pub struct HostLinearOutput {
 }
 
 impl HostLinearOutput {
-    fn of(mut results: Results) -> Self {
+    pub(super) fn of(mut results: Results) -> Self {
         let [out, state, dq, dk] = ["out", "state", "dq", "dk"].map(|name| results.take(name));
         let [dv, dstate, dg, dslopes] = ["dv", "dstate", "dg", "dslopes"].map(|name| results.take(name));
         Self { out, state, dq, dk, dv, dstate, dg, dslopes }
@@ -103,13 +103,7 @@ impl Blocking {
         extent: Tokens,
         operands: &HostLinear<'_>,
     ) -> Result<HostLinearOutput, RunError> {
-        let engine = &self.engine;
-        let call = Call::new(engine, |call| {
-            let plan = engine.plan(lightning, extent)?;
-            let loaded = LoadedLinear::new(engine, &plan, operands, plan.workspace_bytes())?;
-            call.run(&loaded, &plan, plan.slices())
-        })?;
-        self.results(call).map(HostLinearOutput::of)
+        self.results(lightning_call(&self.engine, lightning, extent, operands)?).map(HostLinearOutput::of)
     }
 
     /// BASED's linear attention on host slices: what the operator is set to, the forward pass, its gradients or one step.
@@ -139,14 +133,21 @@ impl Blocking {
         extent: Tokens,
         operands: &HostLinear<'_>,
     ) -> Result<HostLinearOutput, RunError> {
-        let engine = &self.engine;
-        let call = Call::new(engine, |call| {
-            let plan = engine.plan(based, extent)?;
-            let loaded = LoadedBased::new(engine, &plan, operands, plan.workspace_bytes())?;
-            call.run(&loaded, &plan, plan.slices())
-        })?;
-        self.results(call).map(HostLinearOutput::of)
+        self.results(based_call(&self.engine, based, extent, operands)?).map(HostLinearOutput::of)
     }
+}
+
+pub(super) fn lightning_call(
+    engine: &Engine,
+    lightning: &Lightning,
+    extent: Tokens,
+    operands: &HostLinear<'_>,
+) -> Result<Call, RunError> {
+    Call::new(engine, |call| {
+        let plan = engine.plan(lightning, extent)?;
+        let loaded = LoadedLinear::new(engine, &plan, operands, plan.workspace_bytes())?;
+        call.run(&loaded, &plan, plan.slices())
+    })
 }
 
 /// The operands of calls of [`Lightning`], on the device.
@@ -222,6 +223,19 @@ impl Loaded<LinearPlan> for LoadedLinear<'_> {
     fn scratch(&self) -> Option<&Buffer> {
         Some(&self.workspace)
     }
+}
+
+pub(super) fn based_call(
+    engine: &Engine,
+    based: &Based,
+    extent: Tokens,
+    operands: &HostLinear<'_>,
+) -> Result<Call, RunError> {
+    Call::new(engine, |call| {
+        let plan = engine.plan(based, extent)?;
+        let loaded = LoadedBased::new(engine, &plan, operands, plan.workspace_bytes())?;
+        call.run(&loaded, &plan, plan.slices())
+    })
 }
 
 /// The operands of calls of [`Based`], on the device.

@@ -2,7 +2,7 @@
 
 use wattn_scheduler::shaders::Storage;
 use wattn_scheduler::{Attention, Extent, Lengths};
-use wgpu::{Buffer, CommandEncoder, ErrorFilter};
+use wgpu::{Buffer, CommandEncoder};
 
 use super::call::{Call, Loaded, Results, Written};
 use super::memory::{check, mask_words, packed, upload};
@@ -11,7 +11,6 @@ use crate::engine::Engine;
 use crate::error::{EncodeError, RunError};
 use crate::operands::Operands;
 use crate::plan::Plan;
-use crate::scope::popped;
 use crate::view::View;
 
 /// A bias or a mask on the host: [batch or 1, heads or 1, queries, keys].
@@ -65,33 +64,6 @@ impl HostOutput {
     }
 }
 
-impl Engine {
-    /// Runs on host slices and returns when the result is there. On native targets each poll of the future polls the device.
-    ///
-    /// # Errors
-    /// Slices of the wrong length, a refused problem, or a device that fails.
-    pub async fn run_on_host(
-        &self,
-        attention: &Attention,
-        extent: Extent,
-        operands: &HostOperands<'_>,
-    ) -> Result<HostOutput, RunError> {
-        // Browsers tell late what went wrong; whatever it was, memory would come back mapped, with zeros.
-        let filters = [ErrorFilter::OutOfMemory, ErrorFilter::Internal, ErrorFilter::Validation];
-        let scopes = filters.map(|filter| self.device().push_error_scope(filter));
-        let call = forward(self, attention, extent, operands);
-        let errors: Vec<_> = popped(scopes.into()).collect();
-        let call = call?;
-        call.map().mapped(self.device()).await?;
-        for error in errors {
-            if let Some(error) = error.await {
-                return Err(RunError::Device(error.to_string()));
-            }
-        }
-        call.results().map(HostOutput::of)
-    }
-}
-
 impl Blocking {
     /// Attention without per-call options on contiguous [batch, heads, sequence, dim] slices.
     ///
@@ -118,11 +90,11 @@ impl Blocking {
         extent: Extent,
         operands: &HostOperands<'_>,
     ) -> Result<HostOutput, RunError> {
-        self.results(forward(&self.engine, attention, extent, operands)?).map(HostOutput::of)
+        self.results(call(&self.engine, attention, extent, operands)?).map(HostOutput::of)
     }
 }
 
-fn forward(
+pub(super) fn call(
     engine: &Engine,
     attention: &Attention,
     extent: Extent,
