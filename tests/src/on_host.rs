@@ -1,5 +1,7 @@
 //! Runs cases by calls on host slices that are awaited, as an application in a browser would.
 
+use std::borrow::Cow;
+
 use anyhow::{Context, Result};
 use wattn::{Engine, HostIncoming, HostLayout, HostLinear, HostLinearOutput, HostOperands, HostScores, Lengths};
 use wattn_cases::{BasedCase, Comparison, Decay, Layout, LinearCase, Rows, SoftmaxCase, Tensor, compare};
@@ -19,6 +21,11 @@ fn layout(layout: Layout) -> HostLayout {
 
 fn values(tensor: &Option<Tensor>) -> &[f32] {
     tensor.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default()
+}
+
+/// What an operator asks for and a case has not.
+fn or_zeros(tensor: &Option<Tensor>, elements: usize) -> Cow<'_, [f32]> {
+    tensor.as_ref().map_or_else(|| vec![0.0; elements].into(), |tensor| (&tensor.values[..]).into())
 }
 
 /// A case's operands.
@@ -154,8 +161,9 @@ pub async fn linear_on_host(engine: &Engine, case: &LinearCase, variant: Option<
     let forward = host.lightning(&forced(lightning(case)?), tokens, &host_linear(case)).await?;
     let mut backward = None;
     if case.has_backward() {
-        let rows =
-            HostLinear { grad_out: values(&case.grad_out), grad_state: values(&case.grad_state), ..host_linear(case) };
+        let grad_out = or_zeros(&case.grad_out, forward.out.len());
+        let grad_state = or_zeros(&case.grad_state, forward.state.len());
+        let rows = HostLinear { grad_out: &grad_out, grad_state: &grad_state, ..host_linear(case) };
         backward = Some(host.lightning(&forced(lightning_backward(case)?), tokens, &rows).await?);
     }
     let judge = |(&name, want): (&&'static str, &Vec<_>)| {
@@ -178,8 +186,8 @@ pub async fn based_on_host(engine: &Engine, case: &BasedCase, variant: Option<Va
     let forward = host.based(&forced(based(case)?), tokens, &host_based(case)).await?;
     let mut backward = None;
     if case.has_backward() {
-        let rows =
-            HostLinear { grad_out: values(&case.grad_out), grad_state: values(&case.grad_state), ..host_based(case) };
+        let grad_out = or_zeros(&case.grad_out, forward.out.len());
+        let rows = HostLinear { grad_out: &grad_out, grad_state: values(&case.grad_state), ..host_based(case) };
         backward = Some(host.based(&forced(based_backward(case)?), tokens, &rows).await?);
     }
     let moments = unpack_states(case, &forward.state);
