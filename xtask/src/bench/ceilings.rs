@@ -9,6 +9,7 @@ use wattn::wgpu::{self, BindGroup, Buffer, BufferUsages, ComputePipeline, Device
 use wattn::{Engine, wgpu::BindGroupEntry};
 
 use super::clock::{Clock, Sample};
+use super::row::Figures;
 use super::shader::{module, pipeline};
 use super::stats::{Series, median_and_mad};
 
@@ -89,7 +90,12 @@ impl Ceilings {
         self.fma.name
     }
 
-    /// Adds one sample of each probe.
+    /// Whether moving a problem's operands takes longer than its multiply-adds.
+    pub(crate) fn memory_bounds(&self, problem: &Figures) -> bool {
+        problem.bytes / self.bandwidth > problem.flops / self.fma_rate
+    }
+
+    /// Adds one sample of each probe: the copies last, which leave nothing else in caches.
     pub(crate) fn sample(&self, clock: &Clock, around: &mut Around) -> Result<()> {
         around.0.push([self.fma.sample(clock)?, self.copy.sample(clock)?]);
         Ok(())

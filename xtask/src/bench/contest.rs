@@ -24,6 +24,8 @@ pub(crate) const REDUCED: usize = 193;
 const ROWS: usize = 8;
 /// Short kernels are repeated within a sample until it takes this long, seconds.
 const SAMPLE: f64 = 0.005;
+/// Calls within a sample at most.
+const REPEATS: f64 = 64.0;
 
 /// A case with what must come out of it, in full and reduced.
 pub(crate) struct Subject {
@@ -160,7 +162,7 @@ impl Runner<'_> {
         }
     }
 
-    /// How often a kernel may be repeated within a sample; `None` of a baseline.
+    /// How often it may be repeated within a sample; `None` of a baseline.
     fn repeats(&self) -> Option<f64> {
         let whole = match self {
             Self::Kernel(contestant) => contestant.plan.slices() == 1,
@@ -170,7 +172,7 @@ impl Runner<'_> {
             Self::Based(contestant) => contestant.planned.slices() == 1,
             Self::Baseline(_) | Self::Scan(_) => return None,
         };
-        Some(if whole { 64.0 } else { 1.0 })
+        Some(if whole { REPEATS } else { 1.0 })
     }
 }
 
@@ -187,11 +189,11 @@ struct Turns<'a> {
 impl<'a> Turns<'a> {
     /// Sizes the samples of a kernel by a run that warms it up. Baselines have run when they were checked, and are long.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded on both sides")]
-    fn new(runner: &'a Runner<'a>, clock: &Clock, effort: Effort) -> Result<Self> {
+    fn new(runner: &'a Runner<'a>, clock: &Clock, effort: Effort, cold: bool) -> Result<Self> {
         let (count, wanted) = match runner.repeats() {
             Some(repeats) => {
                 let seconds = runner.sample(clock, 1)?.seconds();
-                let count = (SAMPLE / seconds).ceil().clamp(1.0, repeats);
+                let count = (SAMPLE / seconds).ceil().clamp(1.0, if cold { 1.0 } else { repeats });
                 let [least, most] = effort.samples;
                 let wanted = (effort.seconds / (seconds * count)).ceil() as usize;
                 (count as u32, wanted.clamp(least, most))
@@ -209,15 +211,21 @@ pub(crate) struct Outcome {
     pub(crate) beside: Beside,
 }
 
-/// Samples all runners in turn, and the ceilings before each sample and after the last.
+/// Samples all runners of a problem in turn, and the ceilings before each sample and after the last.
+///
+/// Where memory bounds the problem, a sample is one call. Of several in a row, all but the first may find their operands in a GPU's last
+/// cache (50 to 256 MB), against a ceiling that does not; the ceilings' copies right before leave nothing of them there.
 pub(crate) fn contest(
     clock: &Clock,
     ceilings: &Ceilings,
     effort: Effort,
+    problem: &Figures,
     runners: &[Runner<'_>],
 ) -> Result<Vec<Outcome>> {
     let mut around = Around::default();
-    let mut all = runners.iter().map(|runner| Turns::new(runner, clock, effort)).collect::<Result<Vec<_>>>()?;
+    let cold = ceilings.memory_bounds(problem);
+    let turns = |runner| Turns::new(runner, clock, effort, cold);
+    let mut all = runners.iter().map(turns).collect::<Result<Vec<_>>>()?;
     let rounds = all.iter().map(|turns| turns.wanted).max().unwrap_or(0);
     for round in 0..rounds {
         for turns in &mut all {

@@ -41,7 +41,7 @@ use clock::Clock;
 use compare::Verdict;
 use contest::{Contestant, Effort, Outcome, Runner, Subject, contest};
 use device::Device;
-use row::{Row, Run, Shared};
+use row::{Figures, Row, Run, Shared};
 use unfused::{Form, Passes, Unfused};
 
 /// The cases of a quick run.
@@ -282,7 +282,7 @@ impl Bench {
 
         let mut runners: Vec<Runner<'_>> = contestants.iter().map(|(_, c)| Runner::Kernel(c)).collect();
         runners.extend([&naive, &tiled].into_iter().flatten().map(Runner::Baseline));
-        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &runners)?;
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &first.figures(), &runners)?;
 
         let (own, baselines) = outcomes.split_at(contestants.len());
         let mut baselines = baselines.iter().map(|outcome| outcome.time.median);
@@ -307,8 +307,9 @@ impl Bench {
             let contestant = decode::Contestant::new(&self.engine, &subject, kernel)?;
             let forward = Contestant::new(&self.engine, &subject, None)?;
             let runners = [Runner::Decode(&contestant), Runner::Kernel(&forward)];
-            let (outcome, baseline) = self.contest(&runners)?;
-            Ok((contestant.figures(), outcome, Shared { baseline, ..Shared::default() }))
+            let figures = contestant.figures();
+            let (outcome, baseline) = self.contest(&figures, &runners)?;
+            Ok((figures, outcome, Shared { baseline, ..Shared::default() }))
         })
     }
 
@@ -317,8 +318,9 @@ impl Bench {
         Row::new(recipe, &label(pinned)).filled(|| {
             let subject = backward::Subject::new(recipe);
             let contestant = backward::Contestant::new(&self.engine, &subject, pinned)?;
-            let (outcome, _) = self.contest(&[Runner::Backward(&contestant)])?;
-            Ok((contestant.figures(), outcome, Shared::default()))
+            let figures = contestant.figures();
+            let (outcome, _) = self.contest(&figures, &[Runner::Backward(&contestant)])?;
+            Ok((figures, outcome, Shared::default()))
         })
     }
 
@@ -332,8 +334,9 @@ impl Bench {
             let scan = scan.ok().flatten();
             let mut runners = vec![Runner::Linear(&contestant)];
             runners.extend(scan.as_ref().map(Runner::Scan));
-            let (outcome, baseline) = self.contest(&runners)?;
-            Ok((contestant.figures(), outcome, Shared { baseline, baseline_error, ..Shared::default() }))
+            let figures = contestant.figures();
+            let (outcome, baseline) = self.contest(&figures, &runners)?;
+            Ok((figures, outcome, Shared { baseline, baseline_error, ..Shared::default() }))
         })
     }
 
@@ -342,14 +345,15 @@ impl Bench {
         Row::based(recipe, &label(pinned)).filled(|| {
             let subject = based::Subject::new(recipe);
             let contestant = based::Contestant::new(&self.engine, &subject, pinned)?;
-            let (outcome, _) = self.contest(&[Runner::Based(&contestant)])?;
-            Ok((contestant.figures()?, outcome, Shared::default()))
+            let figures = contestant.figures()?;
+            let (outcome, _) = self.contest(&figures, &[Runner::Based(&contestant)])?;
+            Ok((figures, outcome, Shared::default()))
         })
     }
 
     /// What came out for the first runner, and the median of the second if there is one.
-    fn contest(&self, runners: &[Runner<'_>]) -> Result<(Outcome, Option<f64>)> {
-        let outcomes = contest(&self.clock, &self.ceilings, self.effort, runners)?;
+    fn contest(&self, problem: &Figures, runners: &[Runner<'_>]) -> Result<(Outcome, Option<f64>)> {
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, problem, runners)?;
         Ok((*outcomes.first().context("no outcome")?, outcomes.get(1).map(|outcome| outcome.time.median)))
     }
 
