@@ -157,22 +157,30 @@ impl Runner<'_> {
             Self::Baseline(passes) => passes.sample(clock, count),
             Self::Decode(contestant) => contestant.sample(clock, count),
             Self::Linear(contestant) => contestant.sample(clock, count),
-            Self::Scan(scan) => scan.sample(clock),
+            Self::Scan(scan) => scan.sample(clock, count),
             Self::Based(contestant) => contestant.planned.sample(clock, count),
         }
     }
 
-    /// How often it may be repeated within a sample; `None` of a baseline.
-    fn repeats(&self) -> Option<f64> {
+    /// How often it may be repeated within a sample.
+    fn repeats(&self) -> f64 {
         let whole = match self {
             Self::Kernel(contestant) => contestant.plan.slices() == 1,
             Self::Decode(_) => true,
             Self::Backward(contestant) => contestant.run.plan().slices() == 1,
             Self::Linear(contestant) => contestant.plan.slices() == 1,
             Self::Based(contestant) => contestant.planned.slices() == 1,
-            Self::Baseline(_) | Self::Scan(_) => return None,
+            Self::Baseline(_) | Self::Scan(_) => true,
         };
-        Some(if whole { REPEATS } else { 1.0 })
+        if whole { REPEATS } else { 1.0 }
+    }
+
+    /// Samples of it, at least and at most.
+    fn samples(&self, effort: Effort) -> [usize; 2] {
+        match self {
+            Self::Baseline(_) | Self::Scan(_) => [effort.baseline_samples; 2],
+            _ => effort.samples,
+        }
     }
 }
 
@@ -187,20 +195,14 @@ struct Turns<'a> {
 }
 
 impl<'a> Turns<'a> {
-    /// Sizes the samples of a kernel by a run that warms it up. Baselines have run when they were checked, and are long.
+    /// Sizes the samples by a run that warms up.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded on both sides")]
     fn new(runner: &'a Runner<'a>, clock: &Clock, effort: Effort, cold: bool) -> Result<Self> {
-        let (count, wanted) = match runner.repeats() {
-            Some(repeats) => {
-                let seconds = runner.sample(clock, 1)?.seconds();
-                let count = (SAMPLE / seconds).ceil().clamp(1.0, if cold { 1.0 } else { repeats });
-                let [least, most] = effort.samples;
-                let wanted = (effort.seconds / (seconds * count)).ceil() as usize;
-                (count as u32, wanted.clamp(least, most))
-            }
-            None => (1, effort.baseline_samples),
-        };
-        Ok(Self { runner, count, wanted, series: Series::default(), at: Vec::new() })
+        let seconds = runner.sample(clock, 1)?.seconds();
+        let count = (SAMPLE / seconds).ceil().clamp(1.0, if cold { 1.0 } else { runner.repeats() });
+        let [least, most] = runner.samples(effort);
+        let wanted = ((effort.seconds / (seconds * count)).ceil() as usize).clamp(least, most);
+        Ok(Self { runner, count: count as u32, wanted, series: Series::default(), at: Vec::new() })
     }
 }
 

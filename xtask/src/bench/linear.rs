@@ -119,10 +119,10 @@ impl<'a> Scan<'a> {
             Some(small) if !subject.backward => small,
             _ => return Ok(None),
         };
-        small.sample(clock)?;
+        small.sample(clock, 1)?;
         small.verify(&subject.reduced, &subject.reduced_reference)?;
         let Some(full) = Self::prepared(engine, &subject.full)? else { return Ok(None) };
-        full.sample(clock)?;
+        full.sample(clock, 1)?;
         full.verify(&subject.full, &subject.full_reference)?;
         Ok(Some(full))
     }
@@ -178,15 +178,17 @@ impl<'a> Scan<'a> {
         Ok(Some(Self { engine, pipeline, bindings, out, planes }))
     }
 
-    pub(crate) fn sample(&self, clock: &Clock) -> Result<Sample> {
-        clock.pass(|pass| {
+    /// Scans `count` times.
+    pub(crate) fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
+        let sample = clock.pass(|pass| {
             pass.set_pipeline(&self.pipeline);
-            for bindings in &self.bindings {
+            for bindings in (0..count).flat_map(|_| &self.bindings) {
                 pass.set_bind_group(0, bindings, &[]);
                 pass.dispatch_workgroups(self.planes, 1, 1);
             }
             Ok(())
-        })
+        });
+        Ok(sample?.of(count))
     }
 
     fn verify(&self, case: &LinearCase, reference: &References) -> Result<()> {
