@@ -45,12 +45,7 @@ impl<'a> Contestant<'a> {
     pub(crate) fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
         let (plan, operands) = (self.run.plan(), self.run.operands());
         if plan.slices() > 1 {
-            let encoders = (0..plan.slices()).map(|slice| {
-                let mut encoder = clock.encoder();
-                plan.encode_slice(&mut encoder, &operands, slice)?;
-                Ok(encoder)
-            });
-            return clock.submissions(encoders.collect::<Result<_>>()?);
+            return clock.slices(plan.slices(), |encoder, slice| Ok(plan.encode_slice(encoder, &operands, slice)?));
         }
         let sample = clock.pass(|pass| {
             for _ in 0..count {

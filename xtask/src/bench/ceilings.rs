@@ -253,7 +253,10 @@ impl CopyProbe {
                 Ok(())
             })
         } else {
-            clock.copies(|encoder| encoder.copy_buffer_to_buffer(&self.from, 0, &self.to, 0, self.from.size()))
+            clock.slices(1, |encoder, _| {
+                encoder.copy_buffer_to_buffer(&self.from, 0, &self.to, 0, self.from.size());
+                Ok(())
+            })
         }
     }
 }

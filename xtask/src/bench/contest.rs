@@ -78,13 +78,7 @@ impl<'a> Contestant<'a> {
         let operands = self.loaded.operands();
         let slices = self.plan.slices();
         if slices > 1 {
-            // As long a call as this is submitted in pieces, which leaves the wall clock.
-            let encoders = (0..slices).map(|slice| {
-                let mut encoder = clock.encoder();
-                self.plan.encode_slice(&mut encoder, &operands, slice)?;
-                Ok(encoder)
-            });
-            return clock.submissions(encoders.collect::<Result<_>>()?);
+            return clock.slices(slices, |encoder, slice| Ok(self.plan.encode_slice(encoder, &operands, slice)?));
         }
         let sample = clock.pass(|pass| {
             for _ in 0..count {

@@ -104,7 +104,7 @@ fn softmax(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Result<(u
     let [heads, dim] = [HEADS as usize, DIM as usize];
     let recipe = Recipe { name: "softmax", queries: 1, keys: 1024, heads, kv_heads: heads, ..Recipe::default() };
     let subject = contest::Subject::new(&Recipe { head_dim: dim, value_dim: dim, ..recipe });
-    decode::Contestant::new(engine, &subject, pinned.map(|variant| variant.kernel))?;
+    decode::Contestant::new(engine, clock, &subject, pinned.map(|variant| variant.kernel))?;
 
     let attention = Attention::new(Heads::new(HEADS)?, HeadDim::new(DIM)?);
     let attention = pinned.map_or(attention, |variant| variant.force(attention));

@@ -77,6 +77,10 @@ impl<'a> Contestant<'a> {
     }
 
     pub(crate) fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
+        let slices = self.plan.slices();
+        if slices > 1 {
+            return clock.slices(slices, |encoder, slice| self.run.encode_slice(encoder, self.backward, slice));
+        }
         let sample = clock.pass(|pass| {
             for _ in 0..count {
                 self.run.encode_in_pass(pass, self.backward)?;

@@ -20,6 +20,8 @@ mod row;
 mod shader;
 mod stats;
 mod table;
+#[path = "../../../crates/wattn/src/tune/ticks.rs"]
+mod ticks;
 mod unfused;
 
 use std::path::PathBuf;
@@ -304,7 +306,7 @@ impl Bench {
         row.filled(|| {
             let subject = Subject::new(recipe);
             let kernel = pinned.map(|variant| variant.kernel);
-            let contestant = decode::Contestant::new(&self.engine, &subject, kernel)?;
+            let contestant = decode::Contestant::new(&self.engine, &self.clock, &subject, kernel)?;
             let forward = Contestant::new(&self.engine, &subject, None)?;
             let runners = [Runner::Decode(&contestant), Runner::Kernel(&forward)];
             let figures = contestant.figures();

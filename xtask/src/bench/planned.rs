@@ -120,12 +120,7 @@ impl Planned {
             let sample = clock.pass(|pass| (0..count).try_for_each(|_| self.encode(pass)))?;
             return Ok(sample.of(count));
         }
-        let encoders = (0..self.slices()).map(|slice| {
-            let mut encoder = clock.encoder();
-            self.encode_slice(&mut encoder, slice)?;
-            Ok(encoder)
-        });
-        clock.submissions(encoders.collect::<Result<_>>()?)
+        clock.slices(self.slices(), |encoder, slice| self.encode_slice(encoder, slice))
     }
 
     fn encode(&self, pass: &mut ComputePass<'_>) -> Result<()> {
