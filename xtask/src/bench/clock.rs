@@ -123,6 +123,27 @@ impl Clock {
         self.submit(encoders, queries)
     }
 
+    /// The time of a few dispatches, one of `count` times in a pass. What comes once may be long: each dispatch is submitted alone, since
+    /// drivers reset a GPU that is busy for seconds.
+    pub(crate) fn dispatches(
+        &self,
+        count: u32,
+        dispatches: u32,
+        dispatch: impl Fn(&mut ComputePass<'_>, u32),
+    ) -> Result<Sample> {
+        if count == 1 {
+            return self.slices(dispatches, |encoder, n| {
+                dispatch(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()), n);
+                Ok(())
+            });
+        }
+        let sample = self.pass(|pass| {
+            (0..count).for_each(|_| (0..dispatches).for_each(|n| dispatch(pass, n)));
+            Ok(())
+        });
+        Ok(sample?.of(count))
+    }
+
     /// The seconds of submissions one after the other, by the wall clock.
     pub(crate) fn submissions(&self, encoders: Vec<CommandEncoder>) -> Result<f64> {
         let commands: Vec<_> = encoders.into_iter().map(CommandEncoder::finish).collect();

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use wattn::{Engine, Plan};
+use wattn::{DeviceKind, Engine, Plan};
 use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase};
 use wattn_tests::{Loaded, Variant, attention, extent};
 
@@ -130,6 +130,12 @@ impl Effort {
     pub(crate) const FULL: Self = Self { samples: [9, 30], baseline_samples: 3, seconds: 0.3, longest_baseline: 8.0 };
     /// For a first look.
     pub(crate) const QUICK: Self = Self { samples: [5, 9], baseline_samples: 2, seconds: 0.1, longest_baseline: 2.5 };
+
+    /// The same on a device. Drivers reset a GPU that is busy for two seconds.
+    pub(crate) fn on(self, kind: DeviceKind) -> Self {
+        let longest = if kind == DeviceKind::Cpu { f64::INFINITY } else { 1.0 };
+        Self { longest_baseline: self.longest_baseline.min(longest), ..self }
+    }
 }
 
 /// Something whose samples are taken in turn with others'.

@@ -110,6 +110,7 @@ impl<'a> Contestant<'a> {
 pub(crate) struct Scan<'a> {
     engine: &'a Engine,
     pipeline: ComputePipeline,
+    dispatches: u32,
     /// One a dispatch.
     bindings: Vec<BindGroup>,
     out: Buffer,
@@ -117,14 +118,20 @@ pub(crate) struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// A scan whose results were right; `None` for what it does not do: gates, gradients, other layouts, 16 bits.
-    pub(crate) fn new(engine: &'a Engine, clock: &Clock, subject: &Subject) -> Result<Option<Self>> {
+    /// A scan whose results were right; `None` for what it does not do: gates, gradients, other layouts, 16 bits, or by the reduced
+    /// problem would take `longest` seconds to do.
+    pub(crate) fn new(engine: &'a Engine, clock: &Clock, subject: &Subject, longest: f64) -> Result<Option<Self>> {
         let small = match Self::prepared(engine, &subject.reduced)? {
             Some(small) if !subject.backward => small,
             _ => return Ok(None),
         };
         small.sample(clock, 1)?;
         small.verify(&subject.reduced, &subject.reduced_reference)?;
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let growth = subject.full.dims().tokens as f64 / subject.reduced.dims().tokens as f64;
+        if small.sample(clock, 1)?.seconds() * growth > longest {
+            return Ok(None);
+        }
         let Some(full) = Self::prepared(engine, &subject.full)? else { return Ok(None) };
         full.sample(clock, 1)?;
         full.verify(&subject.full, &subject.full_reference)?;
@@ -178,21 +185,17 @@ impl<'a> Scan<'a> {
                 .collect();
             device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("scan"), layout, entries: &entries })
         };
-        let bindings = (0..tokens).step_by(count as usize).map(group).collect();
-        Ok(Some(Self { engine, pipeline, bindings, out, planes }))
+        let bindings: Vec<_> = (0..tokens).step_by(count as usize).map(group).collect();
+        Ok(Some(Self { engine, pipeline, dispatches: size(bindings.len())?, bindings, out, planes }))
     }
 
     /// Scans `count` times.
     pub(crate) fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
-        let sample = clock.pass(|pass| {
+        clock.dispatches(count, self.dispatches, |pass, n| {
             pass.set_pipeline(&self.pipeline);
-            for bindings in (0..count).flat_map(|_| &self.bindings) {
-                pass.set_bind_group(0, bindings, &[]);
-                pass.dispatch_workgroups(self.planes, 1, 1);
-            }
-            Ok(())
-        });
-        Ok(sample?.of(count))
+            pass.set_bind_group(0, &self.bindings[n as usize], &[]);
+            pass.dispatch_workgroups(self.planes, 1, 1);
+        })
     }
 
     fn verify(&self, case: &LinearCase, reference: &References) -> Result<()> {

@@ -123,7 +123,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .rates(device.rates())
         .build();
     let (engine, trusted) = if args.selection.trusted { (trusted, None) } else { (checked, Some(trusted)) };
-    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let effort = if args.quick { Effort::QUICK } else { Effort::FULL }.on(engine.capabilities().kind);
     let bench = Bench { engine, trusted, clock, ceilings, effort, bar: bar.clone() };
     let mut rows = Vec::new();
     for recipe in &recipes {
@@ -331,7 +331,7 @@ impl Bench {
         let subject = linear::Subject::new(recipe);
         Row::linear(recipe, subject.op(), &label(pinned)).filled(|| {
             let contestant = linear::Contestant::new(&self.engine, &subject, pinned)?;
-            let scan = linear::Scan::new(&self.engine, &self.clock, &subject);
+            let scan = linear::Scan::new(&self.engine, &self.clock, &subject, self.effort.longest_baseline);
             let baseline_error = scan.as_ref().err().map(|error| format!("{error:#}"));
             let scan = scan.ok().flatten();
             let mut runners = vec![Runner::Linear(&contestant)];
