@@ -154,12 +154,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if sweep {
         bar.set_message("time against length");
         let passed = |case: &str| rows.iter().any(|row: &Row| row.case == case && row.median_us.is_some());
-        lengths = lengths::measure(&bench.engine, &bench.clock, pinned, passed);
+        lengths = lengths::measure(&bench.engine, &bench.clock, &bench.ceilings, pinned, passed);
     }
     let mut generation = Vec::new();
     if generate {
         bar.set_message("generation");
-        generation = generation::measure(&bench.engine, &bench.clock, pinned);
+        generation = generation::measure(&bench.engine, &bench.clock, &bench.ceilings, pinned);
     }
     bar.finish_and_clear();
     if !rows.is_empty() {

@@ -8,8 +8,9 @@ use wattn::{
     LightningState, LinearOperands, LinearPlan, Operands, Pass, Plan, Tokens, View, Work,
 };
 
+use super::ceilings::{Around, Ceilings};
 use super::clock::{Clock, Sample};
-use super::stats::Series;
+use super::stats::{Series, Summary};
 
 /// A plan, and all that it reads and writes, with room for f32.
 pub(crate) struct Planned {
@@ -107,11 +108,16 @@ impl Planned {
         }
     }
 
-    /// The median of a few samples, each the mean of `count` calls, seconds, after a first one.
-    pub(crate) fn median(&self, clock: &Clock, samples: usize, count: u32) -> Result<f64> {
-        self.sample(clock, count)?;
-        let samples = (0..samples).map(|_| self.sample(clock, count)).collect::<Result<_>>()?;
-        Ok(Series(samples).summary().context("no samples")?.median)
+    /// A few calls after a first one. Right before each, the ceilings' probes bring the device to its usual clocks and leave nothing of the
+    /// operands in its caches.
+    pub(crate) fn timed(&self, clock: &Clock, ceilings: &Ceilings, samples: usize) -> Result<Summary> {
+        self.sample(clock, 1)?;
+        let mut around = Around::default();
+        let one = |_| {
+            ceilings.sample(clock, &mut around)?;
+            self.sample(clock, 1)
+        };
+        Series((0..samples).map(one).collect::<Result<_>>()?).summary().context("no samples")
     }
 
     /// Calls in one pass; a long one slice by slice, alone.

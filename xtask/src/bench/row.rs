@@ -7,6 +7,7 @@ use wattn_cases::{BasedRecipe, LinearRecipe, Recipe};
 use crate::report::guarded;
 
 use super::contest::Outcome;
+use super::stats::Timer;
 
 /// A run: what is written, and what a later run compares itself with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -73,8 +74,7 @@ pub(crate) struct Row {
     /// Of the baselines: the scores.
     pub(crate) baseline_workspace_bytes: Option<u64>,
     pub(crate) first_us: Option<f64>,
-    /// `gpu` or `wall`.
-    pub(crate) clock: Option<String>,
+    pub(crate) clock: Option<Timer>,
     /// The FMA rate beside this row's samples.
     pub(crate) fma_gflops: Option<f64>,
     /// The time again, as what the FMA ceiling does meanwhile: `median_us` and `mad_us` with the load on the device taken out.
@@ -194,7 +194,7 @@ impl Row {
             workspace_bytes: Some(workspace_bytes),
             baseline_workspace_bytes: shared.baseline_workspace_bytes,
             first_us: us(first),
-            clock: Some(time.clock.into()),
+            clock: Some(time.clock),
             fma_gflops: Some(beside.fma_rate / 1e9),
             fma_gflop: Some(beside.fma_flops / 1e9),
             fma_gflop_mad: Some(beside.fma_flops_mad / 1e9),

@@ -1,10 +1,31 @@
 //! Medians of samples, and how far samples lie from them.
 
+use serde::{Deserialize, Serialize};
+
 use super::clock::Sample;
 
 /// Samples of one thing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Series(pub(crate) Vec<Sample>);
+
+/// What tells the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Timer {
+    /// The device's timestamps.
+    Gpu,
+    Wall,
+}
+
+impl Timer {
+    /// As in JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Gpu => "gpu",
+            Self::Wall => "wall",
+        }
+    }
+}
 
 /// The middle of a series and its spread, seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -12,8 +33,7 @@ pub(crate) struct Summary {
     pub(crate) median: f64,
     /// Median absolute deviation.
     pub(crate) mad: f64,
-    /// `gpu` if every sample had good timestamps, else `wall`.
-    pub(crate) clock: &'static str,
+    pub(crate) clock: Timer,
 }
 
 impl Series {
@@ -21,8 +41,8 @@ impl Series {
     pub(crate) fn summary(&self) -> Option<Summary> {
         let gpu: Option<Vec<f64>> = self.0.iter().map(|sample| sample.gpu).collect();
         let (seconds, clock) = match gpu {
-            Some(seconds) => (seconds, "gpu"),
-            None => (self.0.iter().map(|sample| sample.wall).collect(), "wall"),
+            Some(seconds) => (seconds, Timer::Gpu),
+            None => (self.0.iter().map(|sample| sample.wall).collect(), Timer::Wall),
         };
         let (median, mad) = median_and_mad(&seconds)?;
         Some(Summary { median, mad, clock })
@@ -55,8 +75,8 @@ mod tests {
         };
         assert_eq!(series(&[]), None);
         let gpu = series(&[(Some(1.0), 9.0), (Some(2.0), 9.0), (Some(9.0), 9.0)]);
-        assert_eq!(gpu, Some(Summary { median: 2.0, mad: 1.0, clock: "gpu" }));
+        assert_eq!(gpu, Some(Summary { median: 2.0, mad: 1.0, clock: Timer::Gpu }));
         let mixed = series(&[(Some(1.0), 3.0), (None, 5.0)]);
-        assert_eq!(mixed, Some(Summary { median: 4.0, mad: 1.0, clock: "wall" }));
+        assert_eq!(mixed, Some(Summary { median: 4.0, mad: 1.0, clock: Timer::Wall }));
     }
 }

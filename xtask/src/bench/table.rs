@@ -8,6 +8,7 @@ use super::device::Device;
 use super::generation::Generation;
 use super::lengths::Line;
 use super::row::{Row, memory};
+use super::stats::Timer;
 
 pub(crate) const HEADER: [&str; 13] = [
     "case",
@@ -97,7 +98,7 @@ pub(crate) fn lengths(lines: &[Line]) -> String {
     for tokens in tokens {
         let cell = |line: &Line| match line.points.iter().find(|point| point.tokens == tokens) {
             Some(point) if point.extrapolated => format!("~ {}", microseconds(point.us)),
-            Some(point) => microseconds(point.us),
+            Some(point) => microseconds(point.us) + by_wall(point.clock),
             None => "-".into(),
         };
         table.add_row(std::iter::once(tokens.to_string()).chain(lines.iter().map(cell)));
@@ -118,7 +119,7 @@ pub(crate) fn generation(operators: &[Generation]) -> String {
     for tokens in tokens {
         let cell = |operator: &Generation| {
             let point = operator.points.iter().find(|point| point.tokens == tokens);
-            point.map_or("-".into(), |point| format!("{:.0}", point.per_second))
+            point.map_or("-".into(), |point| format!("{:.0}{}", point.per_second, by_wall(point.clock)))
         };
         table.add_row(std::iter::once(tokens.to_string()).chain(operators.iter().map(cell)));
     }
@@ -128,6 +129,11 @@ pub(crate) fn generation(operators: &[Generation]) -> String {
          brackets the state, or the longest cache. A step is timed once: its state does not grow.{}",
         failed.collect::<String>()
     )
+}
+
+/// Says of a sweep's figure that it holds a submission too.
+fn by_wall(clock: Option<Timer>) -> &'static str {
+    if clock == Some(Timer::Wall) { " (wall)" } else { "" }
 }
 
 /// A row's cells, as in the header.
@@ -159,7 +165,7 @@ pub(crate) fn cells(row: &Row) -> Vec<String> {
         times(row.baseline_us),
         times(row.tiled_unfused_us),
         format!("{} / {}", memory(own), scores.map_or("-".into(), memory)),
-        row.clock.clone().unwrap_or_default(),
+        row.clock.map_or("", Timer::name).into(),
     ]
 }
 
