@@ -50,20 +50,21 @@ pub(crate) struct Speed {
 
 /// Checks each operator's kernel at these shapes and times it: of softmax attention the pinned one, if any; a step has one only.
 pub(crate) fn measure(engine: &Engine, clock: &Clock, ceilings: &Ceilings, pinned: Option<Variant>) -> Vec<Generation> {
-    type Measured<'a> = &'a dyn Fn() -> Result<(u64, Vec<Speed>)>;
+    type Measured<'a> = &'a dyn Fn(&mut Generation) -> Result<()>;
     let operators: [(&str, Measured<'_>); 3] = [
-        ("based_step", &|| based_step(engine, clock, ceilings)),
-        ("lightning_step", &|| lightning_step(engine, clock, ceilings)),
-        ("softmax_decode", &|| softmax(engine, clock, ceilings, pinned)),
+        ("based_step", &|into| based_step(engine, clock, ceilings, into)),
+        ("lightning_step", &|into| lightning_step(engine, clock, ceilings, into)),
+        ("softmax_decode", &|into| softmax(engine, clock, ceilings, pinned, into)),
     ];
-    let one = |(op, measured): (&str, Measured<'_>)| match guarded(measured) {
-        Ok((bytes, points)) => Generation { op: op.into(), bytes, points, error: None },
-        Err(error) => Generation { op: op.into(), bytes: 0, points: Vec::new(), error: Some(format!("{error:#}")) },
+    let one = |(op, measured): (&str, Measured<'_>)| {
+        let mut into = Generation { op: op.into(), bytes: 0, points: Vec::new(), error: None };
+        into.error = guarded(|| measured(&mut into)).err().map(|error| format!("{error:#}"));
+        into
     };
     operators.map(one).into()
 }
 
-fn based_step(engine: &Engine, clock: &Clock, ceilings: &Ceilings) -> Result<(u64, Vec<Speed>)> {
+fn based_step(engine: &Engine, clock: &Clock, ceilings: &Ceilings, into: &mut Generation) -> Result<()> {
     let recipe = BasedRecipe { name: "based_step", tokens: 1, heads: HEADS as usize, ..BasedRecipe::default() };
     let case = BasedRecipe { feature_dim: FEATURES as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
     let state = case.state.as_ref().context("the recipe has no state")?;
@@ -79,10 +80,10 @@ fn based_step(engine: &Engine, clock: &Clock, ceilings: &Ceilings) -> Result<(u6
     given.check(engine, &case.reference(), &case.rules("out"))?;
 
     let based = Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?).step();
-    steady(&Planned::based(engine, &based, Tokens::new(1, 1))?, clock, ceilings, given.state.size())
+    steady(&Planned::based(engine, &based, Tokens::new(1, 1))?, clock, ceilings, given.state.size(), into)
 }
 
-fn lightning_step(engine: &Engine, clock: &Clock, ceilings: &Ceilings) -> Result<(u64, Vec<Speed>)> {
+fn lightning_step(engine: &Engine, clock: &Clock, ceilings: &Ceilings, into: &mut Generation) -> Result<()> {
     let recipe = LinearRecipe { name: "lightning_step", tokens: 1, heads: HEADS as usize, ..LinearRecipe::default() };
     let case = LinearRecipe { key_dim: DIM as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
     let state = case.state.as_ref().context("the recipe has no state")?;
@@ -98,11 +99,17 @@ fn lightning_step(engine: &Engine, clock: &Clock, ceilings: &Ceilings) -> Result
     given.check(engine, &case.reference(), &case.rules("out"))?;
 
     let lightning = Lightning::new(HEADS, HeadDim::new(DIM)?).decay(Decay::transnormer(3, 12)).step();
-    steady(&Planned::lightning(engine, &lightning, Tokens::new(1, 1))?, clock, ceilings, given.state.size())
+    steady(&Planned::lightning(engine, &lightning, Tokens::new(1, 1))?, clock, ceilings, given.state.size(), into)
 }
 
 /// One query over a growing cache.
-fn softmax(engine: &Engine, clock: &Clock, ceilings: &Ceilings, pinned: Option<Variant>) -> Result<(u64, Vec<Speed>)> {
+fn softmax(
+    engine: &Engine,
+    clock: &Clock,
+    ceilings: &Ceilings,
+    pinned: Option<Variant>,
+    into: &mut Generation,
+) -> Result<()> {
     let [heads, dim] = [HEADS as usize, DIM as usize];
     let recipe = Recipe { name: "softmax", queries: 1, keys: 1024, heads, kv_heads: heads, ..Recipe::default() };
     let subject = contest::Subject::new(&Recipe { head_dim: dim, value_dim: dim, ..recipe });
@@ -110,26 +117,27 @@ fn softmax(engine: &Engine, clock: &Clock, ceilings: &Ceilings, pinned: Option<V
 
     let attention = Attention::new(Heads::new(HEADS)?, HeadDim::new(DIM)?);
     let attention = pinned.map_or(attention, |variant| variant.force(attention));
-    let mut points = Vec::new();
     for keys in CACHES {
         // A device may lack the memory, or a limit: the line ends there.
         let planned = match Planned::decode(engine, &attention, Extent::new(1, 1, keys)) {
             Ok(planned) => planned,
-            Err(error) if points.is_empty() => return Err(error),
+            Err(error) if into.points.is_empty() => return Err(error),
             Err(_) => break,
         };
         let time = planned.timed(clock, ceilings, SAMPLES)?;
-        points.push(Speed { tokens: keys, per_second: 1.0 / time.median, clock: Some(time.clock) });
+        into.points.push(Speed { tokens: keys, per_second: 1.0 / time.median, clock: Some(time.clock) });
+        into.bytes = 2 * u64::from(keys) * u64::from(HEADS * DIM) * 4;
     }
-    let longest = points.last().map_or(0, |point| point.tokens);
-    Ok((2 * u64::from(longest) * u64::from(HEADS * DIM) * 4, points))
+    Ok(())
 }
 
 /// A step takes as long after many tokens as after few, since its state does not grow: it is timed once.
-fn steady(planned: &Planned, clock: &Clock, ceilings: &Ceilings, bytes: u64) -> Result<(u64, Vec<Speed>)> {
+fn steady(planned: &Planned, clock: &Clock, ceilings: &Ceilings, bytes: u64, into: &mut Generation) -> Result<()> {
     let time = planned.timed(clock, ceilings, SAMPLES)?;
     let (per_second, clock) = (1.0 / time.median, Some(time.clock));
-    Ok((bytes, CACHES.map(|tokens| Speed { tokens, per_second, clock }).into()))
+    into.bytes = bytes;
+    into.points = CACHES.map(|tokens| Speed { tokens, per_second, clock }).into();
+    Ok(())
 }
 
 /// A step's operands on the device.

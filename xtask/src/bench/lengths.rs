@@ -96,24 +96,25 @@ pub(crate) fn measure(
     passed: impl Fn(&str) -> bool,
 ) -> Vec<Line> {
     let measured = |operator: &Operator| {
-        let (op, gate) = (operator.op.into(), operator.gate.into());
-        match guarded(|| points(engine, clock, ceilings, pinned, operator)) {
-            Ok((points, exponent)) => Line { op, gate, exponent, points, error: None },
-            Err(error) => Line { op, gate, exponent: None, points: Vec::new(), error: Some(format!("{error:#}")) },
-        }
+        let mut points = Vec::new();
+        let error = guarded(|| add_points(engine, clock, ceilings, pinned, operator, &mut points)).err();
+        let exponent = exponent(&points);
+        points.extend(extrapolated(&points, exponent));
+        let error = error.map(|error| format!("{error:#}"));
+        Line { op: operator.op.into(), gate: operator.gate.into(), exponent, points, error }
     };
     OPERATORS.iter().filter(|operator| passed(operator.gate)).map(measured).collect()
 }
 
-/// A line's points, and the exponent of those that were measured.
-fn points(
+/// Measures an operator's points. Those before a failure are kept.
+fn add_points(
     engine: &Engine,
     clock: &Clock,
     ceilings: &Ceilings,
     pinned: Option<Variant>,
     operator: &Operator,
-) -> Result<(Vec<Point>, Option<f64>)> {
-    let mut points: Vec<Point> = Vec::new();
+    points: &mut Vec<Point>,
+) -> Result<()> {
     for tokens in TOKENS {
         if points.last().is_some_and(|last| last.us * 1e-6 * operator.growth > LONGEST) {
             break;
@@ -127,15 +128,18 @@ fn points(
         let time = planned.timed(clock, ceilings, SAMPLES)?;
         points.push(Point { tokens, us: time.median * 1e6, clock: Some(time.clock), extrapolated: false });
     }
-    let exponent = exponent(&points);
-    if let (Some(&last), Some(exponent)) = (points.last(), exponent) {
-        let beyond = TOKENS.into_iter().filter(|&tokens| tokens > last.tokens);
-        points.extend(beyond.map(|tokens| {
-            let us = last.us * (f64::from(tokens) / f64::from(last.tokens)).powf(exponent);
-            Point { tokens, us, clock: None, extrapolated: true }
-        }));
-    }
-    Ok((points, exponent))
+    Ok(())
+}
+
+/// The points beyond those that were measured, by their exponent.
+fn extrapolated(points: &[Point], exponent: Option<f64>) -> Vec<Point> {
+    let (Some(&last), Some(exponent)) = (points.last(), exponent) else { return Vec::new() };
+    let beyond = TOKENS.into_iter().filter(|&tokens| tokens > last.tokens);
+    let point = |tokens| {
+        let us = last.us * (f64::from(tokens) / f64::from(last.tokens)).powf(exponent);
+        Point { tokens, us, clock: None, extrapolated: true }
+    };
+    beyond.map(point).collect()
 }
 
 /// The slope of log time over log tokens, by least squares, of points that the longest one's clock measured.
