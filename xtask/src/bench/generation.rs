@@ -18,6 +18,7 @@ use super::contest;
 use super::decode;
 use super::device::read_f32;
 use super::planned::Planned;
+use super::row::failure;
 use super::stats::Timer;
 
 /// The attention layers of BASED's 1.3B model (arXiv 2402.18668): 16 heads of 112, 1792 together, and 16 features.
@@ -35,8 +36,12 @@ pub(crate) struct Generation {
     /// Bytes of the state, or of the keys and values of the longest cache.
     pub(crate) bytes: u64,
     pub(crate) points: Vec<Speed>,
-    /// Why it was not timed.
+    /// Why it was not timed, or no further.
+    #[serde(default)]
     pub(crate) error: Option<String>,
+    /// Why the pinned kernel was not tried.
+    #[serde(default)]
+    pub(crate) skipped: Option<String>,
 }
 
 /// Tokens a second after `tokens` others.
@@ -57,8 +62,9 @@ pub(crate) fn measure(engine: &Engine, clock: &Clock, ceilings: &Ceilings, pinne
         ("softmax_decode", &|into| softmax(engine, clock, ceilings, pinned, into)),
     ];
     let one = |(op, measured): (&str, Measured<'_>)| {
-        let mut into = Generation { op: op.into(), bytes: 0, points: Vec::new(), error: None };
-        into.error = guarded(|| measured(&mut into)).err().map(|error| format!("{error:#}"));
+        let mut into = Generation { op: op.into(), bytes: 0, points: Vec::new(), error: None, skipped: None };
+        let stopped = guarded(|| measured(&mut into)).err();
+        (into.error, into.skipped) = stopped.as_ref().map(failure).unwrap_or_default();
         into
     };
     operators.map(one).into()

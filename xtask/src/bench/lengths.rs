@@ -11,6 +11,7 @@ use crate::report::guarded;
 use super::ceilings::Ceilings;
 use super::clock::Clock;
 use super::planned::Planned;
+use super::row::failure;
 use super::stats::Timer;
 
 const HEADS: u32 = 8;
@@ -34,9 +35,12 @@ pub(crate) struct Line {
     /// Of time over length, fitted; `None` where too little was measured.
     pub(crate) exponent: Option<f64>,
     pub(crate) points: Vec<Point>,
-    /// Why it was not timed.
+    /// Why it was not timed, or no further.
     #[serde(default)]
     pub(crate) error: Option<String>,
+    /// Why the pinned kernel was not tried.
+    #[serde(default)]
+    pub(crate) skipped: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -97,11 +101,11 @@ pub(crate) fn measure(
 ) -> Vec<Line> {
     let measured = |operator: &Operator| {
         let mut points = Vec::new();
-        let error = guarded(|| add_points(engine, clock, ceilings, pinned, operator, &mut points)).err();
+        let stopped = guarded(|| add_points(engine, clock, ceilings, pinned, operator, &mut points)).err();
         let exponent = exponent(&points);
         points.extend(extrapolated(&points, exponent));
-        let error = error.map(|error| format!("{error:#}"));
-        Line { op: operator.op.into(), gate: operator.gate.into(), exponent, points, error }
+        let (error, skipped) = stopped.as_ref().map(failure).unwrap_or_default();
+        Line { op: operator.op.into(), gate: operator.gate.into(), exponent, points, error, skipped }
     };
     OPERATORS.iter().filter(|operator| passed(operator.gate)).map(measured).collect()
 }

@@ -204,6 +204,10 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
     let stuck = run.generation.iter().filter(|op| op.error.is_some()).map(|op| op.op.as_str()).chain(lines);
     let failed: Vec<&str> = run.rows.iter().filter(wrong).map(|row| row.case.as_str()).chain(stuck).collect();
     ensure!(failed.is_empty(), "{} FAILED: {}", failed.len(), failed.join(", "));
+    let ran = run.rows.iter().any(|row| row.median_us.is_some())
+        || run.lengths.iter().any(|line| !line.points.is_empty())
+        || run.generation.iter().any(|op| !op.points.is_empty());
+    ensure!(ran, "nothing was timed: the pinned kernel cannot serve");
     ensure!(slower == 0, "{slower} slower beyond noise");
     Ok(())
 }

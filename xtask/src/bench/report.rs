@@ -223,10 +223,16 @@ mod tests {
         let rows = vec![row, Row { error: Some("wrong".into()), ..Row::default() }];
         let point = |tokens, us, extrapolated| Point { tokens, us, clock: None, extrapolated };
         let points = vec![point(1024, 10.0, false), point(2048, 40.0, false), point(4096, 160.0, true)];
-        let lengths =
-            vec![Line { op: "softmax".into(), gate: "softmax/x".into(), exponent: Some(2.0), points, error: None }];
+        let lengths = vec![Line {
+            op: "softmax".into(),
+            gate: "softmax/x".into(),
+            exponent: Some(2.0),
+            points,
+            error: None,
+            skipped: None,
+        }];
         let points = [1024, 2048].map(|tokens| Speed { tokens, per_second: 100.0, clock: None }).into();
-        let generation = vec![Generation { op: "a_step".into(), bytes: 4, points, error: None }];
+        let generation = vec![Generation { op: "a_step".into(), bytes: 4, points, error: None, skipped: None }];
         let run = Run { schema: 1, trusted: false, device: Device::sample(), rows, lengths, generation };
         let html = page(&run).expect("drawn");
         assert_eq!(html.matches("<svg").count(), 4);

@@ -27,7 +27,8 @@ pub(crate) const HEADER: [&str; 13] = [
 ];
 
 pub(crate) const LEGEND: &str = "of ceiling: the time that the named ceiling around the case allows, over the median. \
-    naive, tiled: three unfused passes in f32, as multiples of the time; naive of linear attention, a token-by-token scan with its state \
+    f32 fma: of a kernel on matrices, which have units of their own that may be faster. !: more than the ceiling allows, for this reason or \
+    since caches held what counts as moved.\nnaive, tiled: three unfused passes in f32, as multiples of the time; naive of linear attention, a token-by-token scan with its state \
     in memory; of few queries, the forward kernel on the same problem.\ntile: queries x keys; of linear attention, tokens of a chunk x segments.\n\
     memory: workspace, against the scores that unfused passes store.";
 
@@ -103,7 +104,7 @@ pub(crate) fn lengths(lines: &[Line]) -> String {
         };
         table.add_row(std::iter::once(tokens.to_string()).chain(lines.iter().map(cell)));
     }
-    let failed = lines.iter().filter_map(|line| Some(format!("\n{} FAILED: {}", line.op, line.error.as_ref()?)));
+    let failed = lines.iter().map(|line| stopped(&line.op, line.error.as_deref(), line.skipped.as_deref()));
     format!(
         "{table}\n\ntime against length, 8 heads of 64; exponents fitted from 2048 tokens on; ~ extrapolated, not run.{}",
         failed.collect::<String>()
@@ -123,12 +124,21 @@ pub(crate) fn generation(operators: &[Generation]) -> String {
         };
         table.add_row(std::iter::once(tokens.to_string()).chain(operators.iter().map(cell)));
     }
-    let failed = operators.iter().filter_map(|op| Some(format!("\n{} FAILED: {}", op.op, op.error.as_ref()?)));
+    let failed = operators.iter().map(|op| stopped(&op.op, op.error.as_deref(), op.skipped.as_deref()));
     format!(
         "{table}\n\ntokens a second of one attention layer of BASED's 1.3B model (16 heads of 112, 16 features), batch 1, f32; in \
          brackets the state, or the longest cache. A step is timed once: its state does not grow.{}",
         failed.collect::<String>()
     )
+}
+
+/// A line that says why an operator has not all its points.
+fn stopped(op: &str, error: Option<&str>, skipped: Option<&str>) -> String {
+    match (error, skipped) {
+        (Some(error), _) => format!("\n{op} FAILED: {error}"),
+        (None, Some(reason)) => format!("\n{op} skipped: {reason}"),
+        (None, None) => String::new(),
+    }
 }
 
 /// Says of a sweep's figure that it holds a submission too.
@@ -145,13 +155,18 @@ pub(crate) fn cells(row: &Row) -> Vec<String> {
         forced => format!("{forced} (forced)"),
     };
     let Some(median) = row.median_us else {
-        return vec![case, kernel, String::new(), format!("FAILED: {}", row.error.as_deref().unwrap_or_default())];
+        let why = match (&row.error, &row.skipped) {
+            (None, Some(reason)) => format!("skipped: {reason}"),
+            (error, _) => format!("FAILED: {}", error.as_deref().unwrap_or_default()),
+        };
+        return vec![case, kernel, String::new(), why];
     };
     let number = |value: Option<f64>| value.map_or(String::new(), |x| format!("{x:.1}"));
     let times = |value: Option<f64>| value.map_or("-".into(), |us| format!("{:.1}x", us / median));
     let [rows, columns] = row.tile.unwrap_or_default();
     let (own, scores) = (row.workspace_bytes.unwrap_or_default(), row.baseline_workspace_bytes);
     let fraction = row.fraction_of_ceiling.unwrap_or_default() * 100.0;
+    let mark = if fraction > 105.0 { "!" } else { "" };
     vec![
         case,
         kernel,
@@ -161,7 +176,7 @@ pub(crate) fn cells(row: &Row) -> Vec<String> {
         row.predicted_us.map_or_else(String::new, microseconds),
         number(row.gflops),
         row.gbps.map_or(String::new(), |x| format!("{x:.2}")),
-        format!("{fraction:.0}% {}", row.ceiling.as_deref().unwrap_or_default()),
+        format!("{fraction:.0}%{mark} {}", row.ceiling.as_deref().unwrap_or_default()),
         times(row.baseline_us),
         times(row.tiled_unfused_us),
         format!("{} / {}", memory(own), scores.map_or("-".into(), memory)),
