@@ -106,10 +106,11 @@ impl Ceilings {
         let pairs: Vec<[[Sample; 2]; 2]> =
             at.iter().filter_map(|&n| Some([*around.0.get(n)?, *around.0.get(n + 1)?])).collect();
         let probe = |which: usize| Series(pairs.iter().flatten().map(|samples| samples[which]).collect()).summary();
+        let clock = series.clock();
         let flops = |(sample, [before, after]): (&Sample, &[[Sample; 2]; 2])| {
-            sample.seconds() * self.fma.flops() / f64::midpoint(before[0].seconds(), after[0].seconds())
+            Some(sample.by(clock)? * self.fma.flops() / f64::midpoint(before[0].seconds(), after[0].seconds()))
         };
-        let shared: Vec<f64> = series.0.iter().zip(&pairs).map(flops).collect();
+        let shared: Vec<f64> = series.0.iter().zip(&pairs).filter_map(flops).collect();
         let (median, mad) = median_and_mad(&shared)?;
         Some(Beside {
             fma_rate: self.fma.flops() / probe(0)?.median,

@@ -9,6 +9,7 @@ use wattn::wgpu::{
     Queue,
 };
 
+use super::stats::Timer;
 use super::ticks::{Stale, Ticks};
 
 /// What a device may take for one submission.
@@ -46,6 +47,14 @@ impl Sample {
     /// By the device's own clock if that can be.
     pub(crate) fn seconds(self) -> f64 {
         self.gpu.unwrap_or(self.wall)
+    }
+
+    /// By this clock.
+    pub(crate) fn by(self, clock: Timer) -> Option<f64> {
+        match clock {
+            Timer::Gpu => self.gpu,
+            Timer::Wall => Some(self.wall),
+        }
     }
 
     /// One of `count` equal parts.

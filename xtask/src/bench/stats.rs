@@ -39,13 +39,16 @@ pub(crate) struct Summary {
 impl Series {
     /// `None` if there are no samples.
     pub(crate) fn summary(&self) -> Option<Summary> {
-        let gpu: Option<Vec<f64>> = self.0.iter().map(|sample| sample.gpu).collect();
-        let (seconds, clock) = match gpu {
-            Some(seconds) => (seconds, Timer::Gpu),
-            None => (self.0.iter().map(|sample| sample.wall).collect(), Timer::Wall),
-        };
+        let clock = self.clock();
+        let seconds: Vec<f64> = self.0.iter().filter_map(|sample| sample.by(clock)).collect();
         let (median, mad) = median_and_mad(&seconds)?;
         Some(Summary { median, mad, clock })
+    }
+
+    /// The device's clock if most samples have good timestamps: the others are dropped.
+    pub(crate) fn clock(&self) -> Timer {
+        let good = self.0.iter().filter(|sample| sample.gpu.is_some()).count();
+        if good * 2 > self.0.len() { Timer::Gpu } else { Timer::Wall }
     }
 }
 
@@ -76,6 +79,8 @@ mod tests {
         assert_eq!(series(&[]), None);
         let gpu = series(&[(Some(1.0), 9.0), (Some(2.0), 9.0), (Some(9.0), 9.0)]);
         assert_eq!(gpu, Some(Summary { median: 2.0, mad: 1.0, clock: Timer::Gpu }));
+        let dropped = series(&[(Some(1.0), 9.0), (None, 50.0), (Some(3.0), 9.0)]);
+        assert_eq!(dropped, Some(Summary { median: 2.0, mad: 1.0, clock: Timer::Gpu }));
         let mixed = series(&[(Some(1.0), 3.0), (None, 5.0)]);
         assert_eq!(mixed, Some(Summary { median: 4.0, mad: 1.0, clock: Timer::Wall }));
     }
