@@ -35,7 +35,7 @@ use wattn_cases::{
 };
 use wattn_tests::Variant;
 
-use crate::report::guarded;
+use crate::report::{guarded, writable};
 use crate::select::{Selection, trusted};
 
 use ceilings::Ceilings;
@@ -57,13 +57,15 @@ const QUICK: [&str; 8] = [
     "lightning/backward_8192",
     "based/forward_8192",
 ];
+/// What a filter may name beside cases.
+const SWEEPS: [&str; 2] = ["lengths", "generation"];
 /// The case that all kernels are timed on.
 const SHOWCASE: &str = "softmax/full_1024";
 
 /// How fast the kernels are on a device, against its own ceilings
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only cases whose name contains this; `lengths` for time against length, `generation` for decode
+    /// Only cases whose name contains this; `lengths` alone for time against length, `generation` for decode
     #[arg(long, value_name = "S")]
     filter: Option<String>,
     #[command(flatten)]
@@ -84,6 +86,13 @@ pub(crate) struct Args {
 
 /// Runs the benchmark.
 pub(crate) fn run(args: Args) -> Result<()> {
+    let filter = args.filter.as_deref();
+    let swept = |name: &str| filter.map_or(!args.quick, |filter| name == filter);
+    ensure!(
+        args.baseline.is_none() || !SWEEPS.iter().any(|name| filter == Some(name)),
+        "{} is not compared with a baseline, cases are",
+        filter.unwrap_or_default()
+    );
     let adapter = args.selection.adapter()?;
     let before = args.baseline.as_deref().map(compare::load).transpose()?;
     if let Some(before) = &before {
@@ -91,12 +100,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let engine = device::open(&adapter)?;
     let pinned = args.selection.variant();
-    let picked = |name: &str| match (&args.filter, args.quick) {
-        (Some(filter), _) => name.contains(filter.as_str()),
-        (None, true) => QUICK.contains(&name),
-        (None, false) => true,
-    };
-    let (sweep, generate) = (picked("lengths"), picked("generation"));
+    let picked = |name: &str| filter.map_or(!args.quick || QUICK.contains(&name), |filter| name.contains(filter));
+    let [sweep, generate] = SWEEPS.map(swept);
     // What the sweep times must have been found right in this run.
     let wanted = |name: &str| picked(name) || (sweep && lengths::is_gate(name));
     let recipes: Vec<Recipe> = bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
@@ -104,7 +109,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let based: Vec<BasedRecipe> = based_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
     let decode: Vec<Recipe> = decode_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
     let cases = recipes.len() + decode.len() + linear.len() + based.len();
-    ensure!(cases > 0 || generate, "no case matches {:?}", args.filter.unwrap_or_default());
+    ensure!(cases > 0 || generate, "no case matches {:?}", filter.unwrap_or_default());
+    if let Some(before) = &before {
+        let softmax = recipes.iter().chain(&decode).map(|recipe| recipe.name);
+        let names: Vec<&str> =
+            softmax.chain(linear.iter().map(|recipe| recipe.name)).chain(based.iter().map(|r| r.name)).collect();
+        ensure!(before.rows.iter().any(|row| names.contains(&&*row.case)), "the baseline has none of these cases");
+    }
+    args.json.as_deref().map(writable).transpose()?;
+    args.report.as_deref().map(report::prepare).transpose()?;
 
     let bar = ProgressBar::new(cases as u64 + 1);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}")?);
@@ -192,7 +205,7 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
         for change in &changes {
             println!("{change}");
         }
-        ensure!(!changes.is_empty(), "the baseline has none of these cases");
+        ensure!(!changes.is_empty(), "the baseline has no time of these cases");
         let alone = run.rows.len() - changes.len();
         if alone > 0 {
             println!("{alone} without a counterpart");

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use crate::report::writable;
+
 use super::generation::Generation;
 use super::lengths::{Line, Point};
 use super::row::{Row, Run};
@@ -18,10 +20,17 @@ const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGB
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Writes `index.html` into a directory, which is created.
-pub(crate) fn write(directory: &Path, run: &Run) -> Result<()> {
+const PAGE: &str = "index.html";
+
+/// Creates the directory of a page, and fails if that cannot be written to.
+pub(crate) fn prepare(directory: &Path) -> Result<()> {
     std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-    let path = directory.join("index.html");
+    writable(&directory.join(PAGE))
+}
+
+/// Writes the page into its directory.
+pub(crate) fn write(directory: &Path, run: &Run) -> Result<()> {
+    let path = directory.join(PAGE);
     std::fs::write(&path, page(run)?).with_context(|| format!("writing {}", path.display()))
 }
 
