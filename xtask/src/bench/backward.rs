@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use wattn::Engine;
 use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase};
-use wattn_tests::{BackwardRun, Loaded, Variant, attention, extent};
+use wattn_tests::{BackwardRun, Loaded, Variant, attention, attention_backward, extent};
 
 use super::clock::{Clock, Sample};
 use super::contest::REDUCED;
@@ -69,6 +69,12 @@ impl<'a> Contestant<'a> {
             first: self.first,
         }
     }
+}
+
+/// The kernel that a case is planned with.
+pub(crate) fn kernel(engine: &Engine, subject: &Subject, variant: Option<Variant>) -> Result<&'static str> {
+    let (case, _) = &subject.full;
+    Ok(engine.plan(&attention_backward(case, variant, &[])?, extent(case)?)?.details().kernel.name())
 }
 
 fn checked<'a>(

@@ -90,15 +90,24 @@ impl<'a> Contestant<'a> {
     }
 }
 
+/// The kernel that a case is planned with.
+pub(crate) fn kernel(engine: &Engine, subject: &Subject, variant: Option<Variant>) -> Result<&'static str> {
+    Ok(planned(engine, &subject.full, variant)?.details().key.kernel.name())
+}
+
+fn planned(engine: &Engine, case: &SoftmaxCase, variant: Option<Variant>) -> Result<Plan> {
+    let operator = attention(case)?;
+    let operator = variant.map_or(operator, |variant| variant.force(operator));
+    Ok(engine.plan(&operator, extent(case)?)?)
+}
+
 fn checked<'a>(
     engine: &Engine,
     case: &'a SoftmaxCase,
     reference: &Reference,
     variant: Option<Variant>,
 ) -> Result<(Plan, Loaded<'a>, f64)> {
-    let operator = attention(case)?;
-    let operator = variant.map_or(operator, |variant| variant.force(operator));
-    let plan = engine.plan(&operator, extent(case)?)?;
+    let plan = planned(engine, case, variant)?;
     let loaded = Loaded::new(engine, case);
     let started = Instant::now();
     let outputs = loaded.run(engine, &plan)?;

@@ -12,6 +12,11 @@ use super::clock::{Clock, Sample};
 use super::contest::Subject;
 use super::row::Figures;
 
+/// The kernel that a case is planned with.
+pub(crate) fn kernel(engine: &Engine, subject: &Subject, kernel: Option<Kernel>) -> Result<&'static str> {
+    Ok(plan_decode(engine, &subject.full, kernel, Split::Device)??.details().split.kernel.name())
+}
+
 /// A plan that passed its checks, ready to run.
 pub(crate) struct Contestant<'a> {
     plan: DecodePlan,

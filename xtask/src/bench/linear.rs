@@ -7,7 +7,7 @@ use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wattn::wgpu::{self, BindGroup, Buffer, BufferUsages, ComputePipeline};
 use wattn::{Engine, LinearPlan};
 use wattn_cases::{Decay, LinearCase, LinearRecipe, References, Storage, compare};
-use wattn_tests::{LinearRun, Variant};
+use wattn_tests::{LinearRun, Variant, lightning, lightning_backward, tokens};
 
 use super::clock::{Clock, Sample};
 use super::contest::REDUCED;
@@ -95,7 +95,7 @@ impl<'a> Contestant<'a> {
         let plan = self.plan.details();
         let walk = plan.sweeps.first().map(|sweep| sweep.walk);
         Figures {
-            kernel: walk.map_or("none", |walk| walk.kernel.name()),
+            kernel: walked(&self.plan),
             tile: [walk.map_or(0, |walk| walk.chunk()), plan.segments],
             flops: plan.flops as f64,
             bytes: plan.bytes as f64,
@@ -104,6 +104,18 @@ impl<'a> Contestant<'a> {
             first: self.first,
         }
     }
+}
+
+/// The kernel that a case is planned with.
+pub(crate) fn kernel(engine: &Engine, subject: &Subject, variant: Option<Variant>) -> Result<&'static str> {
+    let case = &subject.full;
+    let lightning = if subject.backward { lightning_backward(case)? } else { lightning(case)? };
+    let forced = variant.map_or(lightning.clone(), |variant| variant.force_linear(lightning));
+    Ok(walked(&engine.plan(&forced, tokens(case)?)?))
+}
+
+fn walked(plan: &LinearPlan) -> &'static str {
+    plan.details().sweeps.first().map_or("none", |sweep| sweep.walk.kernel.name())
 }
 
 /// The baseline: token by token, the state in memory.

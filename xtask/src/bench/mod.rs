@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: how fast each case is on this device, against what the device can do and against unfused passes.
 //!
-//! Nothing is timed that was not found right in the same run.
+//! No case is timed that was not found right in the same run, reduced in full and in rows of its full size. Time against length and
+//! generation go beyond what was checked: their kernels were found right at 1,024 or 8,192 tokens (the gates), and for one token or
+//! 1,024 keys.
 
 mod backward;
 mod based;
@@ -244,7 +246,7 @@ impl Bench {
         let mut rows = Vec::new();
         let mut contestants = Vec::new();
         for variant in self.variants(recipe, &subject, pinned) {
-            let row = Row::new(recipe, &label(variant));
+            let row = Row::new(recipe, &label(variant)).by(contest::kernel(&self.engine, &subject, variant), variant);
             match guarded(|| Contestant::new(&self.engine, &subject, variant)) {
                 // The plan's own choice is there already.
                 Ok(new) if contestants.iter().any(|(_, c): &(_, Contestant<'_>)| same_pipeline(c, &new)) => {}
@@ -254,7 +256,7 @@ impl Bench {
         }
         let trusted = self.trusted.as_ref().filter(|_| pinned.is_none() && recipe.name == SHOWCASE);
         if let Some(engine) = trusted {
-            let row = Row::new(recipe, "trusted");
+            let row = Row::new(recipe, "trusted").by(contest::kernel(engine, &subject, None), None);
             match guarded(|| Contestant::new(engine, &subject, None)) {
                 Ok(contestant) => contestants.push((row, contestant)),
                 Err(error) => rows.push(row.failed(&error)),
@@ -319,10 +321,10 @@ impl Bench {
 
     /// One case of few queries: a row for the plan's choice or the pinned kernel, with the forward kernel as its baseline.
     fn decode(&self, recipe: &Recipe, pinned: Option<Variant>) -> Row {
+        let subject = Subject::new(recipe);
+        let kernel = pinned.map(|variant| variant.kernel);
         let row = Row { op: "softmax_decode".into(), ..Row::new(recipe, &label(pinned)) };
-        row.filled(|| {
-            let subject = Subject::new(recipe);
-            let kernel = pinned.map(|variant| variant.kernel);
+        row.by(decode::kernel(&self.engine, &subject, kernel), pinned).filled(|| {
             let contestant = decode::Contestant::new(&self.engine, &self.clock, &subject, kernel)?;
             let forward = Contestant::new(&self.engine, &subject, None)?;
             let runners = [Runner::Decode(&contestant), Runner::Kernel(&forward)];
@@ -334,8 +336,9 @@ impl Bench {
 
     /// One backward pass of softmax attention: a row for the plan's choice or the pinned kernel.
     fn backward(&self, recipe: &Recipe, pinned: Option<Variant>) -> Row {
-        Row::new(recipe, &label(pinned)).filled(|| {
-            let subject = backward::Subject::new(recipe);
+        let subject = backward::Subject::new(recipe);
+        let kernel = backward::kernel(&self.engine, &subject, pinned);
+        Row::new(recipe, &label(pinned)).by(kernel, pinned).filled(|| {
             let contestant = backward::Contestant::new(&self.engine, &subject, pinned)?;
             let figures = contestant.figures();
             let (outcome, _) = self.contest(&figures, &[Runner::Backward(&contestant)])?;
@@ -346,7 +349,8 @@ impl Bench {
     /// One case of linear attention: a row for the plan's choice or the pinned kernel, with the token-by-token scan as its baseline.
     fn linear(&self, recipe: &LinearRecipe, pinned: Option<Variant>) -> Row {
         let subject = linear::Subject::new(recipe);
-        Row::linear(recipe, subject.op(), &label(pinned)).filled(|| {
+        let kernel = linear::kernel(&self.engine, &subject, pinned);
+        Row::linear(recipe, subject.op(), &label(pinned)).by(kernel, pinned).filled(|| {
             let contestant = linear::Contestant::new(&self.engine, &subject, pinned)?;
             let scan = linear::Scan::new(&self.engine, &self.clock, &subject, self.effort.longest_baseline);
             let baseline_error = scan.as_ref().err().map(|error| format!("{error:#}"));
@@ -361,8 +365,8 @@ impl Bench {
 
     /// One case of BASED's linear attention: a row for the plan's choice or the pinned kernel.
     fn based(&self, recipe: &BasedRecipe, pinned: Option<Variant>) -> Row {
-        Row::based(recipe, &label(pinned)).filled(|| {
-            let subject = based::Subject::new(recipe);
+        let subject = based::Subject::new(recipe);
+        Row::based(recipe, &label(pinned)).by(subject.kernel(&self.engine, pinned), pinned).filled(|| {
             let contestant = based::Contestant::new(&self.engine, &subject, pinned)?;
             let figures = contestant.figures()?;
             let (outcome, _) = self.contest(&figures, &[Runner::Based(&contestant)])?;

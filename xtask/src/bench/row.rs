@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use wattn::{Kernel, PlanError};
 use wattn_cases::{BasedRecipe, LinearRecipe, Recipe};
+use wattn_tests::Variant;
 
 use crate::report::guarded;
 
@@ -173,6 +174,12 @@ impl Row {
         }
     }
 
+    /// The row with the kernel that is to run: the one that is planned, or of a plan that is refused the pinned one.
+    pub(crate) fn by(self, planned: Result<&'static str>, pinned: Option<Variant>) -> Self {
+        let pinned = pinned.map_or("none", |variant| variant.kernel.name());
+        Self { kernel: planned.unwrap_or(pinned).into(), ..self }
+    }
+
     /// The row with a kernel's figures.
     pub(crate) fn measured(self, figures: Figures, Outcome { time, beside }: Outcome, shared: &Shared) -> Self {
         let Figures { kernel, tile, flops, bytes, workspace_bytes, predicted, first } = figures;
@@ -266,8 +273,10 @@ mod tests {
 
     #[test]
     fn a_pinned_kernel_that_cannot_serve_is_no_failure() {
+        let row = Row::default().by(Err(anyhow::anyhow!("refused")), Some(Kernel::Matrix.into()));
+        assert_eq!(row.kernel, "matrix");
         let refused = PlanError::Kernel { kernel: Kernel::Matrix, reason: "no matrices".into() };
-        let row = Row::default().failed(&anyhow::Error::new(refused).context("planning"));
+        let row = row.failed(&anyhow::Error::new(refused).context("planning"));
         assert_eq!(
             (row.error, row.skipped.as_deref()),
             (None, Some("planning: kernel matrix cannot serve: no matrices"))
