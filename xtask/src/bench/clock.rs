@@ -98,13 +98,7 @@ impl Clock {
     /// The time of what `record` puts into one compute pass.
     pub(crate) fn pass(&self, record: impl FnOnce(&mut ComputePass<'_>) -> Result<()>) -> Result<Sample> {
         let mut encoder = self.encoder();
-        let timestamp_writes = self.queries.as_ref().map(|queries| ComputePassTimestampWrites {
-            query_set: &queries.set,
-            beginning_of_pass_write_index: Some(0),
-            end_of_pass_write_index: Some(1),
-        });
-        let descriptor = wgpu::ComputePassDescriptor { label: Some("timed"), timestamp_writes };
-        let mut pass = encoder.begin_compute_pass(&descriptor);
+        let mut pass = self.timed(&mut encoder, true, true);
         record(&mut pass)?;
         drop(pass);
         self.submit(vec![encoder], self.queries.as_ref())
@@ -141,10 +135,12 @@ impl Clock {
         dispatch: impl Fn(&mut ComputePass<'_>, u32),
     ) -> Result<Sample> {
         if count == 1 {
-            return self.slices(dispatches, |encoder, n| {
-                dispatch(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()), n);
-                Ok(())
+            let encoders = (0..dispatches).map(|n| {
+                let mut encoder = self.encoder();
+                dispatch(&mut self.timed(&mut encoder, n == 0, n + 1 == dispatches), n);
+                encoder
             });
+            return self.submit(encoders.collect(), self.queries.as_ref());
         }
         let sample = self.pass(|pass| {
             (0..count).for_each(|_| (0..dispatches).for_each(|n| dispatch(pass, n)));
@@ -167,6 +163,17 @@ impl Clock {
     /// An encoder, for [`submissions`](Self::submissions).
     pub(crate) fn encoder(&self) -> CommandEncoder {
         self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    }
+
+    /// A pass; the first writes a timestamp at its beginning, the last one at its end.
+    fn timed<'a>(&self, encoder: &'a mut CommandEncoder, first: bool, last: bool) -> ComputePass<'a> {
+        let timestamp_writes =
+            self.queries.as_ref().filter(|_| first || last).map(|queries| ComputePassTimestampWrites {
+                query_set: &queries.set,
+                beginning_of_pass_write_index: first.then_some(0),
+                end_of_pass_write_index: last.then_some(1),
+            });
+        encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("timed"), timestamp_writes })
     }
 
     fn submit(&self, mut encoders: Vec<CommandEncoder>, queries: Option<&Queries>) -> Result<Sample> {
