@@ -192,3 +192,18 @@ pub(crate) fn microseconds(us: f64) -> String {
         us => format!("{:.2} s", us / 1e6),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_exceeds_its_ceiling_is_marked() {
+        let of_ceiling = |fraction| {
+            let row = Row { median_us: Some(1.0), fraction_of_ceiling: Some(fraction), ..Row::default() };
+            cells(&Row { ceiling: Some("f32 fma".into()), ..row })[8].clone()
+        };
+        assert_eq!(of_ceiling(1.04), "104% f32 fma");
+        assert_eq!(of_ceiling(2.0), "200%! f32 fma");
+    }
+}
