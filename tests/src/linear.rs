@@ -195,7 +195,7 @@ impl<'a> LinearRun<'a> {
         for slice in 0..plan.slices() {
             let descriptor = wgpu::CommandEncoderDescriptor::default();
             let mut encoder = self.engine.device().create_command_encoder(&descriptor);
-            plan.encode_slice(&mut encoder, &self.operands(backward), slice)?;
+            self.encode_slice(&mut encoder, backward, slice)?;
             self.engine.queue().submit([encoder.finish()]);
         }
         Ok(())
@@ -224,6 +224,15 @@ impl<'a> LinearRun<'a> {
     pub fn encode_in_pass(&self, pass: &mut wgpu::ComputePass<'_>, backward: bool) -> Result<()> {
         let plan = self.plan(backward).context("this pass was not planned")?;
         Ok(plan.encode_in_pass(pass, &self.operands(backward))?)
+    }
+
+    /// Records a slice of a pass.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward), or a slice that is not there.
+    pub fn encode_slice(&self, encoder: &mut wgpu::CommandEncoder, backward: bool, slice: u32) -> Result<()> {
+        let plan = self.plan(backward).context("this pass was not planned")?;
+        Ok(plan.encode_slice(encoder, &self.operands(backward), slice)?)
     }
 
     fn output(&self, name: &str) -> Result<Vec<f32>> {

@@ -1,7 +1,7 @@
 //! What `verify` and `replay` report: a row an output, and the JSON that holds them.
 
 use std::any::Any;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -104,6 +104,12 @@ pub(crate) fn write_json(
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
+/// Fails unless a file can be written, before the work whose results it is for. What it holds stays.
+pub(crate) fn writable(path: &Path) -> Result<()> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map(drop).with_context(|| format!("writing {}", path.display()))
+}
+
 /// The workspace's folder for what is built.
 pub(crate) fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
@@ -115,4 +121,21 @@ pub(crate) fn target() -> PathBuf {
 /// The workspace's root.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_found_writable_and_kept() {
+        let folder = std::env::temp_dir().join(format!("wattn-writable-{}", std::process::id()));
+        let path = folder.join("results.json");
+        writable(&path).expect_err("no such folder");
+        fs::create_dir(&folder).unwrap();
+        fs::write(&path, "earlier").unwrap();
+        writable(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "earlier");
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -312,63 +312,69 @@ impl Run {
 
     /// One case by all variants.
     fn check(&mut self, problem: &Problem) {
-        let (name, case) = (problem.name(), problem.build());
+        let (name, case) = (problem.label(), problem.build());
         let (first, mut served) = (self.rows.len(), 0);
         let mut refusals = Vec::new();
         for variant in case.variants(&self.device, self.pinned) {
             if let Ok(Some(reason)) = case.refusal(&self.device, variant) {
                 refusals.push(format!("skip  {name:<34} {variant}: {reason}"));
-                self.skipped.push(Skip { case: name.to_owned(), kernel: variant.to_string(), reason });
+                self.skipped.push(Skip { case: name.clone(), kernel: variant.to_string(), reason });
                 continue;
             }
             served += 1;
-            self.judge(name, &case, variant);
+            self.judge(problem, &case, variant);
         }
-        self.runs.insert(problem.label(), served);
         let judged = &self.rows[first..];
         if served > 0 && judged.iter().all(|row| row.pass) {
             self.say(&format!("ok    {name:<34} {}; {served} kernel variants", worst(judged)));
         }
+        self.runs.insert(name, served);
         refusals.iter().for_each(|line| self.say(line));
     }
 
-    fn judge(&mut self, name: &'static str, case: &Judge, variant: Variant) {
-        let judged = match guarded(|| case.run(&self.device, variant)) {
-            Ok(ran) => Row::compared(name, ran),
-            Err(error) => {
-                let failed = |output| Row {
-                    kernel: Some(variant.kernel.name()),
-                    ..Row::failed(name, Some(output), format!("{error:#}"))
-                };
-                case.outputs().into_iter().map(failed).collect()
-            }
+    fn judge(&mut self, problem: &Problem, case: &Judge, variant: Variant) {
+        let name = &problem.label();
+        let (mut judged, error) = match guarded(|| case.run(&self.device, variant)) {
+            Ok(ran) => (Row::compared(name, ran), "was not compared".to_owned()),
+            Err(error) => (Vec::new(), format!("{error:#}")),
         };
+        // An output without a row would pass for right.
+        for output in case.outputs() {
+            if judged.iter().all(|row| row.output.as_deref() != Some(output)) {
+                let row = Row::failed(name, Some(output), error.as_str());
+                judged.push(Row { kernel: Some(variant.kernel.name()), ..row });
+            }
+        }
         if judged.iter().any(|row| !row.pass) {
             self.failed += 1;
             for row in judged.iter().filter(|row| !row.pass) {
                 let [output, error] = [&row.output, &row.error].map(|text| text.as_deref().unwrap_or_default());
                 self.say(&format!("FAIL  {name:<34} {variant} {output}: {error}"));
             }
-            let again = self.dump(name, case, variant);
+            let again = self.dump(problem, case, variant);
             self.say(&format!("      {}", again.unwrap_or_else(|error| format!("it could not be saved: {error:#}"))));
         }
         self.rows.extend(judged);
     }
 
     /// Writes the case with its expected outputs, where a file can say how it runs; returns the command that runs it again.
-    fn dump(&self, name: &str, case: &Judge, variant: Variant) -> Result<String> {
+    fn dump(&self, problem: &Problem, case: &Judge, variant: Variant) -> Result<String> {
+        let trusted = if self.device.trusted { " --trusted" } else { "" };
         if matches!(case, Judge::Decode(..) | Judge::HalfDecode(..)) {
             // A case file does not say that a plan for few queries runs it.
-            let label = &self.device.label;
-            return Ok(format!("cargo xtask verify --filter {name} --adapter {label} --kernel {}", variant.kernel));
+            let (name, label) = (problem.name(), &self.device.label);
+            return Ok(format!(
+                "cargo xtask verify --filter {name} --adapter {label} --kernel {}{trusted}",
+                variant.kernel
+            ));
         }
         let folder = target().join("failures");
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let path = folder.join(format!("{}.safetensors", name.replace('/', "-")));
+        let path = folder.join(format!("{}.safetensors", problem.label().replace(['/', ' '], "-")));
         write(&path, case.expecting())?;
         let shape = if variant.gpu_shape { " --gpu-shape" } else { "" };
         let (path, label) = (path.display(), &self.device.label);
-        Ok(format!("cargo xtask replay {path} --adapter {label} --kernel {}{shape}", variant.kernel))
+        Ok(format!("cargo xtask replay {path} --adapter {label} --kernel {}{shape}{trusted}", variant.kernel))
     }
 }
 

@@ -4,6 +4,7 @@ mod agree;
 mod clock;
 mod file;
 mod sample;
+mod ticks;
 
 use std::fmt;
 use std::sync::{MutexGuard, PoisonError};

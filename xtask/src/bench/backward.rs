@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use wattn::Engine;
 use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase};
-use wattn_tests::{BackwardRun, Loaded, Variant, attention, extent};
+use wattn_tests::{BackwardRun, Loaded, Variant, attention, attention_backward, extent};
 
 use super::clock::{Clock, Sample};
 use super::contest::REDUCED;
@@ -45,12 +45,7 @@ impl<'a> Contestant<'a> {
     pub(crate) fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
         let (plan, operands) = (self.run.plan(), self.run.operands());
         if plan.slices() > 1 {
-            let encoders = (0..plan.slices()).map(|slice| {
-                let mut encoder = clock.encoder();
-                plan.encode_slice(&mut encoder, &operands, slice)?;
-                Ok(encoder)
-            });
-            return clock.submissions(encoders.collect::<Result<_>>()?);
+            return clock.slices(plan.slices(), |encoder, slice| Ok(plan.encode_slice(encoder, &operands, slice)?));
         }
         let sample = clock.pass(|pass| {
             for _ in 0..count {
@@ -74,6 +69,12 @@ impl<'a> Contestant<'a> {
             first: self.first,
         }
     }
+}
+
+/// The kernel that a case is planned with.
+pub(crate) fn kernel(engine: &Engine, subject: &Subject, variant: Option<Variant>) -> Result<&'static str> {
+    let (case, _) = &subject.full;
+    Ok(engine.plan(&attention_backward(case, variant, &[])?, extent(case)?)?.details().kernel.name())
 }
 
 fn checked<'a>(

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use wattn::Engine;
+use wattn::{Based, Engine};
 use wattn_cases::{BasedCase, BasedRecipe, References};
 use wattn_shaders::Key;
 use wattn_tests::{Variant, based, based_backward, based_tokens, judge_based};
@@ -30,6 +30,21 @@ impl Subject {
     }
 }
 
+impl Subject {
+    /// What is timed, with this forced.
+    fn operator(&self, variant: Option<Variant>) -> Result<(&BasedCase, Based)> {
+        let (case, _) = &self.full;
+        let operator = if case.has_backward() { based_backward(case)? } else { based(case)? };
+        Ok((case, variant.map_or(operator.clone(), |variant| variant.force_based(operator))))
+    }
+
+    /// The kernel that it is planned with.
+    pub(crate) fn kernel(&self, engine: &Engine, variant: Option<Variant>) -> Result<&'static str> {
+        let (case, operator) = self.operator(variant)?;
+        Ok(engine.plan(&operator, based_tokens(case)?)?.details().kernel.name())
+    }
+}
+
 /// A pass whose results were right, ready to run.
 pub(crate) struct Contestant {
     pub(crate) planned: Planned,
@@ -44,10 +59,8 @@ impl Contestant {
         check(engine, &subject.reduced, variant)?;
         let first = started.elapsed().as_secs_f64();
         check(engine, &subject.full, variant)?;
-        let case = &subject.full.0;
-        let checked = if case.has_backward() { based_backward(case)? } else { based(case)? };
-        let forced = variant.map_or(checked.clone(), |variant| variant.force_based(checked));
-        Ok(Self { planned: Planned::based(engine, &forced, based_tokens(case)?)?, first })
+        let (case, operator) = subject.operator(variant)?;
+        Ok(Self { planned: Planned::based(engine, &operator, based_tokens(case)?)?, first })
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts of operations, for rates")]

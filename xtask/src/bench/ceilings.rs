@@ -9,6 +9,7 @@ use wattn::wgpu::{self, BindGroup, Buffer, BufferUsages, ComputePipeline, Device
 use wattn::{Engine, wgpu::BindGroupEntry};
 
 use super::clock::{Clock, Sample};
+use super::row::Figures;
 use super::shader::{module, pipeline};
 use super::stats::{Series, median_and_mad};
 
@@ -89,7 +90,12 @@ impl Ceilings {
         self.fma.name
     }
 
-    /// Adds one sample of each probe.
+    /// Whether moving a problem's operands takes longer than its multiply-adds.
+    pub(crate) fn memory_bounds(&self, problem: &Figures) -> bool {
+        problem.bytes / self.bandwidth > problem.flops / self.fma_rate
+    }
+
+    /// Adds one sample of each probe: the copies last, which leave nothing else in caches.
     pub(crate) fn sample(&self, clock: &Clock, around: &mut Around) -> Result<()> {
         around.0.push([self.fma.sample(clock)?, self.copy.sample(clock)?]);
         Ok(())
@@ -100,10 +106,11 @@ impl Ceilings {
         let pairs: Vec<[[Sample; 2]; 2]> =
             at.iter().filter_map(|&n| Some([*around.0.get(n)?, *around.0.get(n + 1)?])).collect();
         let probe = |which: usize| Series(pairs.iter().flatten().map(|samples| samples[which]).collect()).summary();
+        let clock = series.clock();
         let flops = |(sample, [before, after]): (&Sample, &[[Sample; 2]; 2])| {
-            sample.seconds() * self.fma.flops() / f64::midpoint(before[0].seconds(), after[0].seconds())
+            Some(sample.by(clock)? * self.fma.flops() / f64::midpoint(before[0].seconds(), after[0].seconds()))
         };
-        let shared: Vec<f64> = series.0.iter().zip(&pairs).map(flops).collect();
+        let shared: Vec<f64> = series.0.iter().zip(&pairs).filter_map(flops).collect();
         let (median, mad) = median_and_mad(&shared)?;
         Some(Beside {
             fma_rate: self.fma.flops() / probe(0)?.median,
@@ -247,7 +254,10 @@ impl CopyProbe {
                 Ok(())
             })
         } else {
-            clock.copies(|encoder| encoder.copy_buffer_to_buffer(&self.from, 0, &self.to, 0, self.from.size()))
+            clock.slices(1, |encoder, _| {
+                encoder.copy_buffer_to_buffer(&self.from, 0, &self.to, 0, self.from.size());
+                Ok(())
+            })
         }
     }
 }

@@ -1,12 +1,16 @@
 //! How long something takes on the device: by its own timestamps where they can be believed, else by the wall clock.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use wattn::wgpu::{
     self, Buffer, BufferUsages, CommandEncoder, ComputePass, ComputePassTimestampWrites, Device, Features, QuerySet,
     Queue,
 };
+
+use super::stats::Timer;
+use super::ticks::{Stale, Ticks};
 
 /// What a device may take for one submission.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -16,6 +20,8 @@ pub(crate) struct Clock {
     device: Device,
     queue: Queue,
     queries: Option<Queries>,
+    /// Why the device was lost, once it is: submissions to such a device succeed, and take no time.
+    lost: Arc<OnceLock<String>>,
 }
 
 struct Queries {
@@ -24,7 +30,8 @@ struct Queries {
     readable: Buffer,
     /// Seconds a tick.
     period: f64,
-    around_copies: bool,
+    in_encoders: bool,
+    read: Ticks,
 }
 
 /// One measurement, seconds.
@@ -42,6 +49,14 @@ impl Sample {
         self.gpu.unwrap_or(self.wall)
     }
 
+    /// By this clock.
+    pub(crate) fn by(self, clock: Timer) -> Option<f64> {
+        match clock {
+            Timer::Gpu => self.gpu,
+            Timer::Wall => Some(self.wall),
+        }
+    }
+
     /// One of `count` equal parts.
     pub(crate) fn of(self, count: u32) -> Self {
         let count = f64::from(count);
@@ -50,7 +65,7 @@ impl Sample {
 }
 
 impl Clock {
-    /// A clock; timestamps need the feature on the device.
+    /// The clock of a device, which tells only one that it is lost; timestamps need the feature on the device.
     pub(crate) fn new(device: &Device, queue: &Queue) -> Self {
         let features = device.features();
         let queries = features.contains(Features::TIMESTAMP_QUERY).then(|| {
@@ -68,50 +83,81 @@ impl Clock {
                 resolved: buffer(BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC),
                 readable: buffer(BufferUsages::MAP_READ | BufferUsages::COPY_DST),
                 period: f64::from(queue.get_timestamp_period()) * 1e-9,
-                around_copies: features.contains(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS),
+                in_encoders: features.contains(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS),
+                read: Ticks::default(),
             }
         });
-        Self { device: device.clone(), queue: queue.clone(), queries }
+        let lost = Arc::new(OnceLock::new());
+        let told = lost.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            told.get_or_init(|| format!("{reason:?}, {message}"));
+        });
+        Self { device: device.clone(), queue: queue.clone(), queries, lost }
     }
 
     /// The time of what `record` puts into one compute pass.
     pub(crate) fn pass(&self, record: impl FnOnce(&mut ComputePass<'_>) -> Result<()>) -> Result<Sample> {
         let mut encoder = self.encoder();
-        let timestamp_writes = self.queries.as_ref().map(|queries| ComputePassTimestampWrites {
-            query_set: &queries.set,
-            beginning_of_pass_write_index: Some(0),
-            end_of_pass_write_index: Some(1),
-        });
-        let descriptor = wgpu::ComputePassDescriptor { label: Some("timed"), timestamp_writes };
-        let mut pass = encoder.begin_compute_pass(&descriptor);
+        let mut pass = self.timed(&mut encoder, true, true);
         record(&mut pass)?;
         drop(pass);
-        self.submit(encoder, self.queries.as_ref())
+        self.submit(vec![encoder], self.queries.as_ref())
     }
 
-    /// The time of copies, which lie outside of passes.
-    pub(crate) fn copies(&self, record: impl FnOnce(&mut CommandEncoder)) -> Result<Sample> {
-        let queries = self.queries.as_ref().filter(|queries| queries.around_copies);
-        let mut encoder = self.encoder();
-        if let Some(queries) = queries {
-            encoder.write_timestamp(&queries.set, 0);
+    /// The time of what is not one pass: copies, or a call that is submitted in pieces, one after the other.
+    pub(crate) fn slices(
+        &self,
+        slices: u32,
+        mut record: impl FnMut(&mut CommandEncoder, u32) -> Result<()>,
+    ) -> Result<Sample> {
+        let queries = self.queries.as_ref().filter(|queries| queries.in_encoders);
+        let mut encoders = Vec::new();
+        for slice in 0..slices {
+            let mut encoder = self.encoder();
+            if let Some(queries) = queries.filter(|_| slice == 0) {
+                encoder.write_timestamp(&queries.set, 0);
+            }
+            record(&mut encoder, slice)?;
+            if let Some(queries) = queries.filter(|_| slice + 1 == slices) {
+                encoder.write_timestamp(&queries.set, 1);
+            }
+            encoders.push(encoder);
         }
-        record(&mut encoder);
-        if let Some(queries) = queries {
-            encoder.write_timestamp(&queries.set, 1);
-        }
-        self.submit(encoder, queries)
+        self.submit(encoders, queries)
     }
 
-    /// The time of several submissions one after the other, by the wall clock.
-    pub(crate) fn submissions(&self, encoders: Vec<CommandEncoder>) -> Result<Sample> {
+    /// The time of a few dispatches, one of `count` times in a pass. What comes once may be long: each dispatch is submitted alone, since
+    /// drivers reset a GPU that is busy for seconds.
+    pub(crate) fn dispatches(
+        &self,
+        count: u32,
+        dispatches: u32,
+        dispatch: impl Fn(&mut ComputePass<'_>, u32),
+    ) -> Result<Sample> {
+        if count == 1 {
+            let encoders = (0..dispatches).map(|n| {
+                let mut encoder = self.encoder();
+                dispatch(&mut self.timed(&mut encoder, n == 0, n + 1 == dispatches), n);
+                encoder
+            });
+            return self.submit(encoders.collect(), self.queries.as_ref());
+        }
+        let sample = self.pass(|pass| {
+            (0..count).for_each(|_| (0..dispatches).for_each(|n| dispatch(pass, n)));
+            Ok(())
+        });
+        Ok(sample?.of(count))
+    }
+
+    /// The seconds of submissions one after the other, by the wall clock.
+    pub(crate) fn submissions(&self, encoders: Vec<CommandEncoder>) -> Result<f64> {
         let commands: Vec<_> = encoders.into_iter().map(CommandEncoder::finish).collect();
         let started = Instant::now();
         for command in commands {
             self.queue.submit([command]);
         }
         self.wait()?;
-        Ok(Sample { gpu: None, wall: started.elapsed().as_secs_f64() })
+        Ok(started.elapsed().as_secs_f64())
     }
 
     /// An encoder, for [`submissions`](Self::submissions).
@@ -119,16 +165,26 @@ impl Clock {
         self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
-    fn submit(&self, mut encoder: CommandEncoder, queries: Option<&Queries>) -> Result<Sample> {
-        if let Some(queries) = queries {
+    /// A pass; the first writes a timestamp at its beginning, the last one at its end.
+    fn timed<'a>(&self, encoder: &'a mut CommandEncoder, first: bool, last: bool) -> ComputePass<'a> {
+        let timestamp_writes =
+            self.queries.as_ref().filter(|_| first || last).map(|queries| ComputePassTimestampWrites {
+                query_set: &queries.set,
+                beginning_of_pass_write_index: first.then_some(0),
+                end_of_pass_write_index: last.then_some(1),
+            });
+        encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("timed"), timestamp_writes })
+    }
+
+    fn submit(&self, mut encoders: Vec<CommandEncoder>, queries: Option<&Queries>) -> Result<Sample> {
+        if let (Some(queries), Some(encoder)) = (queries, encoders.last_mut()) {
             encoder.resolve_query_set(&queries.set, 0..2, &queries.resolved, 0);
             encoder.copy_buffer_to_buffer(&queries.resolved, 0, &queries.readable, 0, 16);
         }
-        let Sample { wall, .. } = self.submissions(vec![encoder])?;
-        let gpu = match queries {
-            Some(queries) => plausible(self.ticks(queries)?, queries.period, wall),
-            None => None,
-        };
+        let wall = self.submissions(encoders)?;
+        let Some(queries) = queries else { return Ok(Sample { gpu: None, wall }) };
+        let gpu = queries.read.seconds(self.ticks(queries)?, queries.period, wall);
+        let gpu = gpu.map_err(|Stale| anyhow!("the device did not finish, or is lost"))?;
         Ok(Sample { gpu, wall })
     }
 
@@ -145,16 +201,11 @@ impl Clock {
     fn wait(&self) -> Result<()> {
         let all = wgpu::PollType::Wait { submission_index: None, timeout: Some(TIMEOUT) };
         self.device.poll(all).context("waiting for the device")?;
-        Ok(())
+        match self.lost.get() {
+            Some(why) => bail!("the device is lost: {why}"),
+            None => Ok(()),
+        }
     }
-}
-
-/// The seconds between two timestamps. Some drivers write zeros or the end before the beginning; and nothing that was waited for
-/// took longer than the wait.
-fn plausible([begin, end]: [u64; 2], period: f64, wall: f64) -> Option<f64> {
-    #[expect(clippy::cast_precision_loss, reason = "a difference of ticks")]
-    let seconds = end.checked_sub(begin)? as f64 * period;
-    (begin > 0 && seconds > 0.0 && seconds <= wall).then_some(seconds)
 }
 
 #[cfg(test)]
@@ -162,10 +213,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn implausible_timestamps_are_refused() {
-        assert_eq!(plausible([1_024, 3_072], 0.5, 1e9), Some(1_024.0));
-        for ticks in [[0, 0], [7, 7], [9, 8], [0, 5], [1, 2_000_000_000]] {
-            assert_eq!(plausible(ticks, 1e-9, 1.0), None, "{ticks:?}");
-        }
+    fn a_lost_device_has_no_times() {
+        let (device, queue) = Device::noop(&wgpu::DeviceDescriptor::default());
+        let clock = Clock::new(&device, &queue);
+        clock.slices(2, |_, _| Ok(())).expect("a device that works");
+        device.destroy();
+        let error = clock.slices(2, |_, _| Ok(())).expect_err("no device").to_string();
+        assert!(error.contains("is lost: Destroyed"), "{error}");
     }
 }

@@ -19,6 +19,8 @@ pub(crate) enum Verdict {
     Faster,
     Same,
     Slower,
+    /// Measured by different clocks: nothing is known.
+    Apart,
 }
 
 /// After over before, and how far from 1 that may be by chance.
@@ -36,7 +38,7 @@ pub(crate) struct Change {
     /// Medians before and after, microseconds.
     times: [f64; 2],
     plain: Ratio,
-    /// With the load taken out, on CPU drivers.
+    /// With what else the device did taken out.
     corrected: Ratio,
     pub(crate) verdict: Verdict,
 }
@@ -72,11 +74,16 @@ pub(crate) fn compare(before: &Run, after: &Run) -> Vec<Change> {
 fn change(before: &Row, after: &Row, software: bool) -> Option<Change> {
     let times = |row: &Row| row.median_us.zip(row.mad_us);
     let plain = Ratio::of(times(before)?, times(after)?);
-    // A CPU driver shares its cores with whatever else runs. What its ceiling did meanwhile tells about how much it had of them;
-    // a change is one only if it shows either way.
-    let loads = |row: &Row| row.fma_gflop.zip(row.fma_gflop_mad).filter(|_| software);
+    // A CPU driver shares its cores with whatever else runs, a GPU changes its clocks. What the ceiling did meanwhile tells of both, where
+    // it bounds the row: a CPU's bounds all. A change is one only if it shows either way.
+    let bounds = |row: &Row| software || row.ceiling.as_deref().is_some_and(|ceiling| ceiling.ends_with("fma"));
+    let loads = |row: &Row| row.fma_gflop.zip(row.fma_gflop_mad).filter(|_| bounds(row));
     let corrected = loads(before).zip(loads(after)).map_or(plain, |(before, after)| Ratio::of(before, after));
-    let verdict = if plain.verdict() == corrected.verdict() { plain.verdict() } else { Verdict::Same };
+    let verdict = match plain.verdict() {
+        _ if before.clock != after.clock => Verdict::Apart,
+        verdict if verdict == corrected.verdict() => verdict,
+        _ => Verdict::Same,
+    };
     Some(Change {
         case: after.case.clone(),
         variant: after.variant.clone(),
@@ -115,9 +122,14 @@ impl fmt::Display for Change {
             Verdict::Faster => "faster",
             Verdict::Same => "same",
             Verdict::Slower => "SLOWER",
+            Verdict::Apart => "apart",
         };
         let [before, after] = self.times.map(microseconds);
-        write!(f, "{verdict:6} {} ({}): {before} -> {after}, {}", self.case, self.variant, self.plain)?;
+        write!(f, "{verdict:6} {} ({}): {before} -> {after}, ", self.case, self.variant)?;
+        if self.verdict == Verdict::Apart {
+            return write!(f, "by different clocks, not compared");
+        }
+        write!(f, "{}", self.plain)?;
         if self.corrected == self.plain { Ok(()) } else { write!(f, ", without load {}", self.corrected) }
     }
 }
@@ -125,6 +137,7 @@ impl fmt::Display for Change {
 #[cfg(test)]
 mod tests {
     use super::super::device::Device;
+    use super::super::stats::Timer;
     use super::*;
 
     fn row(median: f64, mad: f64) -> Row {
@@ -155,6 +168,29 @@ mod tests {
         // Nor is it a change if only the probe moved.
         assert_eq!(verdict(&quiet, &with(row(100.0, 0.5), 2.0), true), Verdict::Same);
         assert_eq!(verdict(&quiet, &with(row(200.0, 0.5), 2.0), true), Verdict::Slower);
+    }
+
+    #[test]
+    fn load_is_taken_out_elsewhere_where_multiply_adds_bound() {
+        let with = |us, gflop, ceiling: &str| Row {
+            fma_gflop: Some(gflop),
+            fma_gflop_mad: Some(0.01),
+            ceiling: Some(ceiling.into()),
+            ..row(us, 0.5)
+        };
+        for (ceiling, expected) in [("fma", Verdict::Same), ("f32 fma", Verdict::Same), ("bandwidth", Verdict::Slower)]
+        {
+            assert_eq!(verdict(&with(100.0, 1.0, ceiling), &with(120.0, 1.02, ceiling), false), expected, "{ceiling}");
+        }
+    }
+
+    #[test]
+    fn different_clocks_are_not_compared() {
+        let by = |us, clock| Row { clock: Some(clock), ..row(us, 0.5) };
+        let change = change(&by(100.0, Timer::Gpu), &by(900.0, Timer::Wall), false).expect("both have medians");
+        assert_eq!(change.verdict, Verdict::Apart);
+        assert!(change.to_string().ends_with("different clocks, not compared"), "{change}");
+        assert_eq!(verdict(&by(100.0, Timer::Wall), &by(900.0, Timer::Wall), false), Verdict::Slower);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use wattn::{Engine, Plan};
+use wattn::{DeviceKind, Engine, Plan};
 use wattn_cases::{Recipe, Reference, Rows, SoftmaxCase};
 use wattn_tests::{Loaded, Variant, attention, extent};
 
@@ -24,6 +24,8 @@ pub(crate) const REDUCED: usize = 193;
 const ROWS: usize = 8;
 /// Short kernels are repeated within a sample until it takes this long, seconds.
 const SAMPLE: f64 = 0.005;
+/// Calls within a sample at most.
+const REPEATS: f64 = 64.0;
 
 /// A case with what must come out of it, in full and reduced.
 pub(crate) struct Subject {
@@ -76,13 +78,7 @@ impl<'a> Contestant<'a> {
         let operands = self.loaded.operands();
         let slices = self.plan.slices();
         if slices > 1 {
-            // As long a call as this is submitted in pieces, which leaves the wall clock.
-            let encoders = (0..slices).map(|slice| {
-                let mut encoder = clock.encoder();
-                self.plan.encode_slice(&mut encoder, &operands, slice)?;
-                Ok(encoder)
-            });
-            return clock.submissions(encoders.collect::<Result<_>>()?);
+            return clock.slices(slices, |encoder, slice| Ok(self.plan.encode_slice(encoder, &operands, slice)?));
         }
         let sample = clock.pass(|pass| {
             for _ in 0..count {
@@ -94,15 +90,24 @@ impl<'a> Contestant<'a> {
     }
 }
 
+/// The kernel that a case is planned with.
+pub(crate) fn kernel(engine: &Engine, subject: &Subject, variant: Option<Variant>) -> Result<&'static str> {
+    Ok(planned(engine, &subject.full, variant)?.details().key.kernel.name())
+}
+
+fn planned(engine: &Engine, case: &SoftmaxCase, variant: Option<Variant>) -> Result<Plan> {
+    let operator = attention(case)?;
+    let operator = variant.map_or(operator, |variant| variant.force(operator));
+    Ok(engine.plan(&operator, extent(case)?)?)
+}
+
 fn checked<'a>(
     engine: &Engine,
     case: &'a SoftmaxCase,
     reference: &Reference,
     variant: Option<Variant>,
 ) -> Result<(Plan, Loaded<'a>, f64)> {
-    let operator = attention(case)?;
-    let operator = variant.map_or(operator, |variant| variant.force(operator));
-    let plan = engine.plan(&operator, extent(case)?)?;
+    let plan = planned(engine, case, variant)?;
     let loaded = Loaded::new(engine, case);
     let started = Instant::now();
     let outputs = loaded.run(engine, &plan)?;
@@ -134,6 +139,12 @@ impl Effort {
     pub(crate) const FULL: Self = Self { samples: [9, 30], baseline_samples: 3, seconds: 0.3, longest_baseline: 8.0 };
     /// For a first look.
     pub(crate) const QUICK: Self = Self { samples: [5, 9], baseline_samples: 2, seconds: 0.1, longest_baseline: 2.5 };
+
+    /// The same on a device. Drivers reset a GPU that is busy for two seconds.
+    pub(crate) fn on(self, kind: DeviceKind) -> Self {
+        let longest = if kind == DeviceKind::Cpu { f64::INFINITY } else { 1.0 };
+        Self { longest_baseline: self.longest_baseline.min(longest), ..self }
+    }
 }
 
 /// Something whose samples are taken in turn with others'.
@@ -155,22 +166,30 @@ impl Runner<'_> {
             Self::Baseline(passes) => passes.sample(clock, count),
             Self::Decode(contestant) => contestant.sample(clock, count),
             Self::Linear(contestant) => contestant.sample(clock, count),
-            Self::Scan(scan) => scan.sample(clock),
+            Self::Scan(scan) => scan.sample(clock, count),
             Self::Based(contestant) => contestant.planned.sample(clock, count),
         }
     }
 
-    /// How often a kernel may be repeated within a sample; `None` of a baseline.
-    fn repeats(&self) -> Option<f64> {
+    /// How often it may be repeated within a sample.
+    fn repeats(&self) -> f64 {
         let whole = match self {
             Self::Kernel(contestant) => contestant.plan.slices() == 1,
             Self::Decode(_) => true,
             Self::Backward(contestant) => contestant.run.plan().slices() == 1,
             Self::Linear(contestant) => contestant.plan.slices() == 1,
             Self::Based(contestant) => contestant.planned.slices() == 1,
-            Self::Baseline(_) | Self::Scan(_) => return None,
+            Self::Baseline(_) | Self::Scan(_) => true,
         };
-        Some(if whole { 64.0 } else { 1.0 })
+        if whole { REPEATS } else { 1.0 }
+    }
+
+    /// Samples of it, at least and at most.
+    fn samples(&self, effort: Effort) -> [usize; 2] {
+        match self {
+            Self::Baseline(_) | Self::Scan(_) => [effort.baseline_samples; 2],
+            _ => effort.samples,
+        }
     }
 }
 
@@ -185,20 +204,14 @@ struct Turns<'a> {
 }
 
 impl<'a> Turns<'a> {
-    /// Sizes the samples of a kernel by a run that warms it up. Baselines have run when they were checked, and are long.
+    /// Sizes the samples by a run that warms up.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded on both sides")]
-    fn new(runner: &'a Runner<'a>, clock: &Clock, effort: Effort) -> Result<Self> {
-        let (count, wanted) = match runner.repeats() {
-            Some(repeats) => {
-                let seconds = runner.sample(clock, 1)?.seconds();
-                let count = (SAMPLE / seconds).ceil().clamp(1.0, repeats);
-                let [least, most] = effort.samples;
-                let wanted = (effort.seconds / (seconds * count)).ceil() as usize;
-                (count as u32, wanted.clamp(least, most))
-            }
-            None => (1, effort.baseline_samples),
-        };
-        Ok(Self { runner, count, wanted, series: Series::default(), at: Vec::new() })
+    fn new(runner: &'a Runner<'a>, clock: &Clock, effort: Effort, cold: bool) -> Result<Self> {
+        let seconds = runner.sample(clock, 1)?.seconds();
+        let count = (SAMPLE / seconds).ceil().clamp(1.0, if cold { 1.0 } else { runner.repeats() });
+        let [least, most] = runner.samples(effort);
+        let wanted = ((effort.seconds / (seconds * count)).ceil() as usize).clamp(least, most);
+        Ok(Self { runner, count: count as u32, wanted, series: Series::default(), at: Vec::new() })
     }
 }
 
@@ -209,15 +222,21 @@ pub(crate) struct Outcome {
     pub(crate) beside: Beside,
 }
 
-/// Samples all runners in turn, and the ceilings before each sample and after the last.
+/// Samples all runners of a problem in turn, and the ceilings before each sample and after the last.
+///
+/// Where memory bounds the problem, a sample is one call. Of several in a row, all but the first may find their operands in a GPU's last
+/// cache (50 to 256 MB), against a ceiling that does not; the ceilings' copies right before leave nothing of them there.
 pub(crate) fn contest(
     clock: &Clock,
     ceilings: &Ceilings,
     effort: Effort,
+    problem: &Figures,
     runners: &[Runner<'_>],
 ) -> Result<Vec<Outcome>> {
     let mut around = Around::default();
-    let mut all = runners.iter().map(|runner| Turns::new(runner, clock, effort)).collect::<Result<Vec<_>>>()?;
+    let cold = ceilings.memory_bounds(problem);
+    let turns = |runner| Turns::new(runner, clock, effort, cold);
+    let mut all = runners.iter().map(turns).collect::<Result<Vec<_>>>()?;
     let rounds = all.iter().map(|turns| turns.wanted).max().unwrap_or(0);
     for round in 0..rounds {
         for turns in &mut all {

@@ -12,6 +12,11 @@ use super::clock::{Clock, Sample};
 use super::contest::Subject;
 use super::row::Figures;
 
+/// The kernel that a case is planned with.
+pub(crate) fn kernel(engine: &Engine, subject: &Subject, kernel: Option<Kernel>) -> Result<&'static str> {
+    Ok(plan_decode(engine, &subject.full, kernel, Split::Device)??.details().split.kernel.name())
+}
+
 /// A plan that passed its checks, ready to run.
 pub(crate) struct Contestant<'a> {
     plan: DecodePlan,
@@ -24,22 +29,27 @@ pub(crate) struct Contestant<'a> {
 
 impl<'a> Contestant<'a> {
     /// Plans the case and checks it, on the reduced problem and on rows of the full one.
-    pub(crate) fn new(engine: &Engine, subject: &'a Subject, kernel: Option<Kernel>) -> Result<Self> {
-        let reduced = Self::checked(engine, &subject.reduced, &subject.reduced_reference, kernel)?;
-        let full = Self::checked(engine, &subject.full, &subject.full_reference, kernel)?;
+    pub(crate) fn new(engine: &Engine, clock: &Clock, subject: &'a Subject, kernel: Option<Kernel>) -> Result<Self> {
+        let reduced = Self::checked(engine, clock, &subject.reduced, &subject.reduced_reference, kernel)?;
+        let full = Self::checked(engine, clock, &subject.full, &subject.full_reference, kernel)?;
         Ok(Self { first: reduced.first, ..full })
     }
 
-    fn checked(engine: &Engine, case: &'a SoftmaxCase, reference: &Reference, kernel: Option<Kernel>) -> Result<Self> {
+    fn checked(
+        engine: &Engine,
+        clock: &Clock,
+        case: &'a SoftmaxCase,
+        reference: &Reference,
+        kernel: Option<Kernel>,
+    ) -> Result<Self> {
         let plan = plan_decode(engine, case, kernel, Split::Device)??;
         let loaded = Loaded::new(engine, case);
         let given = loaded.operands();
         let work = plan.work(given.lengths, given.causal_offsets)?;
         let workspace = workspace(engine, plan.workspace_bytes());
         let mut contestant = Self { plan, work, loaded, workspace, first: 0.0 };
-        let clock = Clock::new(engine.device(), engine.queue());
         let started = Instant::now();
-        contestant.sample(&clock, 1)?;
+        contestant.sample(clock, 1)?;
         contestant.first = started.elapsed().as_secs_f64();
         for comparison in contestant.loaded.read(engine)?.compare(case, reference) {
             if !comparison.pass {

@@ -12,11 +12,14 @@ use wattn_tests::{Variant, based as based_of, lightning as lightning_of};
 
 use crate::report::guarded;
 
+use super::ceilings::Ceilings;
 use super::clock::Clock;
 use super::contest;
 use super::decode;
 use super::device::read_f32;
 use super::planned::Planned;
+use super::row::failure;
+use super::stats::Timer;
 
 /// The attention layers of BASED's 1.3B model (arXiv 2402.18668): 16 heads of 112, 1792 together, and 16 features.
 const HEADS: u32 = 16;
@@ -24,9 +27,7 @@ const DIM: u32 = 112;
 const FEATURES: u32 = 16;
 /// Keys of the growing cache; one of 32k tokens has 448 MiB in f32.
 const CACHES: [u32; 6] = [1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15];
-const SAMPLES: usize = 5;
-/// Tokens that follow each other in one sample.
-const STEPS: u32 = 8;
+const SAMPLES: usize = 9;
 
 /// One operator's tokens a second.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,8 +36,12 @@ pub(crate) struct Generation {
     /// Bytes of the state, or of the keys and values of the longest cache.
     pub(crate) bytes: u64,
     pub(crate) points: Vec<Speed>,
-    /// Why it was not timed.
+    /// Why it was not timed, or no further.
+    #[serde(default)]
     pub(crate) error: Option<String>,
+    /// Why the pinned kernel was not tried.
+    #[serde(default)]
+    pub(crate) skipped: Option<String>,
 }
 
 /// Tokens a second after `tokens` others.
@@ -44,24 +49,28 @@ pub(crate) struct Generation {
 pub(crate) struct Speed {
     pub(crate) tokens: u32,
     pub(crate) per_second: f64,
+    #[serde(default)]
+    pub(crate) clock: Option<Timer>,
 }
 
 /// Checks each operator's kernel at these shapes and times it: of softmax attention the pinned one, if any; a step has one only.
-pub(crate) fn measure(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Vec<Generation> {
-    type Measured<'a> = &'a dyn Fn() -> Result<(u64, Vec<Speed>)>;
+pub(crate) fn measure(engine: &Engine, clock: &Clock, ceilings: &Ceilings, pinned: Option<Variant>) -> Vec<Generation> {
+    type Measured<'a> = &'a dyn Fn(&mut Generation) -> Result<()>;
     let operators: [(&str, Measured<'_>); 3] = [
-        ("based_step", &|| based_step(engine, clock)),
-        ("lightning_step", &|| lightning_step(engine, clock)),
-        ("softmax_decode", &|| softmax(engine, clock, pinned)),
+        ("based_step", &|into| based_step(engine, clock, ceilings, into)),
+        ("lightning_step", &|into| lightning_step(engine, clock, ceilings, into)),
+        ("softmax_decode", &|into| softmax(engine, clock, ceilings, pinned, into)),
     ];
-    let one = |(op, measured): (&str, Measured<'_>)| match guarded(measured) {
-        Ok((bytes, points)) => Generation { op: op.into(), bytes, points, error: None },
-        Err(error) => Generation { op: op.into(), bytes: 0, points: Vec::new(), error: Some(format!("{error:#}")) },
+    let one = |(op, measured): (&str, Measured<'_>)| {
+        let mut into = Generation { op: op.into(), bytes: 0, points: Vec::new(), error: None, skipped: None };
+        let stopped = guarded(|| measured(&mut into)).err();
+        (into.error, into.skipped) = stopped.as_ref().map(failure).unwrap_or_default();
+        into
     };
     operators.map(one).into()
 }
 
-fn based_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
+fn based_step(engine: &Engine, clock: &Clock, ceilings: &Ceilings, into: &mut Generation) -> Result<()> {
     let recipe = BasedRecipe { name: "based_step", tokens: 1, heads: HEADS as usize, ..BasedRecipe::default() };
     let case = BasedRecipe { feature_dim: FEATURES as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
     let state = case.state.as_ref().context("the recipe has no state")?;
@@ -77,10 +86,10 @@ fn based_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
     given.check(engine, &case.reference(), &case.rules("out"))?;
 
     let based = Based::new(HEADS, HeadDim::with_value(FEATURES, DIM)?).step();
-    steady(&Planned::based(engine, &based, Tokens::new(1, 1))?, clock, given.state.size())
+    steady(&Planned::based(engine, &based, Tokens::new(1, 1))?, clock, ceilings, given.state.size(), into)
 }
 
-fn lightning_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
+fn lightning_step(engine: &Engine, clock: &Clock, ceilings: &Ceilings, into: &mut Generation) -> Result<()> {
     let recipe = LinearRecipe { name: "lightning_step", tokens: 1, heads: HEADS as usize, ..LinearRecipe::default() };
     let case = LinearRecipe { key_dim: DIM as usize, value_dim: DIM as usize, state: true, ..recipe }.build();
     let state = case.state.as_ref().context("the recipe has no state")?;
@@ -96,36 +105,45 @@ fn lightning_step(engine: &Engine, clock: &Clock) -> Result<(u64, Vec<Speed>)> {
     given.check(engine, &case.reference(), &case.rules("out"))?;
 
     let lightning = Lightning::new(HEADS, HeadDim::new(DIM)?).decay(Decay::transnormer(3, 12)).step();
-    steady(&Planned::lightning(engine, &lightning, Tokens::new(1, 1))?, clock, given.state.size())
+    steady(&Planned::lightning(engine, &lightning, Tokens::new(1, 1))?, clock, ceilings, given.state.size(), into)
 }
 
 /// One query over a growing cache.
-fn softmax(engine: &Engine, clock: &Clock, pinned: Option<Variant>) -> Result<(u64, Vec<Speed>)> {
+fn softmax(
+    engine: &Engine,
+    clock: &Clock,
+    ceilings: &Ceilings,
+    pinned: Option<Variant>,
+    into: &mut Generation,
+) -> Result<()> {
     let [heads, dim] = [HEADS as usize, DIM as usize];
     let recipe = Recipe { name: "softmax", queries: 1, keys: 1024, heads, kv_heads: heads, ..Recipe::default() };
     let subject = contest::Subject::new(&Recipe { head_dim: dim, value_dim: dim, ..recipe });
-    decode::Contestant::new(engine, &subject, pinned.map(|variant| variant.kernel))?;
+    decode::Contestant::new(engine, clock, &subject, pinned.map(|variant| variant.kernel))?;
 
     let attention = Attention::new(Heads::new(HEADS)?, HeadDim::new(DIM)?);
     let attention = pinned.map_or(attention, |variant| variant.force(attention));
-    let mut points = Vec::new();
     for keys in CACHES {
         // A device may lack the memory, or a limit: the line ends there.
         let planned = match Planned::decode(engine, &attention, Extent::new(1, 1, keys)) {
             Ok(planned) => planned,
-            Err(error) if points.is_empty() => return Err(error),
+            Err(error) if into.points.is_empty() => return Err(error),
             Err(_) => break,
         };
-        points.push(Speed { tokens: keys, per_second: 1.0 / planned.median(clock, SAMPLES, 1)? });
+        let time = planned.timed(clock, ceilings, SAMPLES)?;
+        into.points.push(Speed { tokens: keys, per_second: 1.0 / time.median, clock: Some(time.clock) });
+        into.bytes = 2 * u64::from(keys) * u64::from(HEADS * DIM) * 4;
     }
-    let longest = points.last().map_or(0, |point| point.tokens);
-    Ok((2 * u64::from(longest) * u64::from(HEADS * DIM) * 4, points))
+    Ok(())
 }
 
 /// A step takes as long after many tokens as after few, since its state does not grow: it is timed once.
-fn steady(planned: &Planned, clock: &Clock, bytes: u64) -> Result<(u64, Vec<Speed>)> {
-    let per_second = 1.0 / planned.median(clock, SAMPLES, STEPS)?;
-    Ok((bytes, CACHES.map(|tokens| Speed { tokens, per_second }).into()))
+fn steady(planned: &Planned, clock: &Clock, ceilings: &Ceilings, bytes: u64, into: &mut Generation) -> Result<()> {
+    let time = planned.timed(clock, ceilings, SAMPLES)?;
+    let (per_second, clock) = (1.0 / time.median, Some(time.clock));
+    into.bytes = bytes;
+    into.points = CACHES.map(|tokens| Speed { tokens, per_second, clock }).into();
+    Ok(())
 }
 
 /// A step's operands on the device.

@@ -64,7 +64,7 @@ impl HostCosts {
                 pass.dispatch_workgroups(1, 1, 1);
             }
             drop(pass);
-            Ok(clock.submissions(vec![encoder])?.wall)
+            clock.submissions(vec![encoder])
         };
         dispatches(1)?;
         let (one, many) = (typical(|| dispatches(1))?, typical(|| dispatches(17))?);
@@ -85,7 +85,7 @@ impl HostCosts {
                 clock.submissions(vec![encoder])?;
                 Ok(seconds)
             })?,
-            empty_submit_us: typical(|| Ok(clock.submissions(vec![clock.encoder()])?.wall))?,
+            empty_submit_us: typical(|| clock.submissions(vec![clock.encoder()]))?,
             dispatch_us: one,
             next_dispatch_us: (many - one).max(0.0) / 16.0,
         })

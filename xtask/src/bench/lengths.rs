@@ -8,8 +8,11 @@ use wattn_tests::Variant;
 
 use crate::report::guarded;
 
+use super::ceilings::Ceilings;
 use super::clock::Clock;
 use super::planned::Planned;
+use super::row::failure;
+use super::stats::Timer;
 
 const HEADS: u32 = 8;
 const DIM: u32 = 64;
@@ -32,15 +35,21 @@ pub(crate) struct Line {
     /// Of time over length, fitted; `None` where too little was measured.
     pub(crate) exponent: Option<f64>,
     pub(crate) points: Vec<Point>,
-    /// Why it was not timed.
+    /// Why it was not timed, or no further.
     #[serde(default)]
     pub(crate) error: Option<String>,
+    /// Why the pinned kernel was not tried.
+    #[serde(default)]
+    pub(crate) skipped: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Point {
     pub(crate) tokens: u32,
     pub(crate) us: f64,
+    /// None of what was not measured.
+    #[serde(default)]
+    pub(crate) clock: Option<Timer>,
     /// By the exponent, from the longest that was measured.
     pub(crate) extrapolated: bool,
 }
@@ -86,27 +95,30 @@ pub(crate) fn is_gate(case: &str) -> bool {
 pub(crate) fn measure(
     engine: &Engine,
     clock: &Clock,
+    ceilings: &Ceilings,
     pinned: Option<Variant>,
     passed: impl Fn(&str) -> bool,
 ) -> Vec<Line> {
     let measured = |operator: &Operator| {
-        let (op, gate) = (operator.op.into(), operator.gate.into());
-        match guarded(|| points(engine, clock, pinned, operator)) {
-            Ok((points, exponent)) => Line { op, gate, exponent, points, error: None },
-            Err(error) => Line { op, gate, exponent: None, points: Vec::new(), error: Some(format!("{error:#}")) },
-        }
+        let mut points = Vec::new();
+        let stopped = guarded(|| add_points(engine, clock, ceilings, pinned, operator, &mut points)).err();
+        let exponent = exponent(&points);
+        points.extend(extrapolated(&points, exponent));
+        let (error, skipped) = stopped.as_ref().map(failure).unwrap_or_default();
+        Line { op: operator.op.into(), gate: operator.gate.into(), exponent, points, error, skipped }
     };
     OPERATORS.iter().filter(|operator| passed(operator.gate)).map(measured).collect()
 }
 
-/// A line's points, and the exponent of those that were measured.
-fn points(
+/// Measures an operator's points. Those before a failure are kept.
+fn add_points(
     engine: &Engine,
     clock: &Clock,
+    ceilings: &Ceilings,
     pinned: Option<Variant>,
     operator: &Operator,
-) -> Result<(Vec<Point>, Option<f64>)> {
-    let mut points: Vec<Point> = Vec::new();
+    points: &mut Vec<Point>,
+) -> Result<()> {
     for tokens in TOKENS {
         if points.last().is_some_and(|last| last.us * 1e-6 * operator.growth > LONGEST) {
             break;
@@ -117,24 +129,28 @@ fn points(
             Err(error) if points.is_empty() => return Err(error),
             Err(_) => break,
         };
-        let us = planned.median(clock, SAMPLES, 1)? * 1e6;
-        points.push(Point { tokens, us, extrapolated: false });
+        let time = planned.timed(clock, ceilings, SAMPLES)?;
+        points.push(Point { tokens, us: time.median * 1e6, clock: Some(time.clock), extrapolated: false });
     }
-    let exponent = exponent(&points);
-    if let (Some(&last), Some(exponent)) = (points.last(), exponent) {
-        let beyond = TOKENS.into_iter().filter(|&tokens| tokens > last.tokens);
-        points.extend(beyond.map(|tokens| {
-            let us = last.us * (f64::from(tokens) / f64::from(last.tokens)).powf(exponent);
-            Point { tokens, us, extrapolated: true }
-        }));
-    }
-    Ok((points, exponent))
+    Ok(())
 }
 
-/// The slope of log time over log tokens, by least squares.
+/// The points beyond those that were measured, by their exponent.
+fn extrapolated(points: &[Point], exponent: Option<f64>) -> Vec<Point> {
+    let (Some(&last), Some(exponent)) = (points.last(), exponent) else { return Vec::new() };
+    let beyond = TOKENS.into_iter().filter(|&tokens| tokens > last.tokens);
+    let point = |tokens| {
+        let us = last.us * (f64::from(tokens) / f64::from(last.tokens)).powf(exponent);
+        Point { tokens, us, clock: None, extrapolated: true }
+    };
+    beyond.map(point).collect()
+}
+
+/// The slope of log time over log tokens, by least squares, of points that the longest one's clock measured.
 fn exponent(points: &[Point]) -> Option<f64> {
-    let logs: Vec<(f64, f64)> =
-        points.iter().filter(|p| p.tokens >= FIT_FROM).map(|p| (f64::from(p.tokens).ln(), p.us.ln())).collect();
+    let clock = points.last()?.clock;
+    let counts = |p: &&Point| p.tokens >= FIT_FROM && p.clock == clock;
+    let logs: Vec<(f64, f64)> = points.iter().filter(counts).map(|p| (f64::from(p.tokens).ln(), p.us.ln())).collect();
     #[expect(clippy::cast_precision_loss, reason = "a handful of points")]
     let n = logs.len() as f64;
     let (x, y) = (logs.iter().map(|p| p.0).sum::<f64>() / n, logs.iter().map(|p| p.1).sum::<f64>() / n);
@@ -150,12 +166,18 @@ mod tests {
     #[test]
     fn exponents_are_slopes() {
         let points = |power: f64| -> Vec<Point> {
-            let point = |tokens: u32| Point { tokens, us: 3.0 * f64::from(tokens).powf(power), extrapolated: false };
+            let us = |tokens: u32| 3.0 * f64::from(tokens).powf(power);
+            let point = |tokens| Point { tokens, us: us(tokens), clock: Some(Timer::Gpu), extrapolated: false };
             TOKENS.into_iter().map(point).collect()
         };
         for power in [1.0, 2.0] {
             assert!((exponent(&points(power)).unwrap() - power).abs() < 1e-9);
         }
         assert_eq!(exponent(&points(1.0)[..2]), None, "one point that counts");
+        let mut mixed = points(2.0);
+        for point in &mut mixed[..3] {
+            (point.us, point.clock) = (point.us + 1e6, Some(Timer::Wall));
+        }
+        assert!((exponent(&mixed).unwrap() - 2.0).abs() < 1e-9, "another clock's points do not count");
     }
 }

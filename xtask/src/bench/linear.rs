@@ -7,7 +7,7 @@ use wattn::wgpu::util::{BufferInitDescriptor, DeviceExt};
 use wattn::wgpu::{self, BindGroup, Buffer, BufferUsages, ComputePipeline};
 use wattn::{Engine, LinearPlan};
 use wattn_cases::{Decay, LinearCase, LinearRecipe, References, Storage, compare};
-use wattn_tests::{LinearRun, Variant};
+use wattn_tests::{LinearRun, Variant, lightning, lightning_backward, tokens};
 
 use super::clock::{Clock, Sample};
 use super::contest::REDUCED;
@@ -77,6 +77,10 @@ impl<'a> Contestant<'a> {
     }
 
     pub(crate) fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
+        let slices = self.plan.slices();
+        if slices > 1 {
+            return clock.slices(slices, |encoder, slice| self.run.encode_slice(encoder, self.backward, slice));
+        }
         let sample = clock.pass(|pass| {
             for _ in 0..count {
                 self.run.encode_in_pass(pass, self.backward)?;
@@ -91,7 +95,7 @@ impl<'a> Contestant<'a> {
         let plan = self.plan.details();
         let walk = plan.sweeps.first().map(|sweep| sweep.walk);
         Figures {
-            kernel: walk.map_or("none", |walk| walk.kernel.name()),
+            kernel: walked(&self.plan),
             tile: [walk.map_or(0, |walk| walk.chunk()), plan.segments],
             flops: plan.flops as f64,
             bytes: plan.bytes as f64,
@@ -102,10 +106,23 @@ impl<'a> Contestant<'a> {
     }
 }
 
+/// The kernel that a case is planned with.
+pub(crate) fn kernel(engine: &Engine, subject: &Subject, variant: Option<Variant>) -> Result<&'static str> {
+    let case = &subject.full;
+    let lightning = if subject.backward { lightning_backward(case)? } else { lightning(case)? };
+    let forced = variant.map_or(lightning.clone(), |variant| variant.force_linear(lightning));
+    Ok(walked(&engine.plan(&forced, tokens(case)?)?))
+}
+
+fn walked(plan: &LinearPlan) -> &'static str {
+    plan.details().sweeps.first().map_or("none", |sweep| sweep.walk.kernel.name())
+}
+
 /// The baseline: token by token, the state in memory.
 pub(crate) struct Scan<'a> {
     engine: &'a Engine,
     pipeline: ComputePipeline,
+    dispatches: u32,
     /// One a dispatch.
     bindings: Vec<BindGroup>,
     out: Buffer,
@@ -113,16 +130,22 @@ pub(crate) struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// A scan whose results were right; `None` for what it does not do: gates, gradients, other layouts, 16 bits.
-    pub(crate) fn new(engine: &'a Engine, clock: &Clock, subject: &Subject) -> Result<Option<Self>> {
+    /// A scan whose results were right; `None` for what it does not do: gates, gradients, other layouts, 16 bits, or by the reduced
+    /// problem would take `longest` seconds to do.
+    pub(crate) fn new(engine: &'a Engine, clock: &Clock, subject: &Subject, longest: f64) -> Result<Option<Self>> {
         let small = match Self::prepared(engine, &subject.reduced)? {
             Some(small) if !subject.backward => small,
             _ => return Ok(None),
         };
-        small.sample(clock)?;
+        small.sample(clock, 1)?;
         small.verify(&subject.reduced, &subject.reduced_reference)?;
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let growth = subject.full.dims().tokens as f64 / subject.reduced.dims().tokens as f64;
+        if small.sample(clock, 1)?.seconds() * growth > longest {
+            return Ok(None);
+        }
         let Some(full) = Self::prepared(engine, &subject.full)? else { return Ok(None) };
-        full.sample(clock)?;
+        full.sample(clock, 1)?;
         full.verify(&subject.full, &subject.full_reference)?;
         Ok(Some(full))
     }
@@ -174,18 +197,16 @@ impl<'a> Scan<'a> {
                 .collect();
             device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("scan"), layout, entries: &entries })
         };
-        let bindings = (0..tokens).step_by(count as usize).map(group).collect();
-        Ok(Some(Self { engine, pipeline, bindings, out, planes }))
+        let bindings: Vec<_> = (0..tokens).step_by(count as usize).map(group).collect();
+        Ok(Some(Self { engine, pipeline, dispatches: size(bindings.len())?, bindings, out, planes }))
     }
 
-    pub(crate) fn sample(&self, clock: &Clock) -> Result<Sample> {
-        clock.pass(|pass| {
+    /// Scans `count` times.
+    pub(crate) fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
+        clock.dispatches(count, self.dispatches, |pass, n| {
             pass.set_pipeline(&self.pipeline);
-            for bindings in &self.bindings {
-                pass.set_bind_group(0, bindings, &[]);
-                pass.dispatch_workgroups(self.planes, 1, 1);
-            }
-            Ok(())
+            pass.set_bind_group(0, &self.bindings[n as usize], &[]);
+            pass.dispatch_workgroups(self.planes, 1, 1);
         })
     }
 

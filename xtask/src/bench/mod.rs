@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: how fast each case is on this device, against what the device can do and against unfused passes.
 //!
-//! Nothing is timed that was not found right in the same run.
+//! No case is timed that was not found right in the same run, reduced in full and in rows of its full size. Time against length and
+//! generation go beyond what was checked: their kernels were found right at 1,024 or 8,192 tokens (the gates), and for one token or
+//! 1,024 keys.
 
 mod backward;
 mod based;
@@ -20,6 +22,8 @@ mod row;
 mod shader;
 mod stats;
 mod table;
+#[path = "../../../crates/wattn/src/tune/ticks.rs"]
+mod ticks;
 mod unfused;
 
 use std::path::PathBuf;
@@ -33,7 +37,7 @@ use wattn_cases::{
 };
 use wattn_tests::Variant;
 
-use crate::report::guarded;
+use crate::report::{guarded, writable};
 use crate::select::{Selection, trusted};
 
 use ceilings::Ceilings;
@@ -41,7 +45,7 @@ use clock::Clock;
 use compare::Verdict;
 use contest::{Contestant, Effort, Outcome, Runner, Subject, contest};
 use device::Device;
-use row::{Row, Run, Shared};
+use row::{Figures, Row, Run, Shared};
 use unfused::{Form, Passes, Unfused};
 
 /// The cases of a quick run.
@@ -55,13 +59,15 @@ const QUICK: [&str; 8] = [
     "lightning/backward_8192",
     "based/forward_8192",
 ];
+/// What a filter may name beside cases.
+const SWEEPS: [&str; 2] = ["lengths", "generation"];
 /// The case that all kernels are timed on.
 const SHOWCASE: &str = "softmax/full_1024";
 
 /// How fast the kernels are on a device, against its own ceilings
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only cases whose name contains this; `lengths` for time against length, `generation` for decode
+    /// Only cases whose name contains this; `lengths` alone for time against length, `generation` for decode
     #[arg(long, value_name = "S")]
     filter: Option<String>,
     #[command(flatten)]
@@ -82,6 +88,13 @@ pub(crate) struct Args {
 
 /// Runs the benchmark.
 pub(crate) fn run(args: Args) -> Result<()> {
+    let filter = args.filter.as_deref();
+    let swept = |name: &str| filter.map_or(!args.quick, |filter| name == filter);
+    ensure!(
+        args.baseline.is_none() || !SWEEPS.iter().any(|name| filter == Some(name)),
+        "{} is not compared with a baseline, cases are",
+        filter.unwrap_or_default()
+    );
     let adapter = args.selection.adapter()?;
     let before = args.baseline.as_deref().map(compare::load).transpose()?;
     if let Some(before) = &before {
@@ -89,12 +102,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let engine = device::open(&adapter)?;
     let pinned = args.selection.variant();
-    let picked = |name: &str| match (&args.filter, args.quick) {
-        (Some(filter), _) => name.contains(filter.as_str()),
-        (None, true) => QUICK.contains(&name),
-        (None, false) => true,
-    };
-    let (sweep, generate) = (picked("lengths"), picked("generation"));
+    let picked = |name: &str| filter.map_or(!args.quick || QUICK.contains(&name), |filter| name.contains(filter));
+    let [sweep, generate] = SWEEPS.map(swept);
     // What the sweep times must have been found right in this run.
     let wanted = |name: &str| picked(name) || (sweep && lengths::is_gate(name));
     let recipes: Vec<Recipe> = bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
@@ -102,7 +111,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let based: Vec<BasedRecipe> = based_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
     let decode: Vec<Recipe> = decode_bench_catalogue().into_iter().filter(|recipe| wanted(recipe.name)).collect();
     let cases = recipes.len() + decode.len() + linear.len() + based.len();
-    ensure!(cases > 0 || generate, "no case matches {:?}", args.filter.unwrap_or_default());
+    ensure!(cases > 0 || generate, "no case matches {:?}", filter.unwrap_or_default());
+    if let Some(before) = &before {
+        let softmax = recipes.iter().chain(&decode).map(|recipe| recipe.name);
+        let names: Vec<&str> =
+            softmax.chain(linear.iter().map(|recipe| recipe.name)).chain(based.iter().map(|r| r.name)).collect();
+        ensure!(before.rows.iter().any(|row| names.contains(&&*row.case)), "the baseline has none of these cases");
+    }
+    args.json.as_deref().map(writable).transpose()?;
+    args.report.as_deref().map(report::prepare).transpose()?;
 
     let bar = ProgressBar::new(cases as u64 + 1);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}")?);
@@ -121,7 +138,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .rates(device.rates())
         .build();
     let (engine, trusted) = if args.selection.trusted { (trusted, None) } else { (checked, Some(trusted)) };
-    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let effort = if args.quick { Effort::QUICK } else { Effort::FULL }.on(engine.capabilities().kind);
     let bench = Bench { engine, trusted, clock, ceilings, effort, bar: bar.clone() };
     let mut rows = Vec::new();
     for recipe in &recipes {
@@ -152,12 +169,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if sweep {
         bar.set_message("time against length");
         let passed = |case: &str| rows.iter().any(|row: &Row| row.case == case && row.median_us.is_some());
-        lengths = lengths::measure(&bench.engine, &bench.clock, pinned, passed);
+        lengths = lengths::measure(&bench.engine, &bench.clock, &bench.ceilings, pinned, passed);
     }
     let mut generation = Vec::new();
     if generate {
         bar.set_message("generation");
-        generation = generation::measure(&bench.engine, &bench.clock, pinned);
+        generation = generation::measure(&bench.engine, &bench.clock, &bench.ceilings, pinned);
     }
     bar.finish_and_clear();
     if !rows.is_empty() {
@@ -190,7 +207,7 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
         for change in &changes {
             println!("{change}");
         }
-        ensure!(!changes.is_empty(), "the baseline has none of these cases");
+        ensure!(!changes.is_empty(), "the baseline has no time of these cases");
         let alone = run.rows.len() - changes.len();
         if alone > 0 {
             println!("{alone} without a counterpart");
@@ -202,6 +219,10 @@ fn finish(run: &Run, before: Option<&Run>) -> Result<()> {
     let stuck = run.generation.iter().filter(|op| op.error.is_some()).map(|op| op.op.as_str()).chain(lines);
     let failed: Vec<&str> = run.rows.iter().filter(wrong).map(|row| row.case.as_str()).chain(stuck).collect();
     ensure!(failed.is_empty(), "{} FAILED: {}", failed.len(), failed.join(", "));
+    let ran = run.rows.iter().any(|row| row.median_us.is_some())
+        || run.lengths.iter().any(|line| !line.points.is_empty())
+        || run.generation.iter().any(|op| !op.points.is_empty());
+    ensure!(ran, "nothing was timed: the pinned kernel cannot serve");
     ensure!(slower == 0, "{slower} slower beyond noise");
     Ok(())
 }
@@ -225,7 +246,7 @@ impl Bench {
         let mut rows = Vec::new();
         let mut contestants = Vec::new();
         for variant in self.variants(recipe, &subject, pinned) {
-            let row = Row::new(recipe, &label(variant));
+            let row = Row::new(recipe, &label(variant)).by(contest::kernel(&self.engine, &subject, variant), variant);
             match guarded(|| Contestant::new(&self.engine, &subject, variant)) {
                 // The plan's own choice is there already.
                 Ok(new) if contestants.iter().any(|(_, c): &(_, Contestant<'_>)| same_pipeline(c, &new)) => {}
@@ -235,7 +256,7 @@ impl Bench {
         }
         let trusted = self.trusted.as_ref().filter(|_| pinned.is_none() && recipe.name == SHOWCASE);
         if let Some(engine) = trusted {
-            let row = Row::new(recipe, "trusted");
+            let row = Row::new(recipe, "trusted").by(contest::kernel(engine, &subject, None), None);
             match guarded(|| Contestant::new(engine, &subject, None)) {
                 Ok(contestant) => contestants.push((row, contestant)),
                 Err(error) => rows.push(row.failed(&error)),
@@ -282,7 +303,7 @@ impl Bench {
 
         let mut runners: Vec<Runner<'_>> = contestants.iter().map(|(_, c)| Runner::Kernel(c)).collect();
         runners.extend([&naive, &tiled].into_iter().flatten().map(Runner::Baseline));
-        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &runners)?;
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, &first.figures(), &runners)?;
 
         let (own, baselines) = outcomes.split_at(contestants.len());
         let mut baselines = baselines.iter().map(|outcome| outcome.time.median);
@@ -300,56 +321,62 @@ impl Bench {
 
     /// One case of few queries: a row for the plan's choice or the pinned kernel, with the forward kernel as its baseline.
     fn decode(&self, recipe: &Recipe, pinned: Option<Variant>) -> Row {
+        let subject = Subject::new(recipe);
+        let kernel = pinned.map(|variant| variant.kernel);
         let row = Row { op: "softmax_decode".into(), ..Row::new(recipe, &label(pinned)) };
-        row.filled(|| {
-            let subject = Subject::new(recipe);
-            let kernel = pinned.map(|variant| variant.kernel);
-            let contestant = decode::Contestant::new(&self.engine, &subject, kernel)?;
+        row.by(decode::kernel(&self.engine, &subject, kernel), pinned).filled(|| {
+            let contestant = decode::Contestant::new(&self.engine, &self.clock, &subject, kernel)?;
             let forward = Contestant::new(&self.engine, &subject, None)?;
             let runners = [Runner::Decode(&contestant), Runner::Kernel(&forward)];
-            let (outcome, baseline) = self.contest(&runners)?;
-            Ok((contestant.figures(), outcome, Shared { baseline, ..Shared::default() }))
+            let figures = contestant.figures();
+            let (outcome, baseline) = self.contest(&figures, &runners)?;
+            Ok((figures, outcome, Shared { baseline, ..Shared::default() }))
         })
     }
 
     /// One backward pass of softmax attention: a row for the plan's choice or the pinned kernel.
     fn backward(&self, recipe: &Recipe, pinned: Option<Variant>) -> Row {
-        Row::new(recipe, &label(pinned)).filled(|| {
-            let subject = backward::Subject::new(recipe);
+        let subject = backward::Subject::new(recipe);
+        let kernel = backward::kernel(&self.engine, &subject, pinned);
+        Row::new(recipe, &label(pinned)).by(kernel, pinned).filled(|| {
             let contestant = backward::Contestant::new(&self.engine, &subject, pinned)?;
-            let (outcome, _) = self.contest(&[Runner::Backward(&contestant)])?;
-            Ok((contestant.figures(), outcome, Shared::default()))
+            let figures = contestant.figures();
+            let (outcome, _) = self.contest(&figures, &[Runner::Backward(&contestant)])?;
+            Ok((figures, outcome, Shared::default()))
         })
     }
 
     /// One case of linear attention: a row for the plan's choice or the pinned kernel, with the token-by-token scan as its baseline.
     fn linear(&self, recipe: &LinearRecipe, pinned: Option<Variant>) -> Row {
         let subject = linear::Subject::new(recipe);
-        Row::linear(recipe, subject.op(), &label(pinned)).filled(|| {
+        let kernel = linear::kernel(&self.engine, &subject, pinned);
+        Row::linear(recipe, subject.op(), &label(pinned)).by(kernel, pinned).filled(|| {
             let contestant = linear::Contestant::new(&self.engine, &subject, pinned)?;
-            let scan = linear::Scan::new(&self.engine, &self.clock, &subject);
+            let scan = linear::Scan::new(&self.engine, &self.clock, &subject, self.effort.longest_baseline);
             let baseline_error = scan.as_ref().err().map(|error| format!("{error:#}"));
             let scan = scan.ok().flatten();
             let mut runners = vec![Runner::Linear(&contestant)];
             runners.extend(scan.as_ref().map(Runner::Scan));
-            let (outcome, baseline) = self.contest(&runners)?;
-            Ok((contestant.figures(), outcome, Shared { baseline, baseline_error, ..Shared::default() }))
+            let figures = contestant.figures();
+            let (outcome, baseline) = self.contest(&figures, &runners)?;
+            Ok((figures, outcome, Shared { baseline, baseline_error, ..Shared::default() }))
         })
     }
 
     /// One case of BASED's linear attention: a row for the plan's choice or the pinned kernel.
     fn based(&self, recipe: &BasedRecipe, pinned: Option<Variant>) -> Row {
-        Row::based(recipe, &label(pinned)).filled(|| {
-            let subject = based::Subject::new(recipe);
+        let subject = based::Subject::new(recipe);
+        Row::based(recipe, &label(pinned)).by(subject.kernel(&self.engine, pinned), pinned).filled(|| {
             let contestant = based::Contestant::new(&self.engine, &subject, pinned)?;
-            let (outcome, _) = self.contest(&[Runner::Based(&contestant)])?;
-            Ok((contestant.figures()?, outcome, Shared::default()))
+            let figures = contestant.figures()?;
+            let (outcome, _) = self.contest(&figures, &[Runner::Based(&contestant)])?;
+            Ok((figures, outcome, Shared::default()))
         })
     }
 
     /// What came out for the first runner, and the median of the second if there is one.
-    fn contest(&self, runners: &[Runner<'_>]) -> Result<(Outcome, Option<f64>)> {
-        let outcomes = contest(&self.clock, &self.ceilings, self.effort, runners)?;
+    fn contest(&self, problem: &Figures, runners: &[Runner<'_>]) -> Result<(Outcome, Option<f64>)> {
+        let outcomes = contest(&self.clock, &self.ceilings, self.effort, problem, runners)?;
         Ok((*outcomes.first().context("no outcome")?, outcomes.get(1).map(|outcome| outcome.time.median)))
     }
 

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use crate::report::writable;
+
 use super::generation::Generation;
 use super::lengths::{Line, Point};
 use super::row::{Row, Run};
@@ -18,10 +20,17 @@ const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGB
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Writes `index.html` into a directory, which is created.
-pub(crate) fn write(directory: &Path, run: &Run) -> Result<()> {
+const PAGE: &str = "index.html";
+
+/// Creates the directory of a page, and fails if that cannot be written to.
+pub(crate) fn prepare(directory: &Path) -> Result<()> {
     std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-    let path = directory.join("index.html");
+    writable(&directory.join(PAGE))
+}
+
+/// Writes the page into its directory.
+pub(crate) fn write(directory: &Path, run: &Run) -> Result<()> {
+    let path = directory.join(PAGE);
     std::fs::write(&path, page(run)?).with_context(|| format!("writing {}", path.display()))
 }
 
@@ -221,12 +230,18 @@ mod tests {
             ..Row::default()
         };
         let rows = vec![row, Row { error: Some("wrong".into()), ..Row::default() }];
-        let point = |tokens, us, extrapolated| Point { tokens, us, extrapolated };
+        let point = |tokens, us, extrapolated| Point { tokens, us, clock: None, extrapolated };
         let points = vec![point(1024, 10.0, false), point(2048, 40.0, false), point(4096, 160.0, true)];
-        let lengths =
-            vec![Line { op: "softmax".into(), gate: "softmax/x".into(), exponent: Some(2.0), points, error: None }];
-        let points = [1024, 2048].map(|tokens| Speed { tokens, per_second: 100.0 }).into();
-        let generation = vec![Generation { op: "a_step".into(), bytes: 4, points, error: None }];
+        let lengths = vec![Line {
+            op: "softmax".into(),
+            gate: "softmax/x".into(),
+            exponent: Some(2.0),
+            points,
+            error: None,
+            skipped: None,
+        }];
+        let points = [1024, 2048].map(|tokens| Speed { tokens, per_second: 100.0, clock: None }).into();
+        let generation = vec![Generation { op: "a_step".into(), bytes: 4, points, error: None, skipped: None }];
         let run = Run { schema: 1, trusted: false, device: Device::sample(), rows, lengths, generation };
         let html = page(&run).expect("drawn");
         assert_eq!(html.matches("<svg").count(), 4);

@@ -2,11 +2,14 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use wattn::{Kernel, PlanError};
 use wattn_cases::{BasedRecipe, LinearRecipe, Recipe};
+use wattn_tests::Variant;
 
 use crate::report::guarded;
 
 use super::contest::Outcome;
+use super::stats::Timer;
 
 /// A run: what is written, and what a later run compares itself with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,7 +63,7 @@ pub(crate) struct Row {
     /// What the ceilings around this case allow at best.
     pub(crate) floor_us: Option<f64>,
     pub(crate) fraction_of_ceiling: Option<f64>,
-    /// `fma` or `bandwidth`.
+    /// `fma`, of kernels on matrices `f32 fma`, or `bandwidth`.
     pub(crate) ceiling: Option<String>,
     /// Of visible scores only.
     pub(crate) gflops: Option<f64>,
@@ -73,14 +76,15 @@ pub(crate) struct Row {
     /// Of the baselines: the scores.
     pub(crate) baseline_workspace_bytes: Option<u64>,
     pub(crate) first_us: Option<f64>,
-    /// `gpu` or `wall`.
-    pub(crate) clock: Option<String>,
+    pub(crate) clock: Option<Timer>,
     /// The FMA rate beside this row's samples.
     pub(crate) fma_gflops: Option<f64>,
     /// The time again, as what the FMA ceiling does meanwhile: `median_us` and `mad_us` with the load on the device taken out.
     pub(crate) fma_gflop: Option<f64>,
     pub(crate) fma_gflop_mad: Option<f64>,
     pub(crate) error: Option<String>,
+    /// Why the pinned kernel was not tried.
+    pub(crate) skipped: Option<String>,
     /// Why there is no baseline though there should be one.
     pub(crate) baseline_error: Option<String>,
 }
@@ -170,11 +174,23 @@ impl Row {
         }
     }
 
+    /// The row with the kernel that is to run: the one that is planned, or of a plan that is refused the pinned one.
+    pub(crate) fn by(self, planned: Result<&'static str>, pinned: Option<Variant>) -> Self {
+        let pinned = pinned.map_or("none", |variant| variant.kernel.name());
+        Self { kernel: planned.unwrap_or(pinned).into(), ..self }
+    }
+
     /// The row with a kernel's figures.
     pub(crate) fn measured(self, figures: Figures, Outcome { time, beside }: Outcome, shared: &Shared) -> Self {
         let Figures { kernel, tile, flops, bytes, workspace_bytes, predicted, first } = figures;
         let (by_fma, by_bandwidth) = (flops / beside.fma_rate, bytes / beside.bandwidth);
         let floor = by_fma.max(by_bandwidth);
+        let ceiling = match kernel {
+            _ if by_fma < by_bandwidth => "bandwidth",
+            // Its matrices have units of their own, of which no probe measures the rate.
+            kernel if kernel == Kernel::Matrix.name() => "f32 fma",
+            _ => "fma",
+        };
         let us = |seconds: f64| Some(seconds * 1e6);
         Self {
             kernel: kernel.into(),
@@ -186,7 +202,7 @@ impl Row {
             tiled_unfused_us: shared.tiled.and_then(us),
             floor_us: us(floor),
             fraction_of_ceiling: Some(floor / time.median),
-            ceiling: Some(if by_fma >= by_bandwidth { "fma" } else { "bandwidth" }.into()),
+            ceiling: Some(ceiling.into()),
             gflops: Some(flops / time.median / 1e9),
             gbps: Some(bytes / time.median / 1e9),
             flops: Some(flops),
@@ -194,7 +210,7 @@ impl Row {
             workspace_bytes: Some(workspace_bytes),
             baseline_workspace_bytes: shared.baseline_workspace_bytes,
             first_us: us(first),
-            clock: Some(time.clock.into()),
+            clock: Some(time.clock),
             fma_gflops: Some(beside.fma_rate / 1e9),
             fma_gflop: Some(beside.fma_flops / 1e9),
             fma_gflop_mad: Some(beside.fma_flops_mad / 1e9),
@@ -218,8 +234,16 @@ impl Row {
 
     /// The row of a kernel that was refused or wrong.
     pub(crate) fn failed(self, error: &anyhow::Error) -> Self {
-        Self { error: Some(format!("{error:#}")), ..self }
+        let (error, skipped) = failure(error);
+        Self { error, skipped, ..self }
     }
+}
+
+/// What an error is: a failure, or a pinned kernel that cannot serve, which is skipped.
+pub(crate) fn failure(error: &anyhow::Error) -> (Option<String>, Option<String>) {
+    let text = format!("{error:#}");
+    let refused = matches!(error.downcast_ref(), Some(PlanError::Kernel { .. }));
+    if refused { (None, Some(text)) } else { (Some(text), None) }
 }
 
 /// The name of a storage type in case files.
@@ -241,4 +265,23 @@ pub(crate) fn memory(bytes: u64) -> String {
 /// Whether two rows measure the same thing.
 pub(crate) fn same(a: &Row, b: &Row) -> bool {
     a.case == b.case && a.variant == b.variant
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pinned_kernel_that_cannot_serve_is_no_failure() {
+        let row = Row::default().by(Err(anyhow::anyhow!("refused")), Some(Kernel::Matrix.into()));
+        assert_eq!(row.kernel, "matrix");
+        let refused = PlanError::Kernel { kernel: Kernel::Matrix, reason: "no matrices".into() };
+        let row = row.failed(&anyhow::Error::new(refused).context("planning"));
+        assert_eq!(
+            (row.error, row.skipped.as_deref()),
+            (None, Some("planning: kernel matrix cannot serve: no matrices"))
+        );
+        let row = Row::default().failed(&anyhow::anyhow!("out is wrong"));
+        assert_eq!((row.error.as_deref(), row.skipped), (Some("out is wrong"), None));
+    }
 }

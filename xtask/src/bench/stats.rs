@@ -1,10 +1,31 @@
 //! Medians of samples, and how far samples lie from them.
 
+use serde::{Deserialize, Serialize};
+
 use super::clock::Sample;
 
 /// Samples of one thing.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Series(pub(crate) Vec<Sample>);
+
+/// What tells the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Timer {
+    /// The device's timestamps.
+    Gpu,
+    Wall,
+}
+
+impl Timer {
+    /// As in JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Gpu => "gpu",
+            Self::Wall => "wall",
+        }
+    }
+}
 
 /// The middle of a series and its spread, seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -12,20 +33,22 @@ pub(crate) struct Summary {
     pub(crate) median: f64,
     /// Median absolute deviation.
     pub(crate) mad: f64,
-    /// `gpu` if every sample had good timestamps, else `wall`.
-    pub(crate) clock: &'static str,
+    pub(crate) clock: Timer,
 }
 
 impl Series {
     /// `None` if there are no samples.
     pub(crate) fn summary(&self) -> Option<Summary> {
-        let gpu: Option<Vec<f64>> = self.0.iter().map(|sample| sample.gpu).collect();
-        let (seconds, clock) = match gpu {
-            Some(seconds) => (seconds, "gpu"),
-            None => (self.0.iter().map(|sample| sample.wall).collect(), "wall"),
-        };
+        let clock = self.clock();
+        let seconds: Vec<f64> = self.0.iter().filter_map(|sample| sample.by(clock)).collect();
         let (median, mad) = median_and_mad(&seconds)?;
         Some(Summary { median, mad, clock })
+    }
+
+    /// The device's clock if most samples have good timestamps: the others are dropped.
+    pub(crate) fn clock(&self) -> Timer {
+        let good = self.0.iter().filter(|sample| sample.gpu.is_some()).count();
+        if good * 2 > self.0.len() { Timer::Gpu } else { Timer::Wall }
     }
 }
 
@@ -55,8 +78,10 @@ mod tests {
         };
         assert_eq!(series(&[]), None);
         let gpu = series(&[(Some(1.0), 9.0), (Some(2.0), 9.0), (Some(9.0), 9.0)]);
-        assert_eq!(gpu, Some(Summary { median: 2.0, mad: 1.0, clock: "gpu" }));
+        assert_eq!(gpu, Some(Summary { median: 2.0, mad: 1.0, clock: Timer::Gpu }));
+        let dropped = series(&[(Some(1.0), 9.0), (None, 50.0), (Some(3.0), 9.0)]);
+        assert_eq!(dropped, Some(Summary { median: 2.0, mad: 1.0, clock: Timer::Gpu }));
         let mixed = series(&[(Some(1.0), 3.0), (None, 5.0)]);
-        assert_eq!(mixed, Some(Summary { median: 4.0, mad: 1.0, clock: "wall" }));
+        assert_eq!(mixed, Some(Summary { median: 4.0, mad: 1.0, clock: Timer::Wall }));
     }
 }

@@ -8,6 +8,7 @@ use super::device::Device;
 use super::generation::Generation;
 use super::lengths::Line;
 use super::row::{Row, memory};
+use super::stats::Timer;
 
 pub(crate) const HEADER: [&str; 13] = [
     "case",
@@ -26,7 +27,8 @@ pub(crate) const HEADER: [&str; 13] = [
 ];
 
 pub(crate) const LEGEND: &str = "of ceiling: the time that the named ceiling around the case allows, over the median. \
-    naive, tiled: three unfused passes in f32, as multiples of the time; naive of linear attention, a token-by-token scan with its state \
+    f32 fma: of a kernel on matrices, which have units of their own that may be faster. !: more than the ceiling allows, for this reason or \
+    since caches held what counts as moved.\nnaive, tiled: three unfused passes in f32, as multiples of the time; naive of linear attention, a token-by-token scan with its state \
     in memory; of few queries, the forward kernel on the same problem.\ntile: queries x keys; of linear attention, tokens of a chunk x segments.\n\
     memory: workspace, against the scores that unfused passes store.";
 
@@ -97,12 +99,12 @@ pub(crate) fn lengths(lines: &[Line]) -> String {
     for tokens in tokens {
         let cell = |line: &Line| match line.points.iter().find(|point| point.tokens == tokens) {
             Some(point) if point.extrapolated => format!("~ {}", microseconds(point.us)),
-            Some(point) => microseconds(point.us),
+            Some(point) => microseconds(point.us) + by_wall(point.clock),
             None => "-".into(),
         };
         table.add_row(std::iter::once(tokens.to_string()).chain(lines.iter().map(cell)));
     }
-    let failed = lines.iter().filter_map(|line| Some(format!("\n{} FAILED: {}", line.op, line.error.as_ref()?)));
+    let failed = lines.iter().map(|line| stopped(&line.op, line.error.as_deref(), line.skipped.as_deref()));
     format!(
         "{table}\n\ntime against length, 8 heads of 64; exponents fitted from 2048 tokens on; ~ extrapolated, not run.{}",
         failed.collect::<String>()
@@ -118,16 +120,30 @@ pub(crate) fn generation(operators: &[Generation]) -> String {
     for tokens in tokens {
         let cell = |operator: &Generation| {
             let point = operator.points.iter().find(|point| point.tokens == tokens);
-            point.map_or("-".into(), |point| format!("{:.0}", point.per_second))
+            point.map_or("-".into(), |point| format!("{:.0}{}", point.per_second, by_wall(point.clock)))
         };
         table.add_row(std::iter::once(tokens.to_string()).chain(operators.iter().map(cell)));
     }
-    let failed = operators.iter().filter_map(|op| Some(format!("\n{} FAILED: {}", op.op, op.error.as_ref()?)));
+    let failed = operators.iter().map(|op| stopped(&op.op, op.error.as_deref(), op.skipped.as_deref()));
     format!(
         "{table}\n\ntokens a second of one attention layer of BASED's 1.3B model (16 heads of 112, 16 features), batch 1, f32; in \
          brackets the state, or the longest cache. A step is timed once: its state does not grow.{}",
         failed.collect::<String>()
     )
+}
+
+/// A line that says why an operator has not all its points.
+fn stopped(op: &str, error: Option<&str>, skipped: Option<&str>) -> String {
+    match (error, skipped) {
+        (Some(error), _) => format!("\n{op} FAILED: {error}"),
+        (None, Some(reason)) => format!("\n{op} skipped: {reason}"),
+        (None, None) => String::new(),
+    }
+}
+
+/// Says of a sweep's figure that it holds a submission too.
+fn by_wall(clock: Option<Timer>) -> &'static str {
+    if clock == Some(Timer::Wall) { " (wall)" } else { "" }
 }
 
 /// A row's cells, as in the header.
@@ -139,13 +155,18 @@ pub(crate) fn cells(row: &Row) -> Vec<String> {
         forced => format!("{forced} (forced)"),
     };
     let Some(median) = row.median_us else {
-        return vec![case, kernel, String::new(), format!("FAILED: {}", row.error.as_deref().unwrap_or_default())];
+        let why = match (&row.error, &row.skipped) {
+            (None, Some(reason)) => format!("skipped: {reason}"),
+            (error, _) => format!("FAILED: {}", error.as_deref().unwrap_or_default()),
+        };
+        return vec![case, kernel, String::new(), why];
     };
     let number = |value: Option<f64>| value.map_or(String::new(), |x| format!("{x:.1}"));
     let times = |value: Option<f64>| value.map_or("-".into(), |us| format!("{:.1}x", us / median));
     let [rows, columns] = row.tile.unwrap_or_default();
     let (own, scores) = (row.workspace_bytes.unwrap_or_default(), row.baseline_workspace_bytes);
     let fraction = row.fraction_of_ceiling.unwrap_or_default() * 100.0;
+    let mark = if fraction > 105.0 { "!" } else { "" };
     vec![
         case,
         kernel,
@@ -155,11 +176,11 @@ pub(crate) fn cells(row: &Row) -> Vec<String> {
         row.predicted_us.map_or_else(String::new, microseconds),
         number(row.gflops),
         row.gbps.map_or(String::new(), |x| format!("{x:.2}")),
-        format!("{fraction:.0}% {}", row.ceiling.as_deref().unwrap_or_default()),
+        format!("{fraction:.0}%{mark} {}", row.ceiling.as_deref().unwrap_or_default()),
         times(row.baseline_us),
         times(row.tiled_unfused_us),
         format!("{} / {}", memory(own), scores.map_or("-".into(), memory)),
-        row.clock.clone().unwrap_or_default(),
+        row.clock.map_or("", Timer::name).into(),
     ]
 }
 
@@ -169,5 +190,20 @@ pub(crate) fn microseconds(us: f64) -> String {
         us if us < 1e3 => format!("{us:.1} us"),
         us if us < 1e6 => format!("{:.2} ms", us / 1e3),
         us => format!("{:.2} s", us / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_exceeds_its_ceiling_is_marked() {
+        let of_ceiling = |fraction| {
+            let row = Row { median_us: Some(1.0), fraction_of_ceiling: Some(fraction), ..Row::default() };
+            cells(&Row { ceiling: Some("f32 fma".into()), ..row })[8].clone()
+        };
+        assert_eq!(of_ceiling(1.04), "104% f32 fma");
+        assert_eq!(of_ceiling(2.0), "200%! f32 fma");
     }
 }

@@ -173,17 +173,12 @@ impl<'a> Unfused<'a> {
 impl Passes<'_> {
     /// Runs the passes `count` times.
     pub(crate) fn sample(&self, clock: &Clock, count: u32) -> Result<Sample> {
-        let sample = clock.pass(|pass| {
+        clock.dispatches(count, 3, |pass, step| {
+            let (pipeline, [x, y, z]) = &self.steps[step as usize];
+            pass.set_pipeline(pipeline);
             pass.set_bind_group(0, &self.unfused.bindings, &[]);
-            for _ in 0..count {
-                for (pipeline, [x, y, z]) in &self.steps {
-                    pass.set_pipeline(pipeline);
-                    pass.dispatch_workgroups(*x, *y, *z);
-                }
-            }
-            Ok(())
-        });
-        Ok(sample?.of(count))
+            pass.dispatch_workgroups(*x, *y, *z);
+        })
     }
 
     /// Compares the output of the last run with a reference.

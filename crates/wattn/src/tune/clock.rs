@@ -8,6 +8,8 @@ use crate::engine::Engine;
 use crate::error::RunError;
 use crate::host::{Loaded, buffer};
 
+use super::ticks::{Stale, Ticks};
+
 pub(super) struct Clock<'a> {
     engine: &'a Engine,
     queries: Option<Queries>,
@@ -17,6 +19,7 @@ struct Queries {
     set: QuerySet,
     resolved: Buffer,
     readable: Buffer,
+    read: Ticks,
 }
 
 impl<'a> Clock<'a> {
@@ -33,7 +36,7 @@ impl<'a> Clock<'a> {
         });
         let resolved = buffer(engine, "timestamps", 16, BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC)?;
         let readable = buffer(engine, "timestamps", 16, BufferUsages::MAP_READ | BufferUsages::COPY_DST)?;
-        Ok(Self { engine, queries: Some(Queries { set, resolved, readable }) })
+        Ok(Self { engine, queries: Some(Queries { set, resolved, readable, read: Ticks::default() }) })
     }
 
     /// Seconds of `calls` calls of a plan, each slice of all of them submitted on its own.
@@ -62,27 +65,9 @@ impl<'a> Clock<'a> {
 
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&blocking.bytes(&queries.readable)?);
         let period = f64::from(self.engine.queue().get_timestamp_period()) * 1e-9;
-        Ok(plausible([ticks[0], ticks[1]], period, wall).unwrap_or(wall))
-    }
-}
-
-/// The seconds between two timestamps. Some drivers write zeros, or the end before the beginning; and nothing that was waited for took
-/// longer than the wait.
-fn plausible([begin, end]: [u64; 2], period: f64, wall: f64) -> Option<f64> {
-    #[expect(clippy::cast_precision_loss, reason = "a difference of ticks")]
-    let seconds = end.checked_sub(begin)? as f64 * period;
-    (begin > 0 && seconds > 0.0 && seconds <= wall).then_some(seconds)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timestamps_that_cannot_be_are_not_believed() {
-        assert_eq!(plausible([1_024, 3_072], 0.5, 1e9), Some(1_024.0));
-        for ticks in [[0, 0], [7, 7], [9, 8], [0, 5], [1, 2_000_000_000]] {
-            assert_eq!(plausible(ticks, 1e-9, 1.0), None, "{ticks:?}");
-        }
+        let seconds = queries.read.seconds([ticks[0], ticks[1]], period, wall);
+        seconds
+            .map(|seconds| seconds.unwrap_or(wall))
+            .map_err(|Stale| RunError::Device("a call did not finish".to_owned()))
     }
 }
