@@ -162,8 +162,8 @@ pub async fn linear_on_host(engine: &Engine, case: &LinearCase, variant: Option<
     let mut backward = None;
     if case.has_backward() {
         let grad_out = or_zeros(&case.grad_out, forward.out.len());
-        let grad_state = or_zeros(&case.grad_state, forward.state.len());
-        let rows = HostLinear { grad_out: &grad_out, grad_state: &grad_state, ..host_linear(case) };
+        let [state0, grad_state] = [&case.state, &case.grad_state].map(|tensor| or_zeros(tensor, forward.state.len()));
+        let rows = HostLinear { state0: &state0, grad_out: &grad_out, grad_state: &grad_state, ..host_linear(case) };
         backward = Some(host.lightning(&forced(lightning_backward(case)?), tokens, &rows).await?);
     }
     let judge = |(&name, want): (&&'static str, &Vec<_>)| {
