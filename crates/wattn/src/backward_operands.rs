@@ -188,8 +188,9 @@ impl<'a> CheckedBackward<'a> {
 
     /// What is written has no element twice and a buffer of its own.
     fn check_written(&self) -> Result<(), EncodeError> {
-        // Batch entries and heads may share an entry of this one alone.
+        // Batch entries and heads may share an entry of this one alone, which is written where there are none too.
         let dbias = self.dbias.as_ref().map(Resolved::own_entries);
+        dbias.as_ref().map_or(Ok(()), Resolved::check_buffer)?;
         let written = [Some(self.dq), Some(self.dk), Some(self.dv), dbias, self.dsinks, self.dslopes, self.rows];
         let read = [
             Some(self.q),
