@@ -188,7 +188,10 @@ impl<'a> CheckedBackward<'a> {
 
     /// What is written has no element twice and a buffer of its own.
     fn check_written(&self) -> Result<(), EncodeError> {
-        let written = [Some(self.dq), Some(self.dk), Some(self.dv), self.dbias, self.dsinks, self.dslopes, self.rows];
+        // Batch entries and heads may share an entry of this one alone, which is written where there are none too.
+        let dbias = self.dbias.as_ref().map(Resolved::own_entries);
+        dbias.as_ref().map_or(Ok(()), Resolved::check_buffer)?;
+        let written = [Some(self.dq), Some(self.dk), Some(self.dv), dbias, self.dsinks, self.dslopes, self.rows];
         let read = [
             Some(self.q),
             Some(self.k),
@@ -202,7 +205,7 @@ impl<'a> CheckedBackward<'a> {
         ];
         let all: Vec<Resolved<'a>> = written.into_iter().chain(read).flatten().collect();
         for (at, written) in written.into_iter().flatten().enumerate() {
-            written.own_entries().check_written()?;
+            written.check_written()?;
             if let Some(other) = all[at + 1..].iter().find(|other| other.buffer == written.buffer) {
                 return Err(EncodeError::Aliased { written: written.name, other: other.name });
             }

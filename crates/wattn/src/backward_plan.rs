@@ -242,7 +242,7 @@ impl BackwardPlan {
             BackwardOp::Dsinks | BackwardOp::Dslopes => heads,
             BackwardOp::Dbias => {
                 let squares = extent.queries.div_ceil(DBIAS_TILE) * extent.keys.div_ceil(DBIAS_TILE);
-                if batches == 0 { 0 } else { batches / shared.batches * (heads / shared.heads) * squares }
+                shared.planes * squares
             }
             _ => entries * heads * step.splits,
         }
@@ -270,7 +270,7 @@ impl BackwardPlan {
             "grad_lse" => checked.grad_lse,
             "bias" => checked.bias,
             "mask" => checked.mask,
-            "dbias" => checked.dbias,
+            "dbias" => checked.dbias.as_ref().map(Resolved::own_entries),
             "dsinks" => checked.dsinks,
             "dslopes" => checked.dslopes,
             "rows" => checked.rows,
@@ -278,9 +278,10 @@ impl BackwardPlan {
         };
         let capabilities = self.engine.capabilities();
         let Some(resolved) = resolved.filter(|r| !r.is_empty()) else { return Ok(None) };
-        // Numbers of heads are the same for all batch entries.
-        let per_head = Part { batch: 0..1, ..part.clone() };
-        let part = if matches!(name, "dsinks" | "dslopes") { &per_head } else { part };
+        // Numbers of heads are the same for all batch entries, and so is what these share; of none they are bound too.
+        let once = Part { batch: 0..1, ..part.clone() };
+        let shared = name == "dbias" && checked.dbias.is_some_and(|dbias| dbias.is_shared(0));
+        let part = if shared || matches!(name, "dsinks" | "dslopes") { &once } else { part };
         let span = resolved.span(part, u64::from(capabilities.binding_alignment), capabilities.binding_bytes)?;
         Ok(Some((resolved.buffer, span)))
     }
@@ -308,6 +309,8 @@ impl Views<'_> {
 struct Shared {
     batches: u32,
     heads: u32,
+    /// Entries that are not the same.
+    planes: u32,
     /// Whether earlier parts have added to the entries of this one.
     accumulate: bool,
 }
@@ -315,9 +318,12 @@ struct Shared {
 impl Shared {
     fn new(dbias: Option<&Resolved<'_>>, part: &Part, batches: u32, heads: u32) -> Self {
         let shared = |axis| dbias.is_some_and(|dbias| dbias.is_shared(axis));
+        let split = |axis, count| if shared(axis) { (count, 1) } else { (1, count) };
+        let ((batches, own_batches), (heads, own_heads)) = (split(0, batches), split(1, heads));
         Self {
-            batches: if shared(0) { batches } else { 1 },
-            heads: if shared(1) { heads } else { 1 },
+            batches,
+            heads,
+            planes: own_batches * own_heads,
             accumulate: (shared(0) && part.batch.start > 0) || (shared(1) && part.kv_heads.start > 0),
         }
     }

@@ -33,7 +33,7 @@ pub struct BasedOperands<'a> {
     pub grad_out: Option<View<'a>>,
     /// Backward: the gradient of the states after the last token, in a buffer of its own.
     pub grad_state: Option<View<'a>>,
-    /// Backward: the gradient of q, stored like it.
+    /// Backward: the gradient of q, stored like it; its buffer, and those of dk and dv, have 16 bytes at least.
     pub dq: Option<View<'a>>,
     /// Backward: the gradient of k, stored like it; zeros for what is no key.
     pub dk: Option<View<'a>>,

@@ -34,7 +34,7 @@ pub struct LinearOperands<'a> {
     pub grad_out: Option<View<'a>>,
     /// Backward: the gradient of the states after the last token.
     pub grad_state: Option<View<'a>>,
-    /// Backward: the gradient of q, stored like it.
+    /// Backward: the gradient of q, stored like it; its buffer, and those of dk and dv, have 16 bytes at least.
     pub dq: Option<View<'a>>,
     /// Backward: the gradient of k, stored like it.
     pub dk: Option<View<'a>>,

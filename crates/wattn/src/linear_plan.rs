@@ -330,7 +330,7 @@ impl<'a> Call<'a> {
             .map(|s| Segment { state0: if key.op == LinearOp::Segment { NONE } else { s.state0 }, ..*s });
         words.extend_from_slice(bytemuck::cast_slice(&segments.collect::<Vec<_>>()));
         words.extend_from_slice(bytemuck::cast_slice(&self.walks));
-        words.extend(slopes.iter().map(|s| s.to_bits()));
+        words.extend(slopes.iter().map(|s| s.min(STEEPEST).to_bits()));
 
         let bound = match key.op {
             LinearOp::Scan | LinearOp::ScanWithin => [None, None, None, workspace, state0, state, None],
@@ -351,6 +351,9 @@ impl<'a> Call<'a> {
         StateView { offset, item: batch, head, row, column }
     }
 }
+
+/// A slope that leaves nothing of an f32, as any steeper one, whose products with numbers of tokens may be infinite.
+const STEEPEST: f32 = 104.0;
 
 #[expect(clippy::cast_possible_truncation, reason = "plans hold fewer than 2^32 workgroups")]
 pub(crate) fn count(len: usize) -> u32 {

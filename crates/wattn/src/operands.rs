@@ -127,9 +127,9 @@ impl<'a> Resolved<'a> {
         Self { name: "workspace", buffer, offset: 0, extent, strides, heads_per_kv, element_bytes: 4, tail: 0, unit: 4 }
     }
 
-    /// Whether its entries serve all batch entries or all heads, by a stride of 0.
+    /// Whether its entries serve all batch entries or all heads, by a stride of 0; they are there where there are none of these too.
     pub(crate) fn is_shared(&self, axis: usize) -> bool {
-        self.extent[axis] > 1 && self.strides[axis] == 0
+        self.extent[axis] != 1 && self.strides[axis] == 0
     }
 
     /// The same without the batch entries and heads that share an entry: what is written once.
@@ -169,7 +169,7 @@ impl<'a> Resolved<'a> {
         Ok(())
     }
 
-    fn check_buffer(&self) -> Result<(), EncodeError> {
+    pub(crate) fn check_buffer(&self) -> Result<(), EncodeError> {
         if !self.buffer.usage().contains(BufferUsages::STORAGE) {
             return Err(EncodeError::Usage { argument: self.name, given: self.buffer.usage() });
         }

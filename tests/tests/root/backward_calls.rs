@@ -287,6 +287,12 @@ fn operands_are_refused(gpu: &Gpu) -> Result<()> {
     operands = whole;
     operands.dq = View::strided(&call.results[0], [0, 64, 64, 1]);
     refused(plan.encode(&mut encoder, &operands), &["dq", "writes would overlap"])?;
+    // Heads may share an entry of dbias, and of nothing else.
+    operands.dq = View::strided(&call.results[0], [0, 0, 64, 1]);
+    refused(plan.encode(&mut encoder, &operands), &["dq", "writes would overlap"])?;
+    operands = whole;
+    operands.dsinks = Some(View::strided(&dsinks, [0; 4]));
+    refused(plan.encode(&mut encoder, &operands), &["dsinks", "writes would overlap"])?;
     operands = whole;
     // A gradient that repeats along its queries has no meaning here: entries are shared by batch entries or heads alone.
     operands.dbias = Some(View::strided(&dbias, [0, 0, 0, 1]));

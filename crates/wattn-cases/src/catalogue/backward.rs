@@ -75,6 +75,8 @@ fn scores() -> Vec<Recipe> {
             kv_lens: &[13, 40],
             ..bias(Bias::Normal, Spread::Shared, sized("softmax/backward_bias_shared_gqa_kv_lens", 31, 40))
         },
+        // Sums over nothing, which are zeros.
+        Recipe { batch: 0, ..bias(Bias::Normal, Spread::PerHead, sized("softmax/backward_bias_no_batch", 5, 33)) },
         Recipe { poison: true, ..bias(Bias::Masking, Spread::Shared, sized("softmax/backward_poison_bias", 33, 70)) },
         Recipe { batch: 2, mask: Some(Spread::Shared), poison: true, ..sized("softmax/backward_poison_mask", 33, 70) },
         Recipe {

@@ -66,6 +66,7 @@ fn decays() -> Vec<LinearRecipe> {
         decay(Decays::Slopes(&[0.0, 8.0, 0.5, 2.0]), LinearRecipe { heads: 4, ..lightning("lightning/slopes", 67) }),
         // The state is below the smallest f32 after some tokens.
         decay(Decays::Slopes(&[100.0, 0.01]), lightning("lightning/slope_100", 33)),
+        decay(Decays::Slopes(&[f32::MAX, 0.01]), with_state(lightning("lightning/slope_max_state", 33))),
         LinearRecipe { heads: 8, ..dims(16, 16, lightning("lightning/alibi_h8", 70)) },
         LinearRecipe { scale: Some(0.125), ..lightning("lightning/scale", 50) },
         decay(Decays::Gates(0.0), with_state(gated("gated_linear/gates_0", 70))),
