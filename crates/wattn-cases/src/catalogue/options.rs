@@ -1,7 +1,7 @@
 //! What changes the logits: softcap, `ALiBi`, bias, mask and sinks.
 
 use super::{BOTTOM_RIGHT, sized};
-use crate::{Bias, Recipe, Spread};
+use crate::{Bias, Recipe, Spread, Values};
 
 pub(super) fn recipes() -> Vec<Recipe> {
     [scores(), biases(), masks(), sinks(), combined()].concat()
@@ -12,6 +12,8 @@ fn scores() -> Vec<Recipe> {
     vec![
         Recipe { scale: Some(0.3), ..sized("softmax/scale", 33, 33) },
         Recipe { softcap: Some(1.5), causal: BOTTOM_RIGHT, ..sized("softmax/softcap_causal", 65, 65) },
+        // Scores far below the cap, where a tanh of differences of exponentials has few digits: one key's is the log-sum-exp.
+        Recipe { softcap: Some(50.0), values: Values::Large(0.1), ..sized("softmax/softcap_far", 33, 1) },
         Recipe { causal: BOTTOM_RIGHT, ..alibi(sized("softmax/alibi_causal", 70, 70)) },
         Recipe { heads: 4, ..alibi(sized("softmax/alibi_gqa_short_q", 17, 90)) },
         Recipe { batch: 2, kv_lens: &[60, 9], ..alibi(sized("softmax/alibi_kv_lens", 33, 64)) },
