@@ -11,6 +11,8 @@ mod based_sizes;
 mod compose;
 #[path = "src/flash_backward.rs"]
 mod flash_backward;
+#[path = "src/flash_backward_sizes.rs"]
+mod flash_backward_sizes;
 #[path = "src/flash_forward.rs"]
 mod flash_forward;
 #[path = "src/key.rs"]

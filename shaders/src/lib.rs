@@ -12,6 +12,7 @@ mod based;
 mod based_sizes;
 mod compose;
 mod flash_backward;
+mod flash_backward_sizes;
 mod flash_forward;
 mod key;
 mod linear;

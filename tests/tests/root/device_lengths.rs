@@ -11,7 +11,9 @@ use wattn::{
 };
 use wattn_tests::{DECODE_KERNELS, lengths_buffer, workspace};
 
-use crate::cache::{DIM, HEADS, Host, KV_HEADS, Model, Source, Stepped, attention, layout, stored_for, trial};
+use crate::cache::model::{
+    DIM, HEADS, Host, KV_HEADS, MOST, Model, Source, Stepped, attention, layout, stored_for, trial,
+};
 use crate::gpu::{Gpu, download, poisoned, upload};
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
@@ -225,11 +227,11 @@ fn refusals(gpu: &Gpu) -> Result<()> {
     let layout = layout(16, 8)?;
     let mut cache = wattn::KvCache::new(engine, layout)?;
     let id = cache.create();
-    let cached = engine.plan(&decode.cached(layout), crate::cache::MOST)?;
+    let cached = engine.plan(&decode.cached(layout), MOST)?;
     let step = cache.extend(&mut encoder, &[(id, 3)])?;
     says(cached.device_work(Lengths::Full, &[]).map(drop).unwrap_err().to_string(), "a step of the cache")?;
     says(plan.device_work_of(&step).map(drop).unwrap_err().to_string(), "since the plan reads no cache")?;
-    let cascade = engine.plan(&decode.cached(layout).cascade(), crate::cache::MOST)?;
+    let cascade = engine.plan(&decode.cached(layout).cascade(), MOST)?;
     says(cascade.device_work_of(&step).map(drop).unwrap_err().to_string(), "of which the host knows them")?;
     let of_step = cached.device_work_of(&step)?;
     let rows = poisoned(engine, 64 * HEADS * DIM);
@@ -247,7 +249,7 @@ fn refusals(gpu: &Gpu) -> Result<()> {
     cache.evict(id, 16)?;
     let evicted = cache.extend(&mut encoder, &[(id, 1)])?;
     let ring = attention(Kernel::TileUniversal)?.sliding(4).decode().cached(layout);
-    let ring = engine.plan(&ring, crate::cache::MOST)?;
+    let ring = engine.plan(&ring, MOST)?;
     says(ring.device_work_of(&evicted).map(drop).unwrap_err().to_string(), "16 tokens were evicted")?;
     Ok(())
 }
