@@ -408,6 +408,9 @@ fn main(
             halves(vec4<f32>(w_$c_0, w_$c_1, w_$c_2, w_$c_3) * power);
         //$ end
         //$ if LATE
+        //$ if VALUES
+        workgroupBarrier();   // all that is seen has been marked
+        //$ end
         stage_columns(thread, summed_base, item.split * VALUE_CHUNKS, w0, end);
         //$ end
         workgroupBarrier();   // the slab is whole

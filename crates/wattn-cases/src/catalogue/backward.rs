@@ -79,6 +79,8 @@ fn scores() -> Vec<Recipe> {
         Recipe { batch: 0, ..bias(Bias::Normal, Spread::PerHead, sized("softmax/backward_bias_no_batch", 5, 33)) },
         Recipe { poison: true, ..bias(Bias::Masking, Spread::Shared, sized("softmax/backward_poison_bias", 33, 70)) },
         Recipe { batch: 2, mask: Some(Spread::Shared), poison: true, ..sized("softmax/backward_poison_mask", 33, 70) },
+        // Queries that only the last keys of a tile see.
+        Recipe { mask: Some(Spread::Shared), window: [Some(3); 2], ..sized("softmax/backward_mask_window", 70, 70) },
         Recipe {
             heads: 4,
             mask: Some(Spread::PerHead),
