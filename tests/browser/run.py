@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.parse
 
 folder, cases, seconds, *browser = sys.argv[1:]
@@ -37,8 +38,11 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 address = f"http://127.0.0.1:{server.server_port}/index.html?cases={urllib.parse.quote(cases)}"
 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
     shown = subprocess.Popen([*browser, f"--user-data-dir={profile}", address], stderr=subprocess.DEVNULL)
-    if not ended.wait(float(seconds)):
-        print(f"the page did not end within {seconds} s", flush=True)
+    last = time.monotonic() + float(seconds)
+    while not ended.wait(1) and shown.poll() is None and time.monotonic() < last:
+        pass
+    if not ended.is_set():
+        print(f"the page did not end within {seconds} s, or its browser before it", flush=True)
     shown.terminate()
     shown.wait()
 sys.exit(status)
