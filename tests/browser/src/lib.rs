@@ -4,7 +4,9 @@
 use anyhow::{Context, Result, ensure};
 use js_sys::{Function, JsString};
 use wasm_bindgen::prelude::{JsError, JsValue, wasm_bindgen};
-use wattn::{Engine, Kernel, wanted_features, wanted_limits, wgpu};
+use wattn::{
+    Attention, Engine, Extent, HeadDim, Heads, Kernel, Lightning, LightningState, wanted_features, wanted_limits, wgpu,
+};
 use wattn_cases::{Comparison, based_catalogue, catalogue, decode_catalogue, linear_catalogue};
 use wattn_tests::{Variant, based_on_host, linear_on_host, softmax_on_host};
 
@@ -28,6 +30,7 @@ extern "C" {
 
 async fn all(filters: &str, tell: &dyn Fn(String)) -> Result<()> {
     let engine = engine(tell).await?;
+    refusals(&engine).await?;
     let filters: Vec<&str> = filters.split_whitespace().collect();
     let wanted = |name: &str| filters.iter().any(|filter| name.contains(filter));
     let names: Vec<&str> = [catalogue(), decode_catalogue()]
@@ -84,6 +87,25 @@ async fn all(filters: &str, tell: &dyn Fn(String)) -> Result<()> {
     tell(format!("{ran} runs, {failed} failed, {} pipelines", engine.pipelines()));
     ensure!(ran > 0, "no cases are named");
     ensure!(failed == 0, "{failed} of {ran} failed");
+    Ok(())
+}
+
+/// What a browser's device refuses, it tells late; and what waits is an error.
+async fn refusals(engine: &Engine) -> Result<()> {
+    let attention = Attention::new(Heads::new(1)?, HeadDim::new(4)?);
+    let (extent, rows) = (Extent::new(1, 2, 2), [1.0; 8]);
+    let broken = Engine::builder(engine.device(), engine.queue()).rewrite(|_, source| source + "no WGSL").build();
+    let refused = broken.on_host().attention(&attention, extent, &rows, &rows, &rows).await;
+    ensure!(refused.is_err(), "a kernel that does not compile gave {refused:?}");
+    let waited = engine.blocking().attention(&attention, extent, &rows, &rows, &rows);
+    ensure!(waited.is_err(), "a browser waited");
+    let out = engine.on_host().attention(&attention, extent, &rows, &rows, &rows).await?;
+    ensure!(out == rows, "after a refusal: {out:?}");
+
+    let state = LightningState::new(engine, &Lightning::new(1, HeadDim::new(4)?), 1)?;
+    ensure!(state.save().is_err(), "a browser waited for a state");
+    let saved = state.save_async().await?;
+    ensure!(LightningState::restore(engine, &saved)?.shape() == state.shape(), "another state");
     Ok(())
 }
 

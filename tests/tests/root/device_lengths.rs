@@ -244,6 +244,9 @@ fn refusals(gpu: &Gpu) -> Result<()> {
     let scratch = workspace(engine, cached.workspace_bytes());
     let encoded = plan.encode(&mut encoder, &work, &Operands::new(rows, rows, rows, rows), &scratch);
     says(encoded.unwrap_err().to_string(), "work: not made yet")?;
+    work.update(&mut encoder, &lengths_buffer(engine, &[1, 2, 3]), 0)?;
+    let encoded = plan.encode(&mut encoder, &work, &Operands::new(rows, rows, rows, rows), work.buffer());
+    says(encoded.unwrap_err().to_string(), "workspace and work are in the same buffer")?;
     let encoded = plan.encode(&mut encoder, &of_step, &Operands::new(rows, rows, rows, rows), &scratch);
     says(encoded.unwrap_err().to_string(), "work: made by another plan")?;
     cache.evict(id, 16)?;

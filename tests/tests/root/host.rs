@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use pollster::block_on;
 use wattn::{
     Attention, Based, Decay, Extent, HeadDim, Heads, HostIncoming, HostLinear, HostOperands, Lightning, Tokens,
 };
 use wattn_cases::{
-    BasedCase, LinearCase, Recipe, Rows, SoftmaxCase, based_catalogue, catalogue, compare, decode_catalogue,
+    Comparison, LinearCase, Recipe, Rows, SoftmaxCase, based_catalogue, catalogue, compare, decode_catalogue,
     linear_catalogue,
 };
 use wattn_tests::{
-    attention, attention_backward, based, based_backward, based_on_host, based_tokens, extent, host_based, host_linear,
-    host_operands, host_result, lightning, lightning_backward, linear_on_host, softmax_on_host, tokens, unpack_states,
+    attention, attention_backward, based, based_on_host, based_tokens, extent, host_based, host_linear, host_operands,
+    host_result, lightning, linear_on_host, softmax_on_host, tokens,
 };
 
 use crate::gpu::Gpu;
@@ -21,8 +22,7 @@ use crate::linear_calls::refused;
 
 pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     type Body = fn(&Gpu) -> Result<()>;
-    let bodies: [(&str, Body); 10] = [
-        ("without_blocking", without_blocking),
+    let bodies: [(&str, Body); 9] = [
         ("gradients", gradients),
         ("decode", decode),
         ("lightning", lightning_calls),
@@ -36,20 +36,6 @@ pub(crate) fn trials(gpu: &Arc<Gpu>) -> Vec<Trial> {
     bodies.into_iter().map(|(name, body)| gpu.trial(&format!("host/{name}"), body)).collect()
 }
 
-fn without_blocking(gpu: &Gpu) -> Result<()> {
-    let engine = &gpu.engine;
-    let softmax = named(catalogue(), "softmax/backward_every_option")?;
-    let decode = named(decode_catalogue(), "decode/every_option")?;
-    let judged = [
-        pollster::block_on(softmax_on_host(engine, &softmax, None, false))?,
-        pollster::block_on(softmax_on_host(engine, &decode, None, true))?,
-        pollster::block_on(linear_on_host(engine, &linear("gated_linear/packed_state")?, None))?,
-        pollster::block_on(based_on_host(engine, &based_case("based/state_packed")?, None))?,
-    ];
-    ensure!(judged.iter().map(Vec::len).eq([8, 2, 7, 10]), "{judged:?}");
-    judged.iter().flatten().try_for_each(|comparison| gpu.check(comparison))
-}
-
 fn named(all: Vec<Recipe>, name: &str) -> Result<SoftmaxCase> {
     Ok(all.into_iter().find(|recipe| recipe.name == name).with_context(|| format!("no case {name}"))?.build())
 }
@@ -59,16 +45,22 @@ fn linear(name: &str) -> Result<LinearCase> {
     Ok(recipe.with_context(|| format!("no case {name}"))?.build())
 }
 
-fn based_case(name: &str) -> Result<BasedCase> {
-    let recipe = based_catalogue().into_iter().find(|recipe| recipe.name == name);
-    Ok(recipe.with_context(|| format!("no case {name}"))?.build())
+fn judge(gpu: &Gpu, judged: Result<Vec<Comparison>>, outputs: usize) -> Result<()> {
+    let judged = judged?;
+    ensure!(judged.len() == outputs, "{judged:?}");
+    judged.iter().try_for_each(|comparison| gpu.check(comparison))
 }
 
-/// The forward pass is calculated again where it is not given, to the same bits.
+/// Awaited calls are right, blocking ones give the same bits, and so do those that are given the forward pass.
 fn gradients(gpu: &Gpu) -> Result<()> {
-    let blocking = gpu.engine.blocking();
-    for name in ["softmax/backward_every_option", "softmax/backward_sinks_packed", "softmax/backward_bf16_gqa_bshd"] {
+    let (engine, blocking) = (&gpu.engine, gpu.engine.blocking());
+    for (name, outputs) in [
+        ("softmax/backward_every_option", 8),
+        ("softmax/backward_sinks_packed", 6),
+        ("softmax/backward_bf16_gqa_bshd", 5),
+    ] {
         let case = named(catalogue(), name)?;
+        judge(gpu, block_on(softmax_on_host(engine, &case, None, false)), outputs)?;
         let reference = case.reference(Rows::All);
         let names: Vec<&str> = reference.gradients.keys().copied().collect();
         let (backward, extent, operands) =
@@ -78,55 +70,40 @@ fn gradients(gpu: &Gpu) -> Result<()> {
             grad_lse: case.grad_lse.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
             forward: None,
         };
-        let got = blocking.attention_backward(&backward, extent, &operands, &incoming)?;
-        for (&name, want) in &reference.gradients {
-            let values = match name {
-                "dq" => &got.dq,
-                "dk" => &got.dk,
-                "dv" => &got.dv,
-                "dbias" => &got.dbias,
-                "dsinks" => &got.dsinks,
-                _ => &got.dslopes,
-            };
-            gpu.check(&compare(name, values, want, &case.rules(name, &reference)))?;
-        }
+        let got = block_on(engine.on_host().attention_backward(&backward, extent, &operands, &incoming))?;
         let given = [&got.dbias, &got.dsinks, &got.dslopes].map(|values| !values.is_empty());
         ensure!(given == ["dbias", "dsinks", "dalibi_slopes"].map(|name| names.contains(&name)), "{given:?} given");
 
         let forward = blocking.run(&attention(&case)?, extent, &operands)?;
-        let incoming = HostIncoming { forward: Some(&forward), ..incoming };
-        ensure!(blocking.attention_backward(&backward, extent, &operands, &incoming)? == got, "{name}: other bits");
+        for forward in [None, Some(&forward)] {
+            let incoming = HostIncoming { forward, ..incoming };
+            let again = blocking.attention_backward(&backward, extent, &operands, &incoming)?;
+            ensure!(again == got, "{name}: other bits");
+        }
     }
     Ok(())
 }
 
 fn decode(gpu: &Gpu) -> Result<()> {
+    let engine = &gpu.engine;
     for name in ["decode/every_option", "decode/mixed_packed", "decode/kv_lens"] {
         let case = named(decode_catalogue(), name)?;
-        let reference = case.reference(Rows::All);
-        let got = gpu.engine.blocking().decode(&attention(&case)?.decode(), extent(&case)?, &host_operands(&case))?;
-        gpu.check(&compare("out", &got.out, &reference.out, &case.rules("out", &reference)))?;
-        gpu.check(&compare("lse", &got.lse, &reference.lse, &case.rules("lse", &reference)))?;
+        judge(gpu, block_on(softmax_on_host(engine, &case, None, true)), 2)?;
+        let (decode, extent, operands) = (attention(&case)?.decode(), extent(&case)?, host_operands(&case));
+        let awaited = block_on(engine.on_host().decode(&decode, extent, &operands))?;
+        ensure!(engine.blocking().decode(&decode, extent, &operands)? == awaited, "{name}: other bits");
     }
     Ok(())
 }
 
 fn lightning_calls(gpu: &Gpu) -> Result<()> {
-    let blocking = gpu.engine.blocking();
+    let engine = &gpu.engine;
     for name in ["lightning/state_b2_h3", "gated_linear/packed_state", "lightning/f16_state"] {
         let case = linear(name)?;
-        let (reference, tokens) = (case.reference(), tokens(&case)?);
-        let forward = blocking.lightning(&lightning(&case)?, tokens, &host_linear(&case))?;
-        let gradients = HostLinear {
-            grad_out: &case.grad_out.as_ref().context("a gradient comes in")?.values,
-            grad_state: &case.grad_state.as_ref().context("that of the state too")?.values,
-            ..host_linear(&case)
-        };
-        let backward = blocking.lightning(&lightning_backward(&case)?, tokens, &gradients)?;
-        for (&name, want) in &reference {
-            let got = if name.starts_with('d') { &backward } else { &forward };
-            gpu.check(&compare(name, host_result(got, name), want, &case.rules(name)))?;
-        }
+        judge(gpu, block_on(linear_on_host(engine, &case, None)), case.reference().len())?;
+        let (forward, tokens, rows) = (lightning(&case)?, tokens(&case)?, host_linear(&case));
+        let awaited = block_on(engine.on_host().lightning(&forward, tokens, &rows))?;
+        ensure!(engine.blocking().lightning(&forward, tokens, &rows)? == awaited, "{name}: other bits");
     }
     Ok(())
 }
@@ -146,27 +123,14 @@ fn a_step(gpu: &Gpu) -> Result<()> {
 }
 
 fn based_calls(gpu: &Gpu) -> Result<()> {
-    let blocking = gpu.engine.blocking();
+    let engine = &gpu.engine;
     for name in ["based/state_b2_h3", "based/state_kv_lens", "based/state_packed"] {
-        let case = based_case(name)?;
-        let (reference, tokens) = (case.reference(), based_tokens(&case)?);
-        let rows = host_based(&case);
-        let forward = blocking.based(&based(&case)?, tokens, &rows)?;
-        let gradients = HostLinear {
-            grad_out: case.grad_out.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
-            grad_state: case.grad_state.as_ref().map(|tensor| &tensor.values[..]).unwrap_or_default(),
-            ..rows
-        };
-        let backward = blocking.based(&based_backward(&case)?, tokens, &gradients)?;
-        let moments = unpack_states(&case, &forward.state);
-        for (&name, want) in &reference {
-            let got = match name {
-                "out" => &forward.out[..],
-                name if name.starts_with('d') => host_result(&backward, name),
-                name => &moments[name],
-            };
-            gpu.check(&compare(name, got, want, &case.rules(name)))?;
-        }
+        let recipe = based_catalogue().into_iter().find(|recipe| recipe.name == name);
+        let case = recipe.with_context(|| format!("no case {name}"))?.build();
+        judge(gpu, block_on(based_on_host(engine, &case, None)), case.reference().len())?;
+        let (forward, tokens, rows) = (based(&case)?, based_tokens(&case)?, host_based(&case));
+        let awaited = block_on(engine.on_host().based(&forward, tokens, &rows))?;
+        ensure!(engine.blocking().based(&forward, tokens, &rows)? == awaited, "{name}: other bits");
     }
     Ok(())
 }

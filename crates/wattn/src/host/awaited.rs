@@ -24,15 +24,14 @@ impl Engine {
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use wattn::{Attention, Engine, Extent, HeadDim, Heads, HostOperands};
+    /// use wattn::{Attention, Engine, Extent, HeadDim, Heads};
     /// # if Engine::headless().is_err() { return Ok(()) }
     /// let engine = Engine::headless()?;
     /// let attention = Attention::new(Heads::new(1)?, HeadDim::new(2)?).causal();
     /// let (q, k, v) = ([1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, 2.0], [1.0, 2.0, 3.0, -1.0]);
-    /// let operands = HostOperands { q: &q, k: &k, v: &v, ..HostOperands::default() };
-    /// let output = async { engine.on_host().run(&attention, Extent::new(1, 2, 2), &operands).await };
-    /// # let output = pollster::block_on(output)?;
-    /// # assert!((output.out[2] - 2.608859).abs() < 1e-5);
+    /// let out = async { engine.on_host().attention(&attention, Extent::new(1, 2, 2), &q, &k, &v).await };
+    /// # let out = pollster::block_on(out)?;
+    /// # assert!((out[2] - 2.608859).abs() < 1e-5);
     /// # Ok(()) }
     /// ```
     #[must_use]
@@ -42,6 +41,21 @@ impl Engine {
 }
 
 impl OnHost {
+    /// As [`Blocking::attention`](super::Blocking::attention).
+    ///
+    /// # Errors
+    /// As there, but for time-outs.
+    pub async fn attention(
+        &self,
+        attention: &Attention,
+        extent: Extent,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+    ) -> Result<Vec<f32>, RunError> {
+        Ok(self.run(attention, extent, &HostOperands { q, k, v, ..HostOperands::default() }).await?.out)
+    }
+
     /// As [`Blocking::run`](super::Blocking::run).
     ///
     /// # Errors
